@@ -1,0 +1,310 @@
+"""The training loop. ``fit`` holds the epochs, ``_run_epoch`` the batches of a loader, ``_make_step`` one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import copy
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .batch import concat, count_samples, only_input, pair, pair_or_whole, to_device
+from .callback import Callback, hooks_of, show_hooks
+from .metric import Mean, Metric, as_metrics, metric_name, results
+from .state import History, RunnerState, process_group
+from .stream import Stream, length, why_empty
+
+__all__ = ["Runner"]
+
+CPU = torch.device("cpu")
+
+
+class Runner:
+    """Trains a model: ``Runner(model, optimizer, criterion).fit(loader, epochs=5)``.
+
+    Args:
+        model: any module, on the device where it shall run. Called as ``model(input)``.
+        optimizer: over the model's parameters.
+        criterion: ``criterion(output, target)`` returns the mean loss of the batch, a 0-dim tensor.
+        metrics: objects with ``update(output, target)``, ``compute()``, ``reset()`` (see :class:`Metric`), and plain
+            functions ``f(output, target) -> scalar``, which are averaged by samples.
+        callbacks: called in this order at each hook (see :class:`Callback`).
+        accumulate_steps: batches per optimizer step, 1 or more. The gradient of a step is the sample-weighted mean
+            over its batches; the last, shorter window of an epoch is stepped too.
+        use_fp16: run forward and loss in float16 where autocast knows it safe, with a gradient scaler.
+        use_bf16: the same in bfloat16, which needs no scaler.
+
+    Raises:
+        TypeError, ValueError: something does not fit, and what to do about it.
+
+    Example:
+        >>> runner = Runner(model, torch.optim.Adam(model.parameters()), nn.CrossEntropyLoss())
+        >>> history = runner.fit(train_loader, epochs=5, val_loader=val_loader)
+        >>> history[-1]
+        {'epoch': 5, 'train/loss': 0.21, 'val/loss': 0.24}
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        criterion: Callable[[Any, Any], Tensor],
+        metrics: Iterable[Metric | Callable[[Any, Any], Any]] = (),
+        callbacks: Iterable[Callback] = (),
+        *,
+        accumulate_steps: int = 1,
+        use_fp16: bool = False,
+        use_bf16: bool = False,
+    ) -> None:
+        checks.parts(model, optimizer, criterion, callbacks)
+        checks.at_least_one(accumulate_steps=accumulate_steps)
+        if use_fp16 and use_bf16:
+            raise ValueError("use_fp16 and use_bf16 exclude each other: choose one")
+        device = checks.model_device(model)
+        checks.optimizer_steps_model(optimizer, model)
+        scaler = torch.amp.GradScaler(device.type, enabled=use_fp16)
+        self.state = RunnerState(
+            model, optimizer, criterion, as_metrics(metrics), list(callbacks), accumulate_steps, device, scaler
+        )
+        self._autocast: AbstractContextManager[Any] = nullcontext()
+        if use_fp16 or use_bf16:
+            self._autocast = torch.autocast(device.type, torch.float16 if use_fp16 else torch.bfloat16)
+        self._hooks = hooks_of(self.state.callbacks)
+
+    def fit(
+        self,
+        train_loader: Iterable[Any],
+        *,
+        epochs: int = 1,
+        val_loader: Iterable[Any] | None = None,
+        steps_per_epoch: int | None = None,
+        val_steps: int | None = None,
+        validate_every: int = 1,
+    ) -> History:
+        """Train, and validate after each epoch.
+
+        Args:
+            train_loader: any iterable of pairs ``(input, target)``, each any nesting of tensors.
+            epochs: epochs of the whole run, those before a resume included.
+            val_loader: the same, to validate on.
+            steps_per_epoch: batches that make an epoch. The loader's iterator is then kept from epoch to epoch and
+                starts over when it runs out. Without it, an epoch is one pass.
+            val_steps: validate on the first so many batches only.
+            validate_every: validate after each so many epochs.
+
+        Returns:
+            One dict an epoch, such as ``{"epoch": 1, "train/loss": 0.7, "val/loss": 0.6}``.
+
+        Raises:
+            TypeError, ValueError: an argument, a loader or a batch does not fit, and what to do about it.
+        """
+        checks.at_least_one(
+            epochs=epochs, steps_per_epoch=steps_per_epoch, val_steps=val_steps, validate_every=validate_every
+        )
+        state = self._begin()
+        know_last = state.accumulate_steps > 1
+        stream = Stream(train_loader, steps_per_epoch, know_last=know_last, device=state.device)
+        checks.training_loader(stream, epochs)
+        if val_loader is not None:
+            checks.loader("val_loader", val_loader, passes=1 if val_steps else epochs // validate_every)
+        state._start(stream, epochs)
+        try:
+            self._call("on_begin")
+            state._go_on()
+            while state.epoch < epochs and not state.should_stop:
+                if not stream.step:  # Else the epoch was begun before the run was interrupted.
+                    state.logs = {}
+                self._call("on_epoch_begin")
+                complete = self._run_epoch(train_loader, stream=stream)
+                if complete and val_loader is not None and (state.epoch + 1) % validate_every == 0:
+                    complete = self._run_epoch(val_loader, steps=val_steps)
+                if not complete:
+                    break
+                self._call("on_epoch_end")
+                state._end_epoch()
+                self._call("on_checkpoint")
+        except BaseException as error:
+            state.error = error
+            raise
+        finally:
+            stream.close()
+            with ExitStack() as all_of_them:  # Each on_end is called, whatever another raises.
+                for hook in reversed(self._hooks["on_end"]):
+                    all_of_them.callback(hook, state)
+        return state.history
+
+    def evaluate(self, loader: Iterable[Any], *, steps: int | None = None) -> dict[str, float]:
+        """Loss and metrics of a loader, such as ``{"val/loss": 0.6, "val/Acc@1": 0.9}``.
+
+        The state of a run is left alone, so a callback may call it in the middle of one, in ``on_epoch_end`` say.
+
+        Args:
+            loader: any iterable of pairs ``(input, target)``.
+            steps: evaluate on the first so many batches only.
+
+        Raises:
+            TypeError, ValueError: the loader or a batch does not fit, and what to do about it.
+        """
+        checks.at_least_one(steps=steps)
+        checks.loader("loader", loader)
+        with self._aside() as state:
+            self._run_epoch(loader, steps=steps)
+            return state.logs
+
+    def predict(self, loader: Iterable[Any], *, steps: int | None = None) -> Any:
+        """The model's outputs for a loader, on the CPU, joined along the first dimension in the order of the loader.
+
+        Args:
+            loader: any iterable of inputs, or of pairs ``(input, target)`` of which the target is ignored.
+            steps: predict the first so many batches only.
+
+        Returns:
+            What the model returns for a batch, each tensor in it joined over all batches. Of several processes,
+            each returns the outputs of its own loader.
+
+        Raises:
+            TypeError, ValueError: the loader or a batch does not fit, and what to do about it.
+        """
+        checks.at_least_one(steps=steps)
+        checks.loader("loader", loader)
+        outputs: list[Any] = []
+        with self._aside() as state:
+            state.metrics = []
+            self._hooks["on_batch_end"].append(lambda state: outputs.append(to_device(state.output, CPU)))
+            self._run_epoch(loader, steps=steps, split=only_input)
+        return concat(outputs)
+
+    def _run_epoch(
+        self,
+        loader: Iterable[Any],
+        *,
+        stream: Stream | None = None,
+        steps: int | None = None,
+        split: Callable[[Any], tuple[Any, Any]] | None = None,
+    ) -> bool:
+        """All batches of a loader; with a stream, train on them. False when ``should_stop`` ended it early."""
+        state, is_train = self.state, stream is not None
+        sizes = [size for size in (steps, length(loader)) if size is not None]
+        state.loader, state.is_train = loader, is_train
+        state.epoch_size = stream.size if stream else min(sizes, default=None)
+        first = stream.step if stream else 0  # Above 0 when the run was interrupted inside this epoch.
+        if not first:
+            for meter in (state.loss_meter, *state.metrics):
+                meter.reset()
+        no_sync = getattr(state.model, "no_sync", nullcontext)
+        state.model.train(is_train)
+        self._call("on_loader_begin")
+        if split is None:
+            split = pair if getattr(self._make_step, "__func__", None) is Runner._make_step else pair_or_whole
+        batch = None
+        with torch.set_grad_enabled(is_train):
+            for state.step, batch in enumerate(stream or islice(loader, steps), first):
+                input, target = split(batch)
+                state.input, state.target = to_device(input, state.device), to_device(target, state.device)
+                state.batch_size = count_samples(state.input)
+                state.is_optimizer_step = stream is not None and (
+                    stream.last or (state.step + 1) % state.accumulate_steps == 0
+                )
+                state.loss = None
+                self._call("on_batch_begin")
+                if state.is_optimizer_step or not is_train:
+                    self._make_step()
+                else:
+                    with no_sync():
+                        self._make_step()
+                state.global_step += state.is_optimizer_step
+                if state.loss is not None:
+                    state.loss_meter.update(state.loss, state.batch_size)
+                if state.metrics and state.target is not None:
+                    with torch.no_grad():
+                        for metric in state.metrics:
+                            metric.update(state.output, state.target)
+                if is_train:
+                    state.samples += state.batch_size * state.world_size
+                self._call("on_batch_end")
+                if is_train:
+                    self._call("on_checkpoint")
+                if state.should_stop:
+                    return False
+        if is_train:
+            state._end_training()
+        values = results(state.loss_meter, state.metrics)
+        if batch is None and not first and not values:
+            raise ValueError(why_empty(loader, "the loader"))
+        state.logs.update({f"{'train' if is_train else 'val'}/{name}": value for name, value in values.items()})
+        self._call("on_loader_end")
+        return True
+
+    def _make_step(self) -> None:
+        """One batch: forward and loss; in training backward, and at the end of a window the optimizer's step.
+
+        The place for logic of your own: override it in a subclass, or assign a function without arguments to
+        ``runner._make_step``. It finds the batch in ``state.input`` and ``state.target``, and should set
+        ``state.output`` (for metrics) and ``state.loss`` (for the log). A batch that is no pair is all in
+        ``state.input``, and ``state.target`` is None.
+        """
+        state = self.state
+        if state.is_train and not state._window.is_open:
+            for group in state.optimizer.param_groups:  # What zero_grad() does, without its bookkeeping.
+                for parameter in group["params"]:
+                    parameter.grad = None
+        with self._autocast:
+            state.output = state.model(state.input)
+            if state.target is None:  # predict
+                return
+            loss = state.loss = state.criterion(state.output, state.target)
+        if state.step == 0:
+            checks.loss(loss, state.is_train)
+        if not state.is_train:
+            return
+        scaler = state.grad_scaler
+        if state.accumulate_steps > 1:
+            loss = loss / state._window.divisor(state.batch_size, state.is_optimizer_step, state._parameters())
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+        self._call("on_after_backward")
+        if state.is_optimizer_step:
+            if self._hooks["on_before_step"]:
+                scaler.unscale_(state.optimizer)
+                self._call("on_before_step")
+            scaler.step(state.optimizer)
+            scaler.update()
+
+    def _call(self, hook: str) -> None:
+        for method in self._hooks[hook]:
+            method(self.state)
+
+    def _begin(self) -> RunnerState:
+        """What can have changed since the Runner was made is looked at when a run begins."""
+        state = self.state
+        state.device = checks.model_device(state.model)
+        state.rank, state.world_size = process_group()
+        checks.metrics_reduce(state.metrics)
+        self._hooks = hooks_of(state.callbacks)
+        for meter in (state.loss_meter, *state.metrics):
+            if hasattr(meter, "to"):
+                meter.to(state.device)
+            if hasattr(meter, "persistent"):  # torchmetrics: let state_dict hold what exact resume needs.
+                meter.persistent(True)
+        return state
+
+    @contextmanager
+    def _aside(self) -> Iterator[RunnerState]:
+        """A state of its own for what happens beside a run; the run goes on as if nothing had been."""
+        state, hooks, was_training = self.state, self._hooks, self.state.model.training
+        self.state = copy(state)
+        self.state.loss_meter, self.state.logs, self.state.should_stop = Mean(), {}, False
+        try:
+            yield self._begin()
+        finally:
+            self.state, self._hooks = state, hooks
+            state.model.train(was_training)
+
+    def __str__(self) -> str:
+        state = self.state
+        parts = (type(part).__name__ for part in (state.model, state.optimizer, state.criterion))
+        metrics = ", ".join(metric_name(metric) for metric in state.metrics) or "none"
+        return f"Runner({', '.join(parts)}) on {state.device}, metrics: {metrics}\n{show_hooks(state.callbacks)}"
