@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .state import RunnerState
 
-__all__ = ["HOOKS", "Callback", "hooks_of", "show_hooks"]
+__all__ = ["HOOKS", "LIFECYCLE", "Callback", "Hook", "hooks_of"]
 
 LIFECYCLE = """\
 on_begin
@@ -118,19 +118,13 @@ class Callback:
         """The run is over. Called always, also for a callback whose ``on_begin`` was not reached."""
 
 
-def hooks_of(callbacks: Iterable[Callback]) -> dict[str, list[Callable[[RunnerState], None]]]:
+Hook = Callable[["RunnerState"], None]
+
+
+def hooks_of(callbacks: Iterable[Callback]) -> dict[str, list[Hook]]:
     """The bound methods to call at each hook: of every callback, in order, those that it overrides."""
-    base = {hook: getattr(Callback, hook) for hook in HOOKS}
-    bound = {hook: [getattr(callback, hook) for callback in callbacks] for hook in HOOKS}
-    return {
-        hook: [m for m in methods if getattr(m, "__func__", m) is not base[hook]] for hook, methods in bound.items()
-    }
 
+    def overridden(callback: Callback, hook: str) -> bool:
+        return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
 
-def show_hooks(callbacks: Iterable[Callback]) -> str:
-    """The lifecycle of a run with the callbacks that take part in it, in the order in which they are called."""
-    names = {
-        hook: ", ".join(type(getattr(method, "__self__", method)).__name__ for method in methods)
-        for hook, methods in hooks_of(callbacks).items()
-    }
-    return "\n".join(f"{line:<28}{names[line.strip()]}".rstrip() for line in LIFECYCLE.splitlines())
+    return {hook: [getattr(one, hook) for one in callbacks if overridden(one, hook)] for hook in HOOKS}

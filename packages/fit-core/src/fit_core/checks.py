@@ -11,19 +11,9 @@ from torch import Tensor, nn
 
 from .callback import Callback
 from .metric import Metric, metric_name
-from .state import process_group
-from .stream import Stream, length, why_empty
+from .stream import Stream, length, process_group, why_empty
 
-__all__ = [
-    "at_least_one",
-    "loader",
-    "loss",
-    "metrics_reduce",
-    "model_device",
-    "optimizer_steps_model",
-    "parts",
-    "training_loader",
-]
+__all__ = ["fit", "loader", "loss", "metrics_reduce", "model_device", "not_empty", "runner"]
 
 
 def at_least_one(**numbers: int | None) -> None:
@@ -42,11 +32,13 @@ def at_least_one(**numbers: int | None) -> None:
             raise ValueError(f"{name} must be 1 or more, got {number}")
 
 
-def parts(model: Any, optimizer: Any, criterion: Any, callbacks: Iterable[Any]) -> None:
-    """Model, optimizer, criterion and callbacks are what they should be, and in this order.
+def runner(
+    model: Any, optimizer: Any, criterion: Any, callbacks: Iterable[Any], accumulate_steps: int, both_halves: bool
+) -> None:
+    """What a Runner is made of is what it should be, and in this order.
 
     Raises:
-        TypeError: one is not.
+        TypeError, ValueError: something is not.
     """
     order = "the order is Runner(model, optimizer, criterion, metrics, callbacks)"
     if not isinstance(model, nn.Module):
@@ -61,6 +53,10 @@ def parts(model: Any, optimizer: Any, criterion: Any, callbacks: Iterable[Any]) 
         if not isinstance(callback, Callback):
             got = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
             raise TypeError(f"callbacks holds {got}: pass objects of subclasses of fit_core.Callback; {order}")
+    at_least_one(accumulate_steps=accumulate_steps)
+    if both_halves:
+        raise ValueError("use_fp16 and use_bf16 exclude each other: choose one")
+    optimizer_steps_model(optimizer, model)
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -106,18 +102,19 @@ def optimizer_steps_model(optimizer: torch.optim.Optimizer, model: nn.Module) ->
         )
 
 
-def loader(name: str, value: Any, *, passes: int = 1) -> None:
+def loader(name: str, value: Any, steps: int | None, *, passes: int = 1) -> None:
     """A loader is iterable, not empty, and can be read as often as needed. One of several processes may be empty.
 
     Raises:
         TypeError: it is not iterable.
         ValueError: it is empty, or is read more than once and can be read only once.
     """
+    at_least_one(steps=steps)
     if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
         raise TypeError(f"{name} must be an iterable of batches, such as a DataLoader, got {type(value).__name__}")
     if length(value) == 0 and process_group()[1] == 1:
         raise ValueError(why_empty(value, name))
-    if passes > 1 and isinstance(value, Iterator):
+    if passes > 1 and steps is None and isinstance(value, Iterator):
         raise ValueError(
             f"{name} is a {type(value).__name__}, which can be read only once, and {passes} passes were asked for: "
             "pass a list, a DataLoader, or an object whose __iter__ starts anew; of an endless one, say how many "
@@ -125,15 +122,18 @@ def loader(name: str, value: Any, *, passes: int = 1) -> None:
         )
 
 
-def training_loader(stream: Stream, epochs: int) -> None:
-    """The training loader can be read as often as needed, and is as long on every process.
+def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, validate_every: int) -> None:
+    """The arguments of ``Runner.fit`` fit together, and the training loader is as long on every process.
 
     Processes whose loaders differ would wait for each other for ever, so they tell each other their lengths here.
 
     Raises:
-        TypeError, ValueError: it does not fit; on every process when the lengths differ.
+        TypeError, ValueError: something does not fit; on every process when the lengths differ.
     """
-    loader("train_loader", stream.loader, passes=1 if stream.steps else epochs)
+    at_least_one(epochs=epochs, steps_per_epoch=stream.steps, val_steps=val_steps, validate_every=validate_every)
+    loader("train_loader", stream.loader, stream.steps, passes=epochs)
+    if val_loader is not None:
+        loader("val_loader", val_loader, val_steps, passes=epochs // validate_every)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         mine = torch.tensor([-1 if stream.size is None else stream.size], device=stream.device)
         everyone = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
@@ -170,10 +170,20 @@ def loss(value: Any, is_train: bool) -> None:
         )
 
 
-def metrics_reduce(metrics: Iterable[Metric]) -> None:
+def not_empty(loader: Any, values: dict[str, float], last_batch: Any, first: int) -> None:
+    """A loader that is done gave a batch, in this process or another.
+
+    Raises:
+        ValueError: it did not.
+    """
+    if last_batch is None and not first and not values:
+        raise ValueError(why_empty(loader, "the loader"))
+
+
+def metrics_reduce(metrics: Iterable[Metric], world_size: int) -> None:
     """Warn of metrics that would tell the numbers of one process only. torchmetrics' have ``sync_context``."""
     names = [metric_name(one) for one in metrics if not hasattr(one, "all_reduce") and not hasattr(one, "sync_context")]
-    if names and process_group()[1] > 1:
+    if names and world_size > 1:
         warnings.warn(
             f"there are several processes, and {', '.join(names)} cannot be summed over them: each process logs its "
             "own numbers. Give the metric an all_reduce() method",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from copy import copy
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -13,14 +12,12 @@ from torch import Tensor, nn
 
 from . import checks
 from .batch import concat, count_samples, only_input, pair, pair_or_whole, to_device
-from .callback import Callback, hooks_of, show_hooks
-from .metric import Mean, Metric, as_metrics, metric_name, results
-from .state import History, RunnerState, process_group
-from .stream import Stream, length, why_empty
+from .callback import Callback
+from .metric import Metric, as_metrics, results
+from .state import History, RunnerState
+from .stream import Stream, length
 
 __all__ = ["Runner"]
-
-CPU = torch.device("cpu")
 
 
 class Runner:
@@ -60,20 +57,14 @@ class Runner:
         use_fp16: bool = False,
         use_bf16: bool = False,
     ) -> None:
-        checks.parts(model, optimizer, criterion, callbacks)
-        checks.at_least_one(accumulate_steps=accumulate_steps)
-        if use_fp16 and use_bf16:
-            raise ValueError("use_fp16 and use_bf16 exclude each other: choose one")
+        checks.runner(model, optimizer, criterion, callbacks, accumulate_steps, use_fp16 and use_bf16)
         device = checks.model_device(model)
-        checks.optimizer_steps_model(optimizer, model)
+        dtype = torch.float16 if use_fp16 else torch.bfloat16 if use_bf16 else None
+        self._autocast = torch.autocast(device.type, dtype) if dtype else nullcontext()
         scaler = torch.amp.GradScaler(device.type, enabled=use_fp16)
         self.state = RunnerState(
             model, optimizer, criterion, as_metrics(metrics), list(callbacks), accumulate_steps, device, scaler
         )
-        self._autocast: AbstractContextManager[Any] = nullcontext()
-        if use_fp16 or use_bf16:
-            self._autocast = torch.autocast(device.type, torch.float16 if use_fp16 else torch.bfloat16)
-        self._hooks = hooks_of(self.state.callbacks)
 
     def fit(
         self,
@@ -102,39 +93,31 @@ class Runner:
         Raises:
             TypeError, ValueError: an argument, a loader or a batch does not fit, and what to do about it.
         """
-        checks.at_least_one(
-            epochs=epochs, steps_per_epoch=steps_per_epoch, val_steps=val_steps, validate_every=validate_every
-        )
         state = self._begin()
-        know_last = state.accumulate_steps > 1
-        stream = Stream(train_loader, steps_per_epoch, know_last=know_last, device=state.device)
-        checks.training_loader(stream, epochs)
-        if val_loader is not None:
-            checks.loader("val_loader", val_loader, passes=1 if val_steps else epochs // validate_every)
+        stream = Stream(train_loader, steps_per_epoch, know_last=state.accumulate_steps > 1, device=state.device)
+        checks.fit(stream, epochs, val_loader, val_steps, validate_every)
         state._start(stream, epochs)
         try:
-            self._call("on_begin")
+            state._call("on_begin")
             state._go_on()
             while state.epoch < epochs and not state.should_stop:
-                if not stream.step:  # Else the epoch was begun before the run was interrupted.
+                if not stream.step:  # Else the run was interrupted inside this epoch.
                     state.logs = {}
-                self._call("on_epoch_begin")
+                state._call("on_epoch_begin")
                 complete = self._run_epoch(train_loader, stream=stream)
                 if complete and val_loader is not None and (state.epoch + 1) % validate_every == 0:
                     complete = self._run_epoch(val_loader, steps=val_steps)
                 if not complete:
                     break
-                self._call("on_epoch_end")
+                state._call("on_epoch_end")
                 state._end_epoch()
-                self._call("on_checkpoint")
+                state._call("on_checkpoint")
         except BaseException as error:
             state.error = error
             raise
         finally:
             stream.close()
-            with ExitStack() as all_of_them:  # Each on_end is called, whatever another raises.
-                for hook in reversed(self._hooks["on_end"]):
-                    all_of_them.callback(hook, state)
+            state._call_each("on_end")
         return state.history
 
     def evaluate(self, loader: Iterable[Any], *, steps: int | None = None) -> dict[str, float]:
@@ -149,8 +132,7 @@ class Runner:
         Raises:
             TypeError, ValueError: the loader or a batch does not fit, and what to do about it.
         """
-        checks.at_least_one(steps=steps)
-        checks.loader("loader", loader)
+        checks.loader("loader", loader, steps)
         with self._aside() as state:
             self._run_epoch(loader, steps=steps)
             return state.logs
@@ -169,54 +151,39 @@ class Runner:
         Raises:
             TypeError, ValueError: the loader or a batch does not fit, and what to do about it.
         """
-        checks.at_least_one(steps=steps)
-        checks.loader("loader", loader)
+        checks.loader("loader", loader, steps)
         outputs: list[Any] = []
         with self._aside() as state:
-            state.metrics = []
-            self._hooks["on_batch_end"].append(lambda state: outputs.append(to_device(state.output, CPU)))
-            self._run_epoch(loader, steps=steps, split=only_input)
+            state._split, state.metrics = only_input, []
+            state._hooks["on_batch_end"].append(
+                lambda state: outputs.append(to_device(state.output, torch.device("cpu")))
+            )
+            self._run_epoch(loader, steps=steps)
         return concat(outputs)
 
-    def _run_epoch(
-        self,
-        loader: Iterable[Any],
-        *,
-        stream: Stream | None = None,
-        steps: int | None = None,
-        split: Callable[[Any], tuple[Any, Any]] | None = None,
-    ) -> bool:
-        """All batches of a loader; with a stream, train on them. False when ``should_stop`` ended it early."""
+    def _run_epoch(self, loader: Iterable[Any], *, stream: Stream | None = None, steps: int | None = None) -> bool:
+        """All batches of a loader; with its stream, train on them. False when ``should_stop`` ended it early."""
         state, is_train = self.state, stream is not None
-        sizes = [size for size in (steps, length(loader)) if size is not None]
         state.loader, state.is_train = loader, is_train
-        state.epoch_size = stream.size if stream else min(sizes, default=None)
+        state.epoch_size = stream.size if stream else length(loader, steps)
         first = stream.step if stream else 0  # Above 0 when the run was interrupted inside this epoch.
         if not first:
-            for meter in (state.loss_meter, *state.metrics):
-                meter.reset()
-        no_sync = getattr(state.model, "no_sync", nullcontext)
+            state._reset_meters()
         state.model.train(is_train)
-        self._call("on_loader_begin")
-        if split is None:
-            split = pair if getattr(self._make_step, "__func__", None) is Runner._make_step else pair_or_whole
+        state._call("on_loader_begin")
+        sync = nullcontext()
+        no_sync = getattr(state.model, "no_sync", nullcontext) if is_train else nullcontext
         batch = None
         with torch.set_grad_enabled(is_train):
             for state.step, batch in enumerate(stream or islice(loader, steps), first):
-                input, target = split(batch)
+                input, target = state._split(batch)
                 state.input, state.target = to_device(input, state.device), to_device(target, state.device)
                 state.batch_size = count_samples(state.input)
-                state.is_optimizer_step = stream is not None and (
-                    stream.last or (state.step + 1) % state.accumulate_steps == 0
-                )
-                state.loss = None
-                self._call("on_batch_begin")
-                if state.is_optimizer_step or not is_train:
+                closes_window = stream is not None and (stream.last or (state.step + 1) % state.accumulate_steps == 0)
+                state.is_optimizer_step, state.loss = closes_window, None
+                state._call("on_batch_begin")
+                with sync if closes_window else no_sync():
                     self._make_step()
-                else:
-                    with no_sync():
-                        self._make_step()
-                state.global_step += state.is_optimizer_step
                 if state.loss is not None:
                     state.loss_meter.update(state.loss, state.batch_size)
                 if state.metrics and state.target is not None:
@@ -224,19 +191,19 @@ class Runner:
                         for metric in state.metrics:
                             metric.update(state.output, state.target)
                 if is_train:
+                    state.global_step += closes_window
                     state.samples += state.batch_size * state.world_size
-                self._call("on_batch_end")
+                state._call("on_batch_end")
                 if is_train:
-                    self._call("on_checkpoint")
+                    state._call("on_checkpoint")
                 if state.should_stop:
                     return False
         if is_train:
             state._end_training()
         values = results(state.loss_meter, state.metrics)
-        if batch is None and not first and not values:
-            raise ValueError(why_empty(loader, "the loader"))
+        checks.not_empty(loader, values, batch, first)
         state.logs.update({f"{'train' if is_train else 'val'}/{name}": value for name, value in values.items()})
-        self._call("on_loader_end")
+        state._call("on_loader_end")
         return True
 
     def _make_step(self) -> None:
@@ -265,46 +232,29 @@ class Runner:
         if state.accumulate_steps > 1:
             loss = loss / state._window.divisor(state.batch_size, state.is_optimizer_step, state._parameters())
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch has no type for it
-        self._call("on_after_backward")
+        state._call("on_after_backward")
         if state.is_optimizer_step:
-            if self._hooks["on_before_step"]:
+            if state._hooks["on_before_step"]:
                 scaler.unscale_(state.optimizer)
-                self._call("on_before_step")
+                state._call("on_before_step")
             scaler.step(state.optimizer)
             scaler.update()
 
-    def _call(self, hook: str) -> None:
-        for method in self._hooks[hook]:
-            method(self.state)
-
     def _begin(self) -> RunnerState:
-        """What can have changed since the Runner was made is looked at when a run begins."""
-        state = self.state
-        state.device = checks.model_device(state.model)
-        state.rank, state.world_size = process_group()
-        checks.metrics_reduce(state.metrics)
-        self._hooks = hooks_of(state.callbacks)
-        for meter in (state.loss_meter, *state.metrics):
-            if hasattr(meter, "to"):
-                meter.to(state.device)
-            if hasattr(meter, "persistent"):  # torchmetrics: let state_dict hold what exact resume needs.
-                meter.persistent(True)
-        return state
+        standard = getattr(self._make_step, "__func__", None) is Runner._make_step
+        self.state._begin(split=pair if standard else pair_or_whole)  # A step of the user's own may take any batch.
+        return self.state
 
     @contextmanager
     def _aside(self) -> Iterator[RunnerState]:
-        """A state of its own for what happens beside a run; the run goes on as if nothing had been."""
-        state, hooks, was_training = self.state, self._hooks, self.state.model.training
-        self.state = copy(state)
-        self.state.loss_meter, self.state.logs, self.state.should_stop = Mean(), {}, False
+        """A state of its own for what happens beside a run, which goes on as if nothing had been."""
+        run, was_training = self.state, self.state.model.training
+        self.state = run._aside()
         try:
             yield self._begin()
         finally:
-            self.state, self._hooks = state, hooks
-            state.model.train(was_training)
+            self.state = run
+            run.model.train(was_training)
 
     def __str__(self) -> str:
-        state = self.state
-        parts = (type(part).__name__ for part in (state.model, state.optimizer, state.criterion))
-        metrics = ", ".join(metric_name(metric) for metric in state.metrics) or "none"
-        return f"Runner({', '.join(parts)}) on {state.device}, metrics: {metrics}\n{show_hooks(state.callbacks)}"
+        return str(self.state)

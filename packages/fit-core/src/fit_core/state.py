@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .callback import Callback
+from . import checks
+from .batch import pair
+from .callback import LIFECYCLE, Callback, Hook, hooks_of
 from .metric import Mean, Metric, metric_name
-from .stream import Stream, get_rng, set_rng
+from .stream import Stream, get_rng, process_group, set_rng
 from .window import Window
 
 __all__ = ["FORMAT", "History", "RunnerState"]
@@ -104,6 +106,8 @@ class RunnerState:
     # The loop's own.
     _trained: nn.Module = field(init=False)
     _window: Window = field(init=False)
+    _hooks: dict[str, list[Hook]] = field(default_factory=dict)
+    _split: Callable[[Any], tuple[Any, Any]] = pair
     _stream: Stream | None = None
     _trained_to_end: dict[str, Any] | None = None
     _resume: dict[str, Any] | None = None
@@ -178,6 +182,50 @@ class RunnerState:
         self.logs = dict(state_dict["logs"])
         self.history = [dict(row) for row in state_dict["history"]]
         self._resume = state_dict
+
+    def __str__(self) -> str:
+        """What is trained, and which callbacks take part at which hook, in the order in which they are called."""
+        parts = ", ".join(type(part).__name__ for part in (self.model, self.optimizer, self.criterion))
+        metrics = ", ".join(map(metric_name, self.metrics)) or "none"
+        hooks = {
+            hook: [type(method.__self__).__name__ for method in methods]  # type: ignore[attr-defined]
+            for hook, methods in hooks_of(self.callbacks).items()
+        }
+        lines = [f"{line:<28}{', '.join(hooks[line.strip()])}".rstrip() for line in LIFECYCLE.splitlines()]
+        return "\n".join([f"Runner({parts}) on {self.device}, metrics: {metrics}", *lines])
+
+    def _begin(self, split: Callable[[Any], tuple[Any, Any]]) -> None:
+        """Look at what can have changed since the last run: devices, processes, callbacks and metrics."""
+        self._split = split
+        self._hooks = hooks_of(self.callbacks)
+        self.device = checks.model_device(self.model)
+        self.rank, self.world_size = process_group()
+        checks.metrics_reduce(self.metrics, self.world_size)
+        for meter in (self.loss_meter, *self.metrics):
+            if hasattr(meter, "to"):
+                meter.to(self.device)
+            if hasattr(meter, "persistent"):  # torchmetrics: let state_dict hold what exact resume needs.
+                meter.persistent(True)
+
+    def _aside(self) -> RunnerState:
+        """A copy to evaluate with; what the run has counted and logged stays with the run."""
+        state = copy.copy(self)
+        state.loss_meter, state.logs, state.should_stop = Mean(), {}, False
+        return state
+
+    def _call(self, hook: str) -> None:
+        for method in self._hooks[hook]:
+            method(self)
+
+    def _call_each(self, hook: str) -> None:
+        """Call every method of a hook, whatever another raises; the first error is raised in the end."""
+        with ExitStack() as stack:
+            for method in reversed(self._hooks[hook]):
+                stack.callback(method, self)
+
+    def _reset_meters(self) -> None:
+        for meter in (self.loss_meter, *self.metrics):
+            meter.reset()
 
     def _start(self, stream: Stream, epochs: int) -> None:
         """A run of ``fit`` begins: anew, unless a state was loaded for it."""
@@ -296,10 +344,3 @@ def _check_same_model(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     if any(wrong.values()):
         lines = "".join(f"\n  {kind}: {', '.join(names)}" for kind, names in wrong.items() if names)
         raise ValueError(f"the state is of another model; nothing was loaded:{lines}")
-
-
-def process_group() -> tuple[int, int]:
-    """``(rank, world_size)``: of the process group where there is one, else of the launcher's environment."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

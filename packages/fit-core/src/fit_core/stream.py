@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Stream", "get_rng", "length", "set_rng", "why_empty"]
+__all__ = ["Stream", "get_rng", "length", "process_group", "set_rng", "why_empty"]
 
 _END = object()
 
@@ -36,12 +37,13 @@ def set_rng(rng: dict[str, Any], device: torch.device) -> None:
         torch.get_device_module(device).set_rng_state(rng["accelerator"], device)
 
 
-def length(loader: Iterable[Any]) -> int | None:
-    """``len(loader)``, or None where it has none."""
+def length(loader: Iterable[Any], at_most: int | None = None) -> int | None:
+    """``len(loader)``, or ``at_most`` if that is less; None where nothing is known."""
     try:
-        return len(loader)  # type: ignore[arg-type]  # a loader may have a len; TypeError says that it has not
+        size = len(loader)  # type: ignore[arg-type]  # a loader may have a len; TypeError says that it has not
     except TypeError:
-        return None
+        return at_most
+    return size if at_most is None else min(size, at_most)
 
 
 def why_empty(loader: Iterable[Any], name: str) -> str:
@@ -59,6 +61,13 @@ def why_empty(loader: Iterable[Any], name: str) -> str:
             "pass a list, a DataLoader, or an object whose __iter__ starts anew"
         )
     return f"{name} ({type(loader).__name__}) gives no batch: its dataset is empty"
+
+
+def process_group() -> tuple[int, int]:
+    """``(rank, world_size)``: of the process group where there is one, else of the launcher's environment."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 class Stream:
