@@ -13,7 +13,7 @@ from .callback import Callback
 from .metric import Metric, metric_name
 from .stream import Stream, length, process_group, why_empty
 
-__all__ = ["fit", "loader", "loss", "metrics_reduce", "model_device", "not_empty", "runner"]
+__all__ = ["fit", "loader", "loss", "metrics_reduce", "model_device", "runner"]
 
 
 def at_least_one(**numbers: int | None) -> None:
@@ -168,16 +168,6 @@ def loss(value: Any, is_train: bool) -> None:
             "the loss has no graph to go backward through: no parameter in it requires grad, "
             "or it passed through detach(), item(), argmax or torch.no_grad()"
         )
-
-
-def not_empty(loader: Any, values: dict[str, float], last_batch: Any, first: int) -> None:
-    """A loader that is done gave a batch, in this process or another.
-
-    Raises:
-        ValueError: it did not.
-    """
-    if last_batch is None and not first and not values:
-        raise ValueError(why_empty(loader, "the loader"))
 
 
 def metrics_reduce(metrics: Iterable[Metric], world_size: int) -> None:

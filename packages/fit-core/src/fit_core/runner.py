@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .batch import concat, count_samples, only_input, pair, pair_or_whole, to_device
+from .batch import concat, only_input, pair, pair_or_whole, to_device
 from .callback import Callback
-from .metric import Metric, as_metrics, results
+from .metric import Metric, as_metrics
 from .state import History, RunnerState
-from .stream import Stream, length
+from .stream import Stream
 
 __all__ = ["Runner"]
 
@@ -164,45 +164,26 @@ class Runner:
     def _run_epoch(self, loader: Iterable[Any], *, stream: Stream | None = None, steps: int | None = None) -> bool:
         """All batches of a loader; with its stream, train on them. False when ``should_stop`` ended it early."""
         state, is_train = self.state, stream is not None
-        state.loader, state.is_train = loader, is_train
-        state.epoch_size = stream.size if stream else length(loader, steps)
-        first = stream.step if stream else 0  # Above 0 when the run was interrupted inside this epoch.
-        if not first:
-            state._reset_meters()
+        first = state._start_loader(loader, stream, steps)  # 0, unless the run was interrupted in this epoch
         state.model.train(is_train)
         state._call("on_loader_begin")
         sync = nullcontext()
         no_sync = getattr(state.model, "no_sync", nullcontext) if is_train else nullcontext
-        batch = None
         with torch.set_grad_enabled(is_train):
             for state.step, batch in enumerate(stream or islice(loader, steps), first):
-                input, target = state._split(batch)
-                state.input, state.target = to_device(input, state.device), to_device(target, state.device)
-                state.batch_size = count_samples(state.input)
+                state._take(batch)
                 closes_window = stream is not None and (stream.last or (state.step + 1) % state.accumulate_steps == 0)
-                state.is_optimizer_step, state.loss = closes_window, None
+                state.is_optimizer_step = closes_window
                 state._call("on_batch_begin")
                 with sync if closes_window else no_sync():
                     self._make_step()
-                if state.loss is not None:
-                    state.loss_meter.update(state.loss, state.batch_size)
-                if state.metrics and state.target is not None:
-                    with torch.no_grad():
-                        for metric in state.metrics:
-                            metric.update(state.output, state.target)
-                if is_train:
-                    state.global_step += closes_window
-                    state.samples += state.batch_size * state.world_size
+                state._measure()
                 state._call("on_batch_end")
                 if is_train:
                     state._call("on_checkpoint")
                 if state.should_stop:
                     return False
-        if is_train:
-            state._end_training()
-        values = results(state.loss_meter, state.metrics)
-        checks.not_empty(loader, values, batch, first)
-        state.logs.update({f"{'train' if is_train else 'val'}/{name}": value for name, value in values.items()})
+        state._end_loader()
         state._call("on_loader_end")
         return True
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,20 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks
-from .batch import pair
+from . import checks, resume
+from .batch import count_samples, pair, to_device
 from .callback import LIFECYCLE, Callback, Hook, hooks_of
-from .metric import Mean, Metric, metric_name
-from .stream import Stream, get_rng, process_group, set_rng
+from .metric import Mean, Metric, metric_name, results
+from .stream import Stream, length, process_group, why_empty
 from .window import Window
 
-__all__ = ["FORMAT", "History", "RunnerState"]
+__all__ = ["History", "RunnerState"]
 
 History = list[dict[str, float]]
 """One dict an epoch: ``{"epoch": 1, "train/loss": 0.7, "val/Acc@1": 0.9}``."""
-
-FORMAT = 1
-"""The number of the layout of :meth:`RunnerState.state_dict`."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -140,21 +136,11 @@ class RunnerState:
         are stripped. ``"ranks"`` is a list with what differs between processes (random state, place in the data,
         meters), here of this process alone; whoever saves for several processes puts the entries of all into it, by
         rank.
+
+        Raises:
+            RuntimeError: no run has begun.
         """
-        return {
-            "format": FORMAT,
-            "model": dict(_bare(self._trained)),
-            "optimizer": self.optimizer.state_dict(),
-            "grad_scaler": self.grad_scaler.state_dict(),
-            "epoch": self.epoch,
-            "global_step": self.global_step,
-            "samples": self.samples,
-            "logs": dict(self.logs),
-            "history": [dict(row) for row in self.history],
-            "settings": self._settings(),
-            "callbacks": {name: callback.state_dict() for name, callback in self._with_memory()},
-            "ranks": [self._trained_to_end or self._of_this_rank()],
-        }
+        return resume.save(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a run where :meth:`state_dict` described it; the next ``fit`` goes on from there.
@@ -165,22 +151,7 @@ class RunnerState:
         Raises:
             ValueError: the state is of a newer format, or of another model or optimizer. Nothing is changed then.
         """
-        if state_dict["format"] > FORMAT:
-            raise ValueError(
-                f"the state was written by format {state_dict['format']}, this fit-core reads up to {FORMAT}: "
-                "upgrade fit-core"
-            )
-        own = dict(_bare(self._trained))
-        _check_same_model(state_dict["model"], own)
-        self.optimizer.load_state_dict(state_dict["optimizer"])
-        with torch.no_grad():
-            for name, value in state_dict["model"].items():
-                own[name].copy_(value)
-        self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-        self.epoch, self.global_step = state_dict["epoch"], state_dict["global_step"]
-        self.samples = state_dict["samples"]
-        self.logs = dict(state_dict["logs"])
-        self.history = [dict(row) for row in state_dict["history"]]
+        resume.load(self, state_dict)
         self._resume = state_dict
 
     def __str__(self) -> str:
@@ -223,9 +194,45 @@ class RunnerState:
             for method in reversed(self._hooks[hook]):
                 stack.callback(method, self)
 
-    def _reset_meters(self) -> None:
-        for meter in (self.loss_meter, *self.metrics):
-            meter.reset()
+    def _start_loader(self, loader: Iterable[Any], stream: Stream | None, steps: int | None) -> int:
+        """A loader begins; returns the number of its first batch, above 0 in a run interrupted in this epoch."""
+        self.loader, self.is_train, self.batch_size = loader, stream is not None, 0
+        self.epoch_size = stream.size if stream else length(loader, at_most=steps)
+        first = stream.step if stream else 0
+        if not first:
+            for meter in (self.loss_meter, *self.metrics):
+                meter.reset()
+        return first
+
+    def _take(self, batch: Any) -> None:
+        """A batch begins: its input and target are moved to the device, its samples counted."""
+        input, target = self._split(batch)
+        self.input, self.target = to_device(input, self.device), to_device(target, self.device)
+        self.batch_size = count_samples(self.input)
+        self.loss = None
+
+    def _measure(self) -> None:
+        """A batch has been stepped: count it, and add it to the loss and the metrics, without a wait for the device."""
+        if self.is_train:
+            self.global_step += self.is_optimizer_step
+            self.samples += self.batch_size * self.world_size
+        if self.loss is not None:
+            self.loss_meter.update(self.loss, self.batch_size)
+        if self.metrics and self.target is not None:
+            with torch.no_grad():
+                for metric in self.metrics:
+                    metric.update(self.output, self.target)
+
+    def _end_loader(self) -> None:
+        """A loader is done: its results, over all processes, go into the logs."""
+        if self.is_train:  # A run that is stopped between here and the next epoch goes on from here.
+            self._trained_to_end = copy.deepcopy(resume.of_this_rank(self))
+        values = results(self.loss_meter, self.metrics)
+        interrupted = self.is_train and self._stream is not None and self._stream.step
+        if not self.batch_size and not values and not interrupted:
+            raise ValueError(why_empty(self.loader, "the loader"))
+        prefix = "train" if self.is_train else "val"
+        self.logs.update({f"{prefix}/{name}": value for name, value in values.items()})
 
     def _start(self, stream: Stream, epochs: int) -> None:
         """A run of ``fit`` begins: anew, unless a state was loaded for it."""
@@ -237,47 +244,10 @@ class RunnerState:
             self.logs, self.history = {}, []
 
     def _go_on(self) -> None:
-        """Restore what a loaded state holds for this run, now that every callback has begun."""
+        """Restore the rest of a loaded state, now that every callback has begun."""
         saved, self._resume = self._resume, None
-        if saved is None:
-            return
-        for name, callback in self._with_memory():
-            if name in saved["callbacks"]:
-                callback.load_state_dict(saved["callbacks"][name])
-        then, now = saved["settings"], self._settings()
-        changed = [f"{name} {then[name]} -> {now[name]}" for name in then if then[name] != now[name]]
-        if changed:
-            warnings.warn(f"the run is resumed with other settings: {', '.join(changed)}", stacklevel=3)
-        if len(saved["ranks"]) != self.world_size:
-            warnings.warn(
-                f"the state was saved by {len(saved['ranks'])} processes and is resumed by {self.world_size}: "
-                "random states cannot be restored, and the interrupted epoch starts over",
-                stacklevel=3,
-            )
-            return
-        rank = saved["ranks"][self.rank]
-        assert self._stream is not None
-        self._stream.load_state_dict(rank["stream"], rank["rng"])
-        self._window.load_state_dict(rank["window"])
-        for parameter, gradient in zip(self._parameters(), rank["gradients"], strict=False):
-            parameter.grad = None if gradient is None else gradient.to(parameter.device)
-        self.loss_meter.load_state_dict(rank["loss_meter"])
-        for metric in self.metrics:
-            if hasattr(metric, "load_state_dict") and (values := rank["metrics"].get(metric_name(metric))):
-                metric.load_state_dict(values)
-        if self._stream.step:
-            forgetful = [metric_name(metric) for metric in self.metrics if not hasattr(metric, "state_dict")]
-            if forgetful:
-                warnings.warn(
-                    f"{', '.join(forgetful)} of the interrupted epoch will miss the batches before the interruption: "
-                    "give the metric state_dict() and load_state_dict()",
-                    stacklevel=3,
-                )
-        set_rng(rank["rng"], self.device)
-
-    def _end_training(self) -> None:
-        """The last training batch of an epoch is done. A run that stops before the next epoch resumes from here."""
-        self._trained_to_end = copy.deepcopy(self._of_this_rank())
+        if saved is not None:
+            resume.go_on(self, saved)
 
     def _end_epoch(self) -> None:
         """The epoch is complete; the next one begins at its first batch."""
@@ -287,60 +257,5 @@ class RunnerState:
         if self._stream:
             self._stream.end_epoch()
 
-    def _of_this_rank(self) -> dict[str, Any]:
-        if self._stream is None:
-            raise RuntimeError("there is no run to save yet: the state of a run exists once fit has begun")
-        metrics = [metric for metric in self.metrics if hasattr(metric, "state_dict")]
-        return {
-            "rng": get_rng(self.device),
-            "stream": self._stream.state_dict(),
-            "window": self._window.state_dict(),
-            "gradients": [parameter.grad for parameter in self._parameters()] if self._window.is_open else [],
-            "loss_meter": self.loss_meter.state_dict(),
-            "metrics": {metric_name(metric): dict(metric.state_dict()) for metric in metrics},
-        }
-
-    def _settings(self) -> dict[str, Any]:
-        loader = self._stream.loader if self._stream else None
-        batch_size = getattr(loader, "batch_size", None)
-        return {
-            "epochs": self.num_epochs,
-            "batches an epoch": self._stream.size if self._stream else None,
-            "batch_size": batch_size if isinstance(batch_size, int) else None,
-            "accumulate_steps": self.accumulate_steps,
-        }
-
-    def _with_memory(self) -> Iterator[tuple[str, Any]]:
-        """The callbacks that have a state, by class name; the second of a class is ``Name.1``."""
-        seen: dict[str, int] = {}
-        for callback in self.callbacks:
-            name = type(callback).__name__
-            count = seen[name] = seen.get(name, -1) + 1
-            if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
-                yield (f"{name}.{count}" if count else name), callback
-
     def _parameters(self) -> Iterator[Tensor]:
         return (parameter for group in self.optimizer.param_groups for parameter in group["params"])
-
-
-def _bare(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The entries of a model's state under the names they have without DDP, DataParallel and torch.compile."""
-    while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or hasattr(model, "_orig_mod"):
-        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module  # type: ignore[assignment]
-    for name, value in model.state_dict().items():
-        yield name.replace("_orig_mod.", ""), value
-
-
-def _check_same_model(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    wrong = {
-        "missing": [name for name in own if name not in saved],
-        "unexpected": [name for name in saved if name not in own],
-        "shape": [
-            f"{name} {tuple(saved[name].shape)} -> {tuple(own[name].shape)}"
-            for name in own
-            if name in saved and saved[name].shape != own[name].shape
-        ],
-    }
-    if any(wrong.values()):
-        lines = "".join(f"\n  {kind}: {', '.join(names)}" for kind, names in wrong.items() if names)
-        raise ValueError(f"the state is of another model; nothing was loaded:{lines}")

@@ -46,7 +46,7 @@ def length(loader: Iterable[Any], at_most: int | None = None) -> int | None:
     return size if at_most is None else min(size, at_most)
 
 
-def why_empty(loader: Iterable[Any], name: str) -> str:
+def why_empty(loader: Any, name: str) -> str:
     """A sentence on a loader that gives no batch, with the sizes that explain it."""
     samples = length(getattr(loader, "dataset", ()))
     size = getattr(loader, "batch_size", None)
@@ -111,12 +111,15 @@ class Stream:
         self._taken = 0
         self._start: dict[str, Any] = {}
         self._rng: dict[str, Any] = {}
+        self._loader_state: Any = None
 
     def __iter__(self) -> Iterator[Any]:
         if self.step:  # Resumed inside an epoch: hooks on the way here drew numbers that the first run did not draw.
             set_rng(self._rng, self.device)
             if self.last and self.steps is None:
-                return self._end_pass()
+                if self._taken:
+                    self._end_pass()
+                return
         while self.step != self.steps:
             batch = self._take()
             if batch is _END:
@@ -140,7 +143,8 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data."""
-        place = {"step": self.step, "last": self.last, "passes": self._passes, "taken": self._taken, **self._start}
+        place = {"step": self.step, "last": self.last, "passes": self._passes, "taken": self._taken}
+        place |= {"generators": self._get_generators(), "start": self._start}
         if self._taken and self._restores_itself:
             place["loader"] = self.loader.state_dict()  # type: ignore[attr-defined]
         return place
@@ -155,8 +159,9 @@ class Stream:
         self.close()
         self.step, self.last = place["step"], place["last"]
         self._passes, self._taken = place["passes"], place["taken"]
-        self._start = {key: place[key] for key in ("rng", "generators", "loader") if key in place}
+        self._start, self._loader_state = place["start"], place.get("loader")
         self._rng = rng
+        self._set_generators(place["generators"])
 
     @property
     def _restores_itself(self) -> bool:
@@ -173,13 +178,14 @@ class Stream:
 
     def _peek(self) -> Any:
         assert self._iterator is not None
+        self._start["before_peek"] = get_rng(self.device)
         self._ahead.append(next(self._iterator, _END))
         return self._ahead[0]
 
     def _open(self) -> Iterator[Any]:
         self._start = {
             "rng": get_rng(self.device),
-            "generators": [generator.get_state() for generator in self._generators()],
+            "generators": self._get_generators(),
         }
         self._set_epoch()
         return iter(self.loader)
@@ -187,17 +193,17 @@ class Stream:
     def _reopen(self) -> Iterator[Any]:
         now = get_rng(self.device)
         self._set_epoch()
-        if "loader" in self._start:
-            self.loader.load_state_dict(self._start.pop("loader"))  # type: ignore[attr-defined]
+        if self._loader_state is not None and self._restores_itself:
+            self.loader.load_state_dict(self._loader_state)  # type: ignore[attr-defined]
             iterator = iter(self.loader)
         else:
             set_rng(self._start["rng"], self.device)
-            for generator, state in zip(self._generators(), self._start["generators"], strict=False):
-                generator.set_state(state)
+            self._set_generators(self._start["generators"])
             iterator = iter(self.loader)
             for _ in islice(iterator, self._taken):
                 pass
             if self._look_ahead:
+                set_rng(self._start["before_peek"], self.device)
                 self._ahead.append(next(iterator, _END))
         set_rng(now, self.device)
         return iterator
@@ -227,3 +233,10 @@ class Stream:
     def _generators(self) -> list[torch.Generator]:
         found = [getattr(holder, "generator", None) for holder in (self.loader, *self._samplers())]
         return list(dict.fromkeys(generator for generator in found if isinstance(generator, torch.Generator)))
+
+    def _get_generators(self) -> list[torch.Tensor]:
+        return [generator.get_state() for generator in self._generators()]
+
+    def _set_generators(self, states: list[torch.Tensor]) -> None:
+        for generator, state in zip(self._generators(), states, strict=False):
+            generator.set_state(state)
