@@ -62,6 +62,8 @@ def main() -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"MNIST-1D, {arguments.model} with {parameters} parameters, {arguments.steps} steps")
 
+    if arguments.steps < 1:
+        parser.error(f"--steps must be 1 or more, got {arguments.steps}")
     train_loader, test_loader = loaders()
     runner = Runner(
         model,
@@ -78,9 +80,9 @@ def main() -> None:
 
     picture = arguments.out / f"{arguments.model}.png"
     plot_history(history, picture)
-    result = history[-1]
+    last, best = history[-1], max(row["val/Acc@1"] for row in history)
     print(
-        f"\ntest accuracy {result['val/Acc@1']:.1%} (top 5: {result['val/Acc@5']:.1%}); "
+        f"\ntest accuracy {last['val/Acc@1']:.1%} (best epoch {best:.1%}, top 5 {last['val/Acc@5']:.1%}); "
         f"the paper: {PAPER[arguments.model]:.0%}\nlearning curves: {picture}"
     )
 

@@ -143,7 +143,7 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data."""
-        place = {"step": self.step, "last": self.last, "passes": self._passes, "taken": self._taken}
+        place: dict[str, Any] = {"step": self.step, "last": self.last, "passes": self._passes, "taken": self._taken}
         place |= {"generators": self._get_generators(), "start": self._start}
         if self._taken and self._restores_itself:
             place["loader"] = self.loader.state_dict()  # type: ignore[attr-defined]

@@ -1,0 +1,46 @@
+"""Imports point from callbacks, metrics and distributed to core, and nowhere else."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "packages"
+ALLOWED = {
+    "fit_core": {"torch"},
+    "fit_callbacks": {"torch", "fit_core", "tqdm", "tensorboard", "matplotlib"},
+    "fit_metrics": {"torch", "fit_core"},
+    "fit_distributed": {"torch", "fit_core"},
+}
+
+if not ROOT.exists():
+    pytest.skip("needs the source tree", allow_module_level=True)
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_sources_import_only_what_the_house_allows(package):
+    folder = ROOT / package.replace("_", "-") / "src" / package
+    imported = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    assert imported - set(sys.stdlib_module_names) - {package} <= ALLOWED[package]
+
+
+NEW_MODULES = """
+import sys, torch
+before = set(sys.modules)
+import fit_core
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(*sorted(new - set(sys.stdlib_module_names) - {"torch"}))
+"""
+
+
+def test_importing_fit_core_loads_nothing_but_torch_and_the_standard_library():
+    result = subprocess.run([sys.executable, "-c", NEW_MODULES], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["fit_core"]
