@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["concat", "count_samples", "only_input", "pair", "pair_or_whole", "to_device"]
+__all__ = ["concat", "count_samples", "no_loss", "only_input", "pair", "pair_or_whole", "to_device"]
 
 _PLAIN = (str, bytes, int, float, complex, type(None))
 
@@ -39,6 +39,11 @@ def pair_or_whole(batch: Any) -> tuple[Any, Any]:
 def only_input(batch: Any) -> tuple[Any, None]:
     """The input of a batch that may be a pair, an input in a list of its own (TensorDataset), or the input itself."""
     return (batch[0] if isinstance(batch, (tuple, list)) and len(batch) in (1, 2) else batch), None
+
+
+def no_loss(output: Any, target: Any) -> Any:
+    """The criterion of a prediction, which has no target."""
+    return None
 
 
 def to_device(value: Any, device: torch.device) -> Any:

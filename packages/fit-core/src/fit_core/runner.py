@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .batch import concat, only_input, pair, pair_or_whole, to_device
+from .batch import concat, no_loss, only_input, pair, pair_or_whole, to_device
 from .callback import Callback
 from .metric import Metric, as_metrics
 from .state import History, RunnerState
@@ -154,7 +154,7 @@ class Runner:
         checks.loader("loader", loader, steps)
         outputs: list[Any] = []
         with self._aside() as state:
-            state._split, state.metrics = only_input, []
+            state._split, state.metrics, state.criterion = only_input, [], no_loss
             state._hooks["on_batch_end"].append(
                 lambda state: outputs.append(to_device(state.output, torch.device("cpu")))
             )
@@ -193,7 +193,20 @@ class Runner:
         The place for logic of your own: override it in a subclass, or assign a function without arguments to
         ``runner._make_step``. It finds the batch in ``state.input`` and ``state.target``, and should set
         ``state.output`` (for metrics) and ``state.loss`` (for the log). A batch that is no pair is all in
-        ``state.input``, and ``state.target`` is None.
+        ``state.input``, and ``state.target`` is None; so it is in ``predict``, where the criterion returns None.
+
+        Example:
+            The least step there can be, without AMP, accumulation and the hooks around the optimizer::
+
+                class MyRunner(Runner):
+                    def _make_step(self):
+                        state = self.state
+                        state.output = state.model(state.input)
+                        state.loss = state.criterion(state.output, state.target)
+                        if state.is_train:
+                            state.optimizer.zero_grad()
+                            state.loss.backward()
+                            state.optimizer.step()
         """
         state = self.state
         if state.is_train and not state._window.is_open:
@@ -202,7 +215,7 @@ class Runner:
                     parameter.grad = None
         with self._autocast:
             state.output = state.model(state.input)
-            if state.target is None:  # predict
+            if state.target is None:  # It is predict that asks.
                 return
             loss = state.loss = state.criterion(state.output, state.target)
         if state.step == 0:

@@ -1,0 +1,178 @@
+"""Batches of any nesting reach the model's device and come back joined; what is no batch is refused."""
+
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from fit_core import Callback, Runner
+from fit_core.batch import concat, count_samples, to_device
+from torch import nn
+
+Point = namedtuple("Point", "x y")
+
+
+@dataclass(frozen=True)
+class Boxes:
+    corners: torch.Tensor
+    label: str
+
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+def test_tensors_in_any_nesting_are_moved():
+    one = torch.zeros(2)
+    batch = {
+        "list": [one, "name", 3, None],
+        "tuple": (one, 2.5),
+        "point": Point(one, one),
+        "boxes": Boxes(one, "cat"),
+        "ordered": OrderedDict(a=one),
+    }
+    moved = to_device(batch, META)
+    assert moved["list"][0].device == META
+    assert moved["list"][1:] == ["name", 3, None]
+    assert moved["tuple"][0].device == META
+    assert isinstance(moved["point"], Point)
+    assert moved["point"].y.device == META
+    assert isinstance(moved["boxes"], Boxes)
+    assert (moved["boxes"].corners.device, moved["boxes"].label) == (META, "cat")
+    assert isinstance(moved["ordered"], OrderedDict)
+    assert moved["ordered"]["a"].device == META
+    assert batch["boxes"].corners.device == CPU  # the loader's own batch is left alone
+
+
+def test_a_tensor_in_its_place_is_not_copied():
+    one = torch.zeros(2)
+    assert to_device(one, CPU) is one
+
+
+def test_objects_with_a_to_method_move_themselves():
+    packed = nn.utils.rnn.pack_sequence([torch.ones(2, 1), torch.ones(1, 1)])
+    assert to_device(packed, META).data.device == META
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), {1, 2}, object()])
+def test_e6_what_cannot_be_moved_is_named(value):
+    model = nn.Linear(1, 1)
+    runner = Runner(model, torch.optim.SGD(model.parameters()), nn.MSELoss())
+    kind = type(value).__name__
+    with pytest.raises(TypeError, match=f"a batch holds a .*{kind}, which cannot be moved to cpu: make it a tensor"):
+        runner.fit([(value, torch.zeros(2))])
+
+
+@pytest.mark.parametrize(
+    ("batch", "came"),
+    [
+        ({"x": torch.zeros(2, 1)}, "a dict of 1"),
+        (torch.zeros(2, 1), "a Tensor"),
+        ((torch.zeros(2, 1),), "a tuple of 1"),
+        ((torch.zeros(2, 1),) * 3, "a tuple of 3"),
+        ((torch.zeros(2, 1), None), "a tuple of 2"),
+    ],
+)
+def test_e6_a_batch_that_is_no_pair_names_make_step(batch, came):
+    model = nn.Linear(1, 1)
+    runner = Runner(model, torch.optim.SGD(model.parameters()), nn.MSELoss())
+    for call in (runner.fit, runner.evaluate):
+        with pytest.raises(TypeError, match=rf"gave {came}, expected a pair \(input, target\).* Runner._make_step"):
+            call([batch])
+
+
+@pytest.mark.parametrize(
+    ("batch", "samples"),
+    [
+        (torch.zeros(3, 2), 3),
+        (torch.zeros(()), 1),
+        ({"text": ["a", "b"], "x": torch.zeros(4, 1)}, 2),
+        ({"name": "abc", "x": torch.zeros(4, 1)}, 4),
+        ([(torch.zeros(5), torch.zeros(6))], 5),
+        (Boxes(torch.zeros(7, 4), "cat"), 7),
+        (["a", "b"], 2),
+    ],
+)
+def test_samples_are_counted(batch, samples):
+    assert count_samples(batch) == samples
+
+
+def test_a_batch_without_length_is_named():
+    with pytest.raises(TypeError, match="cannot tell how many samples a batch of type int holds"):
+        count_samples(3)
+
+
+def test_a_callback_may_correct_the_number_of_samples():
+    class Images(Callback):
+        def on_batch_begin(self, state):
+            state.batch_size = len(state.input)
+
+    model = nn.Linear(4, 1)
+    runner = Runner(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        lambda output, target: output.sum() * 0 + target.mean(),
+        (),
+        [Images()],
+    )
+    runner._make_step = lambda: setattr(runner.state, "loss", runner.state.target.mean())
+    batches = [([torch.zeros(3, 4)] * 5, torch.ones(5)), ([torch.zeros(3, 4)], torch.full((1,), 7.0))]
+    assert runner.evaluate(batches)["val/loss"] == 2.0
+
+
+class Twice(nn.Module):
+    """Several inputs, several outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, batch):
+        return {"sum": self.linear(batch["a"] + batch["b"]), "parts": (batch["a"], [batch["b"]])}
+
+
+def test_several_inputs_and_outputs_through_the_loss():
+    torch.manual_seed(0)
+    model = Twice()
+
+    def criterion(output, target):
+        return nn.functional.mse_loss(output["sum"], target["y"]) + 0.1 * output["parts"][0].mean()
+
+    batches = [({"a": torch.randn(n, 2), "b": torch.randn(n, 2)}, {"y": torch.zeros(n, 2)}) for n in (3, 3, 2)]
+    runner = Runner(model, torch.optim.Adam(model.parameters(), lr=0.1), criterion)
+    history = runner.fit(batches, epochs=20)
+    assert history[-1]["train/loss"] < 0.5 * history[0]["train/loss"]
+    outputs = runner.predict(batches)
+    assert outputs["sum"].shape == (8, 2)
+    assert torch.equal(outputs["parts"][1][0], torch.cat([batch["b"] for batch, _ in batches]))
+
+
+def test_predict_takes_inputs_alone_and_keeps_their_order():
+    model = nn.Linear(2, 1)
+    runner = Runner(model, torch.optim.SGD(model.parameters()), nn.MSELoss())
+    inputs = torch.randn(7, 2)
+    expected = model(inputs).detach()
+    chunks = inputs.split(3)
+    for loader in (
+        chunks,
+        [[chunk] for chunk in chunks],
+        [(chunk, "target") for chunk in chunks],
+        torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs), batch_size=3),
+    ):
+        outputs = runner.predict(loader)
+        torch.testing.assert_close(outputs, expected)
+        assert not outputs.requires_grad
+
+
+def test_outputs_are_joined_leaf_by_leaf():
+    outputs = [Point(torch.tensor(float(n)), {"a": torch.full((n, 1), n), "b": "text"}) for n in (1, 2)]
+    joined = concat(outputs)
+    assert torch.equal(joined.x, torch.tensor([1.0, 2.0]))
+    assert torch.equal(joined.y["a"], torch.tensor([[1], [2], [2]]))
+    assert joined.y["b"] == ["text", "text"]
+
+
+def test_dataclasses_are_joined_field_by_field():
+    boxes = concat([Boxes(torch.ones(1, 4), "cat"), Boxes(torch.ones(2, 4), "dog")])
+    assert boxes.corners.shape == (3, 4)
+    assert boxes.label == ["cat", "dog"]
