@@ -191,7 +191,7 @@ def test_e3_a_generator_for_several_epochs_is_refused():
     run, _ = runner()
     with pytest.raises(ValueError, match="train_loader is a generator, which can be read only once, and 2 passes"):
         run.fit((pair for pair in numbered(3)), epochs=2)
-    with pytest.raises(ValueError, match="val_loader is a list_iterator, .* val_steps for validation"):
+    with pytest.raises(ValueError, match=r"val_loader is a list_iterator, .*\(val_steps for validation\)"):
         run.fit(numbered(3), epochs=2, val_loader=iter(numbered(3)))
 
 
@@ -209,7 +209,7 @@ def test_a_len_that_lies_is_named_when_it_would_lose_a_window():
         def __iter__(self):
             return iter(numbered(3))
 
-    run, seen = runner(accumulate_steps=2)
+    run, _ = runner(accumulate_steps=2)
     with pytest.raises(ValueError, match=r"len\(train_loader\) is 5, but it ended after 3 batches"):
         run.fit(Lies())
     runner()[0].fit(Lies())  # without accumulation nothing is lost

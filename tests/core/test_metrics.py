@@ -1,0 +1,168 @@
+"""Metrics of one's own, plain functions, and torchmetrics' objects as they are."""
+
+import pytest
+import torch
+from fit_core import Callback, Mean, Runner
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+torchmetrics = pytest.importorskip("torchmetrics")
+
+
+def batches(*sizes):
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(n, 4, generator=generator), torch.randint(3, (n,), generator=generator)) for n in sizes]
+
+
+def runner(metrics=(), callbacks=(), lr=0.1, **options):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    return Runner(model, optimizer, nn.CrossEntropyLoss(), metrics, callbacks, **options)
+
+
+def accuracy(output, target):
+    return (output.argmax(1) == target).float().mean()
+
+
+def test_torchmetrics_objects_are_metrics_as_they_are():
+    theirs = torchmetrics.classification.MulticlassAccuracy(3, average="micro")
+    history = runner([theirs, accuracy]).fit(batches(5, 5, 2), epochs=2, val_loader=batches(7, 1))
+    for row in history:
+        for part in ("train", "val"):
+            assert row[f"{part}/MulticlassAccuracy"] == pytest.approx(row[f"{part}/accuracy"], abs=1e-6)
+
+
+def test_a_collection_logs_each_of_its_metrics():
+    collection = torchmetrics.MetricCollection(
+        [torchmetrics.classification.MulticlassAccuracy(3), torchmetrics.classification.MulticlassF1Score(3)]
+    )
+    result = runner([collection]).evaluate(batches(9))
+    assert result.keys() == {"val/loss", "val/MulticlassAccuracy", "val/MulticlassF1Score"}
+
+
+def test_torchmetrics_resume_inside_an_epoch():
+    saved = []
+
+    class Save(Callback):
+        def on_checkpoint(self, state):
+            import io
+
+            buffer = io.BytesIO()
+            torch.save(state.state_dict(), buffer)
+            buffer.seek(0)
+            saved.append(torch.load(buffer, weights_only=True))
+
+    def metric():
+        return torchmetrics.classification.MulticlassAccuracy(3, average="micro")
+
+    gold = runner([metric()], [Save()]).fit(batches(4, 4, 3))
+    again = runner([metric()])
+    again.state.load_state_dict(saved[1])
+    assert again.fit(batches(4, 4, 3)) == gold
+
+
+class Constant:
+    def __init__(self, value, name=None):
+        self.value = value
+        if name:
+            self.name = name
+
+    def reset(self):
+        pass
+
+    def update(self, output, target):
+        pass
+
+    def compute(self):
+        return self.value
+
+
+def test_names_and_values():
+    metrics = [
+        Constant(torch.tensor([0.5]), "one entry"),
+        Constant(torch.zeros(3), "a vector"),
+        Constant(2),
+        Constant({"a": 1, "b": torch.tensor(3.0)}, "dict"),
+    ]
+    result = runner(metrics).evaluate(batches(2))
+    del result["val/loss"]
+    assert result == {"val/one entry": 0.5, "val/Constant": 2.0, "val/a": 1.0, "val/b": 3.0}
+    assert all(type(value) is float for value in result.values())
+
+
+def test_two_values_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two metrics gave a value called 'a'"):
+        runner([Constant(1, "a"), Constant({"a": 2}, "b")]).evaluate(batches(2))
+
+
+def test_metrics_see_outputs_without_a_graph_kept():
+    class Keeps(Constant):
+        def update(self, output, target):
+            self.value = output.square().mean()
+            assert not self.value.requires_grad
+
+    runner([Keeps(0.0)]).fit(batches(2))
+
+
+def test_a_mean_is_weighted_and_nan_without_samples():
+    mean = Mean()
+    assert torch.isnan(mean.compute())
+    mean.update(torch.tensor(1.0), 3)
+    mean.update(5.0, 1)
+    assert float(mean.compute()) == 2.0
+    mean.reset()
+    assert torch.isnan(mean.compute())
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a value is read back from the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_steps": 3}, {"use_bf16": True}])
+def test_no_step_reads_a_value_back(options):
+    def reads(count):
+        run = runner([accuracy], **options)
+        with Reads() as mode:
+            run.fit(batches(*[4] * count), val_loader=batches(*[4] * count))
+        return mode.count
+
+    assert reads(3) == reads(30) > 0
+
+
+def test_evaluation_inside_a_run_leaves_the_run_alone():
+    train, extra = batches(4, 4, 3), batches(5)
+
+    class Extra(Callback):
+        def on_epoch_end(self, state):
+            state.logs["extra/loss"] = run.evaluate(extra)["val/loss"]
+            run.predict(extra)
+
+        def on_batch_end(self, state):
+            if state.is_train and state.step == 1:
+                run.evaluate(extra)
+                assert state.model.training
+
+    plain = runner().fit(train, epochs=2, val_loader=train)
+    run = runner(callbacks=[Extra()])
+    history = run.fit(train, epochs=2, val_loader=train)
+    assert [{k: v for k, v in row.items() if k != "extra/loss"} for row in history] == plain
+    assert history[-1]["extra/loss"] == run.evaluate(extra)["val/loss"]
+    assert run.state.global_step == 6
+
+
+def test_evaluate_after_an_early_stop_is_not_stopped():
+    class Stop(Callback):
+        def on_epoch_end(self, state):
+            state.should_stop = True
+
+    run = runner(callbacks=[Stop()], lr=0.0)
+    history = run.fit(batches(2, 2, 2), epochs=5, val_loader=batches(2, 2, 2))
+    assert len(history) == 1
+    assert run.evaluate(batches(2, 2, 2))["val/loss"] == history[0]["val/loss"]

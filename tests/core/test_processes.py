@@ -1,0 +1,196 @@
+"""Two real processes with gloo: sums over both, the same steps on both, and no hang where they differ."""
+
+import os
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from fit_core import Callback, Runner
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def _enter(rank, function, folder, arguments):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save(function(rank, *arguments), f"{folder}/{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def on_two_processes(function, folder, *arguments):
+    """What `function(rank, ...)` returns on each of two processes."""
+    mp.spawn(_enter, (function, folder, arguments), nprocs=2)
+    return [torch.load(os.path.join(folder, str(rank)), weights_only=True) for rank in range(2)]
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+
+def samples(count):
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(count, 4, generator=generator, dtype=torch.float64),
+        torch.randint(3, (count,), generator=generator),
+    )
+
+
+def accuracy(output, target):
+    return (output.argmax(1) == target).double().mean()
+
+
+def runner(model, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return Runner(model, optimizer, nn.CrossEntropyLoss(), [accuracy], **options)
+
+
+def split(count, batch, rank=0, world=1):
+    inputs, targets = (part[rank::world] for part in samples(count))
+    return list(zip(inputs.split(batch), targets.split(batch), strict=True)) if len(inputs) else []
+
+
+CASES = [(count, batch) for count in (1, 2, 3, 5, 17, 103) for batch in (1, 8)]
+
+
+def evaluate(rank):
+    return [runner(network()).evaluate(split(*case, rank, 2)) for case in CASES]
+
+
+def test_c1_evaluation_counts_each_sample_once(tmp_path):
+    results = on_two_processes(evaluate, tmp_path)
+    assert results[0] == results[1]
+    for (count, batch), result in zip(CASES, results[0], strict=True):
+        alone = runner(network()).evaluate(split(count, batch))
+        inputs, targets = samples(count)
+        hits = int((network()(inputs).argmax(1) == targets).sum())
+        assert round(result["val/accuracy"] * count, 9) == hits
+        assert result["val/loss"] == pytest.approx(alone["val/loss"], rel=1e-12)
+
+
+def train(rank, options):
+    model = DistributedDataParallel(network())
+    reductions = []
+
+    def count(state, bucket):
+        reductions.append(1)
+        return torch.distributed.algorithms.ddp_comm_hooks.default_hooks.allreduce_hook(None, bucket)
+
+    model.register_comm_hook(None, count)
+    run = runner(model, **options)
+    # The global batch of 8 samples is two batches of 4; its last, of 4, two of 2.
+    batches = [
+        (x[rank * len(x) // 2 :][: len(x) // 2], y[rank * len(y) // 2 :][: len(y) // 2]) for x, y in split(44, 8)
+    ]
+    history = run.fit(batches, epochs=2)
+    state = run.state
+    return state.state_dict()["model"], history, len(reductions), (state.rank, state.world_size, state.samples)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_steps": 4}])
+def test_c4_two_processes_equal_one_with_the_same_global_batch(tmp_path, options):
+    results = on_two_processes(train, tmp_path, options)
+    alone = runner(network(), **options)
+    history = alone.fit(split(44, 8), epochs=2)
+    for rank, (model, their_history, reductions, counters) in enumerate(results):
+        for name, value in alone.state.model.state_dict().items():
+            torch.testing.assert_close(model[name], value, rtol=1e-12, atol=1e-12)
+        for row, expected in zip(their_history, history, strict=True):
+            assert row == pytest.approx(expected, rel=1e-12)
+        assert reductions == alone.state.global_step  # one bucket a step: no_sync in between
+        assert counters == (rank, 2, 88)
+
+
+def unequal(rank, lengths):
+    ended = []
+
+    class End(Callback):
+        def on_batch_begin(self, state):
+            ended.append(state.step)
+
+    try:
+        run = runner(DistributedDataParallel(network()))
+        run.state.callbacks.append(End())
+        run.fit(split(44, 8)[: lengths[rank]])
+    except ValueError as error:
+        return [str(error), len(ended)]
+    return ["trained", len(ended)]
+
+
+@pytest.mark.parametrize(("lengths", "said"), [((3, 2), "rank 0: 3, rank 1: 2"), ((3, 0), "rank 0: 3, rank 1: 0")])
+def test_c5_training_loaders_of_unequal_length_are_refused_before_the_first_step(tmp_path, lengths, said):
+    for message, steps in on_two_processes(unequal, tmp_path, lengths):
+        assert f"the training loaders of the processes differ in length ({said} batches)" in message
+        assert steps == 0
+
+
+class Local:
+    def reset(self):
+        self.value = 0
+
+    def update(self, output, target):
+        self.value += len(target)
+
+    def compute(self):
+        return self.value
+
+
+def metrics(rank):
+    import warnings
+
+    import torchmetrics
+
+    theirs = torchmetrics.classification.MulticlassAccuracy(3, average="micro")
+    run = runner(network())
+    run.state.metrics += [theirs, Local()]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = run.evaluate(split(17, 4, rank, 2))
+    return result, [str(warning.message) for warning in caught if "summed" in str(warning.message)]
+
+
+def test_torchmetrics_synchronise_themselves_and_a_local_metric_is_named(tmp_path):
+    pytest.importorskip("torchmetrics")
+    results = on_two_processes(metrics, tmp_path)
+    for result, warned in results:
+        assert result["val/MulticlassAccuracy"] == pytest.approx(result["val/accuracy"], abs=1e-6)
+        assert len(warned) == 1
+        assert "Local cannot be summed over them" in warned[0]
+    assert [result["val/Local"] for result, _ in results] == [9.0, 8.0]
+
+
+def resume(rank, folder):
+    class Save(Callback):
+        def on_checkpoint(self, state):
+            if state.global_step == 3:
+                torch.save(state.state_dict(), f"{folder}/state{rank}")
+
+    def run(saved):
+        torch.manual_seed(rank)
+        made = runner(DistributedDataParallel(nn.Sequential(network(), nn.Dropout(0.2))))
+        made.state.callbacks.append(Save())
+        if saved:
+            state, other = (torch.load(f"{folder}/state{one}", weights_only=True) for one in (rank, 1 - rank))
+            state["ranks"] = [state, other][rank]["ranks"] + [other, state][rank]["ranks"]
+            made.state.load_state_dict(state)
+        made.fit(split(44, 4, rank, 2), epochs=2)
+        return made.state.state_dict()["model"]
+
+    gold = run(saved=False)
+    torch.distributed.barrier()
+    again = run(saved=True)
+    return all(torch.equal(value, again[name]) for name, value in gold.items())
+
+
+def test_b3_two_processes_with_random_numbers_of_their_own_resume_with_the_same_bits(tmp_path):
+    assert on_two_processes(resume, tmp_path, str(tmp_path)) == [True, True]
+
+
+def test_rank_and_size_come_from_the_environment_when_a_run_starts(monkeypatch):
+    run = runner(network())
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    run.fit(split(4, 2))
+    assert (run.state.rank, run.state.world_size) == (1, 3)

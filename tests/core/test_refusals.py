@@ -1,0 +1,141 @@
+"""Rows E4 and E6 to E9: what is wrong is refused before the first step, in a sentence that says what to do."""
+
+import warnings
+
+import pytest
+import torch
+from fit_core import Callback, Runner
+from torch import nn
+
+LOSS = nn.MSELoss()
+BATCHES = [(torch.zeros(2, 1), torch.zeros(2, 1))]
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def test_e4_an_optimizer_over_none_of_the_parameters():
+    with pytest.raises(
+        ValueError, match="the optimizer holds none of the model's 2 trainable parameters: make it from"
+    ):
+        Runner(nn.Linear(1, 1), sgd(nn.Linear(1, 1)), LOSS)
+
+
+def test_e4_an_optimizer_over_some_of_the_parameters_warns_with_names():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    with pytest.warns(
+        UserWarning, match=r"does not hold 2 of 4 trainable parameters, .* train: 1.weight, 1.bias\. Add"
+    ):
+        Runner(model, sgd(model[0]), LOSS)
+    model[1].requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Runner(model, sgd(model[0]), LOSS)
+
+
+def test_e4_a_model_without_trainable_parameters():
+    model = nn.Linear(1, 1).requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter that requires grad: there is nothing to train"):
+        Runner(model, sgd(nn.Linear(1, 1)), LOSS)
+
+
+def test_e6_a_model_on_two_devices():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1, device="meta"))
+    with pytest.raises(
+        ValueError, match=r"spread over 2 devices \(0.weight on cpu, 1.weight on meta\): move it to one"
+    ):
+        Runner(model, sgd(model), LOSS)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "error", "message"),
+    [
+        (lambda output, target: None, TypeError, "criterion returned None, expected a scalar tensor"),
+        (lambda output, target: 0.5, TypeError, "criterion returned 0.5, expected a scalar tensor"),
+        (nn.MSELoss(reduction="none"), ValueError, r"a tensor of shape \(2, 1\), expected a scalar: take its mean"),
+        (lambda output, target: output.detach().mean(), ValueError, "the loss has no graph to go backward through"),
+    ],
+)
+def test_e7_a_loss_that_cannot_be_trained_on(criterion, error, message):
+    model = nn.Linear(1, 1)
+    with pytest.raises(error, match=message):
+        Runner(model, sgd(model), criterion).fit(BATCHES)
+
+
+def test_e7_evaluation_needs_no_graph():
+    model = nn.Linear(1, 1)
+    Runner(model, sgd(model), lambda output, target: output.detach().mean()).evaluate(BATCHES)
+
+
+def mae(output, target):
+    return (output - target).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error", "message"),
+    [
+        ([mae, mae], ValueError, "two metrics are called 'mae': give each a name of its own"),
+        ([type("loss", (), {"__call__": mae})()], ValueError, "a metric is called 'loss', which is the criterion's"),
+        (mae, TypeError, r"metrics must be a list of metrics, got function: write metrics=\[...\]"),
+        ([3], TypeError, r"metrics holds a int: a metric has update\(output, target\), compute\(\) and reset\(\), or"),
+        ([nn.L1Loss], TypeError, r"metrics holds the class L1Loss: pass an object of it, L1Loss\(...\)"),
+    ],
+)
+def test_e8_metrics(metrics, error, message):
+    model = nn.Linear(1, 1)
+    with pytest.raises(error, match=message):
+        Runner(model, sgd(model), LOSS, metrics)
+
+
+def test_e9_precision_and_accumulation():
+    model = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="use_fp16 and use_bf16 exclude each other: choose one"):
+        Runner(model, sgd(model), LOSS, use_fp16=True, use_bf16=True)
+    with pytest.raises(ValueError, match="accumulate_steps must be 1 or more, got 0"):
+        Runner(model, sgd(model), LOSS, accumulate_steps=0)
+    with pytest.raises(TypeError, match=r"accumulate_steps must be a whole number, got 2\.0"):
+        Runner(model, sgd(model), LOSS, accumulate_steps=2.0)
+
+
+@pytest.mark.parametrize("name", ["epochs", "steps_per_epoch", "val_steps", "validate_every"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_e9_numbers_of_fit(name, value):
+    model = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=f"{name} must be 1 or more, got {value}"):
+        Runner(model, sgd(model), LOSS).fit(BATCHES, **{name: value})
+
+
+def test_e9_steps_of_evaluate_and_predict():
+    model = nn.Linear(1, 1)
+    runner = Runner(model, sgd(model), LOSS)
+    for call in (runner.evaluate, runner.predict):
+        with pytest.raises(ValueError, match="steps must be 1 or more, got 0"):
+            call(BATCHES, steps=0)
+
+
+def test_arguments_in_another_order_are_named():
+    model = nn.Linear(1, 1)
+    order = r"the order is Runner\(model, optimizer, criterion, metrics, callbacks\)"
+    with pytest.raises(TypeError, match=f"optimizer must be a torch.optim.Optimizer, got MSELoss; {order}"):
+        Runner(model, LOSS, sgd(model))
+    with pytest.raises(TypeError, match=f"criterion must be a function .* got SGD; {order}"):
+        Runner(model, sgd(model), sgd(model))
+    with pytest.raises(TypeError, match=f"model must be a torch.nn.Module, got SGD; {order}"):
+        Runner(sgd(model), model, LOSS)
+    with pytest.raises(TypeError, match=f"callbacks holds a L1Loss: pass objects of .*Callback; {order}"):
+        Runner(model, sgd(model), LOSS, [], [nn.L1Loss()])
+    with pytest.raises(TypeError, match="callbacks holds the class Callback: pass objects"):
+        Runner(model, sgd(model), LOSS, [], [Callback])
+    with pytest.raises(
+        TypeError, match=r"callbacks must be a list of callbacks, got Callback: write callbacks=\[...\]"
+    ):
+        Runner(model, sgd(model), LOSS, [], Callback())
+
+
+def test_nothing_is_shared_between_runners():
+    first, second = nn.Linear(1, 1), nn.Linear(1, 1)
+    one, two = Runner(first, sgd(first), LOSS), Runner(second, sgd(second), LOSS)
+    assert one.state.callbacks is not two.state.callbacks
+    assert one.state.logs is not two.state.logs
+    assert one.state.loss_meter is not two.state.loss_meter

@@ -1,0 +1,59 @@
+"""The documented place for logic of one's own: overriding `_make_step`, and assigning to it."""
+
+import functools
+
+import torch
+from fit_core import Runner
+from torch import nn
+
+
+def step(runner):
+    """Sign descent, which no optimizer of torch does, on a batch that is a dict."""
+    state = runner.state
+    state.output = state.model(state.input["x"])
+    state.target = state.input["y"]
+    state.loss = state.criterion(state.output, state.target)
+    if state.is_train:
+        gradients = torch.autograd.grad(state.loss, list(state.model.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(state.model.parameters(), gradients, strict=True):
+                parameter -= 0.01 * gradient.sign()
+
+
+class SignDescent(Runner):
+    def _make_step(self):
+        step(self)
+
+
+def error(output, target):
+    return (output - target).abs().mean()
+
+
+def make(cls):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    return cls(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), [error])
+
+
+def test_override_and_assignment_do_the_same():
+    generator = torch.Generator().manual_seed(0)
+    data = [{"x": torch.randn(4, 3, generator=generator), "y": torch.zeros(4, 1)} for _ in range(5)]
+    overridden = make(SignDescent)
+    assigned = make(Runner)
+    assigned._make_step = functools.partial(step, assigned)
+    histories = [runner.fit(data, epochs=8, val_loader=data) for runner in (overridden, assigned)]
+    assert histories[0] == histories[1]
+    assert histories[0][-1]["val/error"] < histories[0][0]["val/error"] / 1.5
+    assert histories[0][-1].keys() == {"epoch", "train/loss", "train/error", "val/loss", "val/error"}
+    assert overridden.predict(data).shape == (20, 1)
+
+
+def test_a_step_without_a_loss_is_logged_without_one():
+    runner = make(Runner)
+    calls = []
+    runner._make_step = lambda: calls.append(runner.state.step)
+    runner.state.metrics.clear()
+    data = [torch.zeros(2, 3)] * 3
+    history = runner.fit(data)
+    assert calls == [0, 1, 2]
+    assert history == [{"epoch": 1}]

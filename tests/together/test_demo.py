@@ -1,0 +1,28 @@
+"""The demo trains, tells its accuracy beside the paper's, and draws its curves."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
+
+
+@pytest.mark.parametrize(("model", "parameters"), [("cnn", 5210), ("mlp", 15210), ("linear", 410)])
+def test_the_demo_trains(model, parameters, tmp_path):
+    command = [sys.executable, str(DEMO), "--model", model, "--steps", "60", "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"MNIST-1D, {model} with {parameters} parameters, 60 steps"
+    assert lines[1].startswith("Epoch 1/1  train loss")
+    assert lines[-2].startswith("test accuracy ")
+    assert lines[-1] == f"learning curves: {tmp_path / model}.png"
+    assert (tmp_path / f"{model}.png").stat().st_size > 5000
+
+
+def test_steps_that_mean_nothing_are_refused():
+    result = subprocess.run([sys.executable, str(DEMO), "--steps", "0"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "--steps must be 1 or more, got 0" in result.stderr
