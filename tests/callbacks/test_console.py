@@ -1,10 +1,13 @@
 """The console: a line an epoch in a file, a bar where somebody watches, values read only when it is redrawn."""
 
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 
 import fit_callbacks.console
 import pytest
@@ -107,6 +110,7 @@ Runner(model, optimizer, nn.MSELoss(), (), [ConsoleLogger(interval=1e-6)]).fit(b
 
 def test_a_terminal_gets_a_bar_with_the_running_loss():
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=slave, stderr=slave)
     os.close(slave)
     screen = b""

@@ -7,6 +7,7 @@ import torch
 import torch.multiprocessing as mp
 from fit_core import Callback, Runner
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 pytestmark = pytest.mark.timeout(120)
@@ -16,6 +17,7 @@ def _enter(rank, function, folder, arguments):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.save(function(rank, *arguments), f"{folder}/{rank}")
+    torch.distributed.barrier()  # gloo aborts a process whose peer is gone before it has come to rest itself
     torch.distributed.destroy_process_group()
 
 
@@ -76,7 +78,7 @@ def train(rank, options):
 
     def count(state, bucket):
         reductions.append(1)
-        return torch.distributed.algorithms.ddp_comm_hooks.default_hooks.allreduce_hook(None, bucket)
+        return allreduce_hook(None, bucket)
 
     model.register_comm_hook(None, count)
     run = runner(model, **options)
