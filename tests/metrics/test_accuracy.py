@@ -1,7 +1,10 @@
 """Top-k accuracy equals scikit-learn's, for inputs as people have them."""
 
+import copy
+
 import pytest
 import torch
+import torch.multiprocessing as mp
 from fit_metrics import Accuracy
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
@@ -93,3 +96,38 @@ def test_shapes_that_do_not_fit(topk, output, target, message):
 def test_topk_that_means_nothing(topk):
     with pytest.raises(ValueError, match="topk must be a whole number of 1 or more, got"):
         Accuracy(topk)
+
+
+def test_a_metric_can_be_copied():
+    metric = Accuracy(3)
+    metric.update(LOGITS, TARGET)
+    assert float(copy.deepcopy(metric).compute()) == float(metric.compute())
+
+
+def _on_a_process(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    metric = Accuracy(2)
+    if rank == 0:  # the other has seen nothing
+        metric.update(LOGITS, TARGET)
+    metric.all_reduce()
+    torch.save(metric.compute(), f"{folder}/{rank}")
+    torch.distributed.barrier()  # gloo aborts a process whose peer is gone before it has come to rest itself
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_one_of_them_without_a_batch(tmp_path):
+    mp.spawn(_on_a_process, (tmp_path,), nprocs=2)
+    values = [float(torch.load(tmp_path / str(rank), weights_only=True)) for rank in range(2)]
+    assert values == [top_k_accuracy_score(TARGET, LOGITS, k=2, labels=range(6))] * 2
+
+
+def test_counts_do_not_drift_over_many_samples():
+    metric = Accuracy(1)
+    output = torch.eye(2).repeat(50_000, 1)
+    wrong_once = torch.arange(2).repeat(50_000)
+    wrong_once[0] = 1
+    for _ in range(200):  # twenty million samples: a float32 count would stop at 16.8 million
+        metric.update(output, wrong_once)
+    assert (int(metric.correct), int(metric.samples)) == (20_000_000 - 200, 20_000_000)

@@ -37,9 +37,6 @@ class Accuracy(SumMetric):
         0.5
     """
 
-    correct: Tensor
-    samples: Tensor
-
     def __init__(self, topk: int = 1, *, ignore_index: int | None = None, threshold: float = 0.0) -> None:
         if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1:
             raise ValueError(f"topk must be a whole number of 1 or more, got {topk!r}")
@@ -64,7 +61,8 @@ class Accuracy(SumMetric):
 
     def compute(self) -> Tensor:
         """The accuracy over all batches, 0-dim, in 0..1; nan when there were no samples."""
-        return self.correct.double() / self.samples if self._device.type != "mps" else self.correct / self.samples
+        # Apple's MPS has no float64.
+        return self.correct.to(torch.float32 if self.correct.device.type == "mps" else torch.float64) / self.samples
 
     def _binary(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if self.topk > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -37,9 +37,10 @@ class SumMetric:
         self._device = torch.device("cpu")
         self.reset()
 
-    def __getattr__(self, name: str) -> Tensor:
-        # Only for type checkers and clear errors: sums are set by reset() as ordinary attributes.
-        raise AttributeError(f"{type(self).__name__} has no {name!r}; its sums are {', '.join(self.__dict__['_sums'])}")
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Tensor:
+            """The sums are attributes: reset() sets them."""
 
     def reset(self) -> None:
         """Forget all batches."""
