@@ -37,6 +37,9 @@ class Accuracy(SumMetric):
         0.5
     """
 
+    correct: Tensor
+    samples: Tensor
+
     def __init__(self, topk: int = 1, *, ignore_index: int | None = None, threshold: float = 0.0) -> None:
         if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1:
             raise ValueError(f"topk must be a whole number of 1 or more, got {topk!r}")

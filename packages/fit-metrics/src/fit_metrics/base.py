@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,11 +36,6 @@ class SumMetric:
         self._sums = sums
         self._device = torch.device("cpu")
         self.reset()
-
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Tensor:
-            """The sums are attributes: reset() sets them."""
 
     def reset(self) -> None:
         """Forget all batches."""
