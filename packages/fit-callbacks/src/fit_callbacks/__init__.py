@@ -1,6 +1,48 @@
 """Callbacks that let one see, steer and record a run of fit_core.Runner."""
 
+from .clipping import AdaptiveGradientClipping, GradientClipping
+from .confusion import ConfusionMatrix
 from .console import ConsoleLogger
+from .dropout import ScheduledDropout
+from .early_stopping import EarlyStopping
+from .ema import ModelEma
+from .file_logger import FileLogger
+from .lr_finder import LRFinder
+from .mixing import Cutmix, Mixup, SegmCutmix
+from .non_finite import StopOnNonFinite
+from .overfit import BatchOverfit
+from .phases import Phase, PhasesScheduler
 from .plot import plot_history
+from .profiler import Profiler
+from .ranks import rank_zero_only
+from .reset_optimizer import ResetOptimizer
+from .schedule import LRScheduler, ReduceLROnPlateau
+from .tensorboard import TensorBoard
+from .timer import Timer
 
-__all__ = ["ConsoleLogger", "plot_history"]
+__all__ = [
+    "AdaptiveGradientClipping",
+    "BatchOverfit",
+    "ConfusionMatrix",
+    "ConsoleLogger",
+    "Cutmix",
+    "EarlyStopping",
+    "FileLogger",
+    "GradientClipping",
+    "LRFinder",
+    "LRScheduler",
+    "Mixup",
+    "ModelEma",
+    "Phase",
+    "PhasesScheduler",
+    "Profiler",
+    "ReduceLROnPlateau",
+    "ResetOptimizer",
+    "ScheduledDropout",
+    "SegmCutmix",
+    "StopOnNonFinite",
+    "TensorBoard",
+    "Timer",
+    "plot_history",
+    "rank_zero_only",
+]

@@ -9,6 +9,8 @@ from typing import Any
 from fit_core import Callback, RunnerState
 from tqdm.auto import tqdm
 
+from .monitor import Best
+
 __all__ = ["ConsoleLogger"]
 
 
@@ -29,12 +31,12 @@ class ConsoleLogger(Callback):
 
     def __init__(self, interval: float = 0.25) -> None:
         self.interval = interval
-        self.best: float | None = None
+        self.best = Best("min")
         self._bar: Any = None
 
     def on_begin(self, state: RunnerState) -> None:
         """A new run has no best loss yet; that of a resumed one is restored after this."""
-        self.best = None
+        self.best.value = None
 
     def on_epoch_begin(self, state: RunnerState) -> None:
         """Start the clock, and count samples from here."""
@@ -68,9 +70,8 @@ class ConsoleLogger(Callback):
 
     def on_epoch_end(self, state: RunnerState) -> None:
         """Write the line."""
-        loss = state.logs.get("val/loss", state.logs.get("train/loss"))
-        is_best = loss is not None and (self.best is None or loss < self.best)
-        self.best = loss if is_best else self.best
+        loss = state.logs.get("train/loss" if state.val_loader is None else "val/loss")
+        is_best = loss is not None and self.best.takes(loss)
         if state.rank:
             return
         rate = (state.samples - self._samples) / max(self._trained - self._began, 1e-9)
@@ -82,6 +83,7 @@ class ConsoleLogger(Callback):
                 if key.startswith(prefix + "/")
             ]
             parts += [" ".join([prefix, *values])] if values else []
+        parts += [f"{key} {value:.4g}" for key, value in state.logs.items() if "/" not in key and key != "lr"]
         parts += [f"lr {state.optimizer.param_groups[0]['lr']:.1e}"]
         parts += [f"{time.perf_counter() - self._began:.1f}s", f"{rate:.0f} samples/s"]
         tqdm.write("  ".join(parts) + (" *" if is_best else ""), file=sys.stdout)
@@ -92,11 +94,11 @@ class ConsoleLogger(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The best loss so far."""
-        return {"best": self.best}
+        return self.best.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from that best loss."""
-        self.best = state_dict["best"]
+        self.best.load_state_dict(state_dict)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -42,7 +42,7 @@ class Runner:
         >>> runner = Runner(model, torch.optim.Adam(model.parameters()), nn.CrossEntropyLoss())
         >>> history = runner.fit(train_loader, epochs=5, val_loader=val_loader)
         >>> history[-1]
-        {'epoch': 5, 'train/loss': 0.21, 'val/loss': 0.24}
+        {'epoch': 5, 'train/loss': 0.21, 'lr': 0.001, 'val/loss': 0.24}
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Runner:
             validate_every: validate after each so many epochs.
 
         Returns:
-            One dict an epoch, such as ``{"epoch": 1, "train/loss": 0.7, "val/loss": 0.6}``.
+            One dict an epoch, such as ``{"epoch": 1, "train/loss": 0.7, "lr": 0.1, "val/loss": 0.6}``.
 
         Raises:
             TypeError, ValueError: an argument, a loader or a batch does not fit, and what to do about it.
@@ -96,7 +96,7 @@ class Runner:
         state = self._begin()
         stream = Stream(train_loader, steps_per_epoch, know_last=state.accumulate_steps > 1, device=state.device)
         checks.fit(stream, epochs, val_loader, val_steps, validate_every)
-        state._start(stream, epochs)
+        state._start(stream, epochs, val_loader)
         try:
             state._call("on_begin")
             state._go_on()

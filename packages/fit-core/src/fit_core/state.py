@@ -21,7 +21,7 @@ from .window import Window
 __all__ = ["History", "RunnerState"]
 
 History = list[dict[str, float]]
-"""One dict an epoch: ``{"epoch": 1, "train/loss": 0.7, "val/Acc@1": 0.9}``."""
+"""One dict an epoch: ``{"epoch": 1, "train/loss": 0.7, "lr": 0.1, "val/Acc@1": 0.9}``."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -49,6 +49,7 @@ class RunnerState:
         is_train: training, or else validation, evaluation, prediction.
         is_optimizer_step: this batch closes its accumulation window.
         loader: the loader that runs.
+        val_loader: the loader that the run validates on; None where it does not validate.
         output: what the model returned.
         loss: the loss of this batch, on the device; None before the first and in ``predict``.
         loss_meter: the mean loss of the loader so far; ``float(state.loss_meter.compute())`` waits for the device.
@@ -59,7 +60,8 @@ class RunnerState:
 
         input: the input of the batch, on the device; may be replaced in ``on_batch_begin``.
         target: its target, likewise.
-        logs: the results of this epoch by name (``train/loss``, ``val/Acc@1``); a callback may add to it.
+        logs: the results of this epoch by name (``train/loss``, ``val/Acc@1``, ``lr`` of the first parameter group);
+            a callback may add to it.
         should_stop: set it to end the run. It is looked at after each batch, which leaves the epoch incomplete (no
             ``on_loader_end``, no ``on_epoch_end``; a resumed run completes it), and after each epoch.
     """
@@ -85,6 +87,7 @@ class RunnerState:
     is_train: bool = False
     is_optimizer_step: bool = False
     loader: Iterable[Any] | None = None
+    val_loader: Iterable[Any] | None = None
     output: Any = None
     loss: Tensor | None = None
     loss_meter: Mean = field(default_factory=Mean)
@@ -233,10 +236,12 @@ class RunnerState:
             raise ValueError(why_empty(self.loader, "the loader"))
         prefix = "train" if self.is_train else "val"
         self.logs.update({f"{prefix}/{name}": value for name, value in values.items()})
+        if self.is_train:
+            self.logs["lr"] = float(self.optimizer.param_groups[0]["lr"])
 
-    def _start(self, stream: Stream, epochs: int) -> None:
+    def _start(self, stream: Stream, epochs: int, val_loader: Iterable[Any] | None) -> None:
         """A run of ``fit`` begins: anew, unless a state was loaded for it."""
-        self._stream, self.num_epochs = stream, epochs
+        self._stream, self.num_epochs, self.val_loader = stream, epochs, val_loader
         self.should_stop, self.error, self._trained_to_end = False, None, None
         self._window = Window(self.accumulate_steps)
         if self._resume is None:

@@ -1,0 +1,131 @@
+"""Gradients kept within bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from fit_core import Callback, RunnerState
+from torch import Tensor, nn
+
+__all__ = ["AdaptiveGradientClipping", "GradientClipping"]
+
+
+class GradientClipping(Callback):
+    """Scales gradients down to a norm, by torch's ``clip_grad_norm_``, or cuts them off at a value.
+
+    Gradients are whole (all of an accumulation window, all processes) and unscaled (fp16) when they are clipped. The
+    mean norm before clipping is in the logs as ``grad_norm``; it is kept on the device, and read once an epoch.
+
+    Args:
+        max_norm: the norm of all gradients together that is not exceeded, above 0; None not to clip by norm.
+        value: the absolute value that no entry exceeds, above 0; None not to clip by value.
+        norm_type: the order p of the norm; ``inf`` for the largest absolute value.
+
+    Raises:
+        ValueError: neither or both of ``max_norm`` and ``value`` are given, or one is not above 0.
+
+    Example:
+        >>> GradientClipping(1.0)
+        >>> GradientClipping(value=0.5)
+    """
+
+    def __init__(self, max_norm: float | None = None, *, value: float | None = None, norm_type: float = 2.0) -> None:
+        if (max_norm is None) == (value is None):
+            raise ValueError(f"give either max_norm or value, got max_norm={max_norm}, value={value}")
+        if (bound := max_norm if value is None else value) is not None and bound <= 0:
+            raise ValueError(f"gradients are clipped to a bound above 0, got {bound}")
+        self.max_norm = max_norm
+        self.value = value
+        self.norm_type = norm_type
+
+    def on_loader_begin(self, state: RunnerState) -> None:
+        """Begin a mean anew, unless the run was interrupted in this epoch."""
+        if state.is_train and not state.loss_meter.count:
+            self._total = torch.zeros((), device=state.device)
+            self._count = torch.zeros((), dtype=torch.long, device=state.device)
+
+    def on_before_step(self, state: RunnerState) -> None:
+        """Clip."""
+        parameters = list(_stepped(state.optimizer))
+        if self.max_norm is None:
+            assert self.value is not None
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], self.norm_type)
+            nn.utils.clip_grad_value_(parameters, self.value)
+        else:
+            norm = nn.utils.clip_grad_norm_(parameters, self.max_norm, self.norm_type)
+        is_finite = torch.isfinite(norm)  # not in a step that the scaler skips
+        self._total += torch.where(is_finite, norm, 0.0)
+        self._count += is_finite
+
+    def on_loader_end(self, state: RunnerState) -> None:
+        """Log the mean norm."""
+        if state.is_train:
+            state.logs["grad_norm"] = float(self._total / self._count)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Sum and number of the norms of this epoch."""
+        return {"total": self._total, "count": self._count}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Go on with that mean; the tensors may lie on another device."""
+        self._total, self._count = state_dict["total"].clone(), state_dict["count"].clone()
+
+
+class AdaptiveGradientClipping(Callback):
+    """Clips the gradient of each unit to a share of the norm of its weights (Brock et al. 2021, arXiv:2102.06171).
+
+    The gradient ``g`` of a unit (a row of a weight matrix, a filter of a convolution, a whole bias or gain) becomes
+    ``g * clip * max(|w|, eps) / |g|`` where ``|g| / max(|w|, eps)`` exceeds ``clip``; norms are Euclidean.
+
+    Args:
+        clip: the share, above 0. The paper uses 0.01 for batches of 4096, more for smaller ones.
+        eps: what counts as the least norm of weights, so that those which begin at zero can move.
+        exclude: the names of parameters, or their beginnings, that are not clipped; the paper leaves out the last linear
+            layer (``exclude=["fc."]``).
+
+    Raises:
+        ValueError: ``clip`` or ``eps`` is not above 0; a name in ``exclude`` fits no parameter.
+    """
+
+    def __init__(self, clip: float = 0.01, *, eps: float = 1e-3, exclude: Iterable[str] = ()) -> None:
+        if clip <= 0 or eps <= 0:
+            raise ValueError(f"clip and eps must be above 0, got clip={clip}, eps={eps}")
+        if isinstance(exclude, str):
+            raise ValueError(f"exclude must be a list of names, write exclude=[{exclude!r}]")
+        self.clip = clip
+        self.eps = eps
+        self.exclude = tuple(exclude)
+        self._parameters: list[nn.Parameter] = []
+
+    def on_begin(self, state: RunnerState) -> None:
+        """Find the parameters to clip."""
+        names = {
+            name.replace("_orig_mod.", "").removeprefix("module."): parameter
+            for name, parameter in state.model.named_parameters()
+        }
+        for start in self.exclude:
+            if not any(name.startswith(start) for name in names):
+                raise ValueError(
+                    f"exclude names {start!r}, which no parameter begins with; there are {', '.join(names)}"
+                )
+        self._parameters = [parameter for name, parameter in names.items() if not name.startswith(self.exclude or "\0")]
+
+    def on_before_step(self, state: RunnerState) -> None:
+        """Clip."""
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                limit = self.clip * _unit_norm(parameter.detach()).clamp_min(self.eps)
+                norm = _unit_norm(parameter.grad)
+                parameter.grad.mul_(torch.where(norm > limit, limit / norm.clamp_min(1e-6), 1.0))
+
+
+def _stepped(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _unit_norm(values: Tensor) -> Tensor:
+    """The norm of each unit, in a shape that multiplies ``values``."""
+    if values.dim() < 2:
+        return values.norm()
+    return values.norm(dim=tuple(range(1, values.dim())), keepdim=True)

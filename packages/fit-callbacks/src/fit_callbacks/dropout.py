@@ -1,0 +1,60 @@
+"""Dropout that changes as training goes on."""
+
+from __future__ import annotations
+
+from fit_core import Callback, RunnerState
+from torch import nn
+
+__all__ = ["ScheduledDropout"]
+
+KINDS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+class ScheduledDropout(Callback):
+    """Changes the probability of the model's dropout layers from epoch to epoch, in a straight line.
+
+    From ``start`` in the first epoch to ``end`` in epoch ``epochs`` and after. Growing it fights the overfitting of late
+    epochs (Morerio et al. 2017, Curriculum Dropout); letting it fall helps small models that underfit at first (Liu et
+    al. 2023, Dropout Reduces Underfitting). It follows from the number of the epoch, so a resumed run goes on in it.
+
+    Args:
+        start: the probability of the first epoch, 0..1.
+        end: that of epoch ``epochs`` and after.
+        epochs: how many epochs the way takes, 1 or more; None for the whole run.
+        names: the layers' names in the model, or their beginnings; by default, all dropout layers.
+
+    Raises:
+        ValueError: an argument is out of its range, or there is no such layer.
+
+    Example:
+        >>> ScheduledDropout(0.0, 0.3, epochs=20)
+    """
+
+    def __init__(self, start: float, end: float, *, epochs: int | None = None, names: tuple[str, ...] = ("",)) -> None:
+        if not (0 <= start <= 1 and 0 <= end <= 1):
+            raise ValueError(f"start and end are probabilities, in 0..1, got {start} and {end}")
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"epochs must be 1 or more, got {epochs}")
+        self.start = start
+        self.end = end
+        self.epochs = epochs
+        self.names = (names,) if isinstance(names, str) else tuple(names)
+        self._layers: list[nn.Module] = []
+
+    def on_begin(self, state: RunnerState) -> None:
+        """Find the layers."""
+        layers = {
+            name.replace("_orig_mod.", "").removeprefix("module."): layer
+            for name, layer in state.model.named_modules()
+            if isinstance(layer, KINDS)
+        }
+        self._layers = [layer for name, layer in layers.items() if name.startswith(self.names)]
+        if not self._layers:
+            raise ValueError(f"no dropout layer is called {', '.join(self.names)}...; there are: {', '.join(layers)}")
+
+    def on_epoch_begin(self, state: RunnerState) -> None:
+        """Set the probability of this epoch."""
+        last = (self.epochs or state.num_epochs) - 1
+        part = min(1.0, state.epoch / last) if last else 1.0
+        for layer in self._layers:
+            layer.p = (1 - part) * self.start + part * self.end  # type: ignore[assignment]  # a dropout layer's float

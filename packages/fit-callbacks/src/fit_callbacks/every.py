@@ -1,0 +1,22 @@
+"""Now and then, in one place."""
+
+from __future__ import annotations
+
+from fit_core import RunnerState
+
+__all__ = ["check_every", "is_due"]
+
+
+def check_every(name: str, every: int | None) -> None:
+    """A period is a whole number of steps, or None for never.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        raise ValueError(f"{name} must be a number of optimizer steps, 1 or more, or None for never; got {every!r}")
+
+
+def is_due(state: RunnerState, every: int | None) -> bool:
+    """Whether the training batch that just ended closed a step whose number is a multiple of ``every``."""
+    return every is not None and state.is_train and state.is_optimizer_step and state.global_step % every == 0

@@ -1,0 +1,152 @@
+"""A learning rate to begin with."""
+
+from __future__ import annotations
+
+import copy
+import math
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fit_core import Callback, RunnerState
+
+from .ranks import agree
+from .unwrap import unwrap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["LRFinder"]
+
+
+class LRFinder(Callback):
+    """Trains with a learning rate that grows each step, and suggests one (Smith 2017, arXiv:1506.01186).
+
+    The rate grows exponentially from ``min_lr`` to ``max_lr``; the run ends there, or where the loss has exploded. Then
+    model, optimizer and scaler are put back, exactly, and ``suggestion`` is the rate at which the smoothed loss fell
+    fastest. Give it a Runner of its own, without other callbacks, and take it out for the real training.
+
+    Args:
+        min_lr: the first rate, above 0.
+        max_lr: the last.
+        steps: how many optimizer steps the way takes; fewer where the run is shorter, at least 10.
+        smoothing: weight of the past in the smoothed loss, 0..1, 1 excluded.
+        explodes_at: the run ends when the smoothed loss is this many times the best.
+
+    Attributes:
+        lrs, losses: the curve; losses are smoothed.
+        suggestion: a learning rate; None where the loss never fell.
+
+    Raises:
+        ValueError: an argument is out of its range; the run has less than 10 steps.
+
+    Example:
+        >>> finder = LRFinder()
+        >>> Runner(model, optimizer, criterion, callbacks=[finder]).fit(loader, steps_per_epoch=100)
+        >>> finder.plot("lr.png")
+        >>> finder.suggestion
+        0.03
+    """
+
+    def __init__(
+        self,
+        min_lr: float = 1e-6,
+        max_lr: float = 10.0,
+        *,
+        steps: int = 100,
+        smoothing: float = 0.8,
+        explodes_at: float = 4.0,
+    ) -> None:
+        if not 0 < min_lr < max_lr:
+            raise ValueError(f"expected 0 < min_lr < max_lr, got {min_lr} and {max_lr}")
+        if steps < 10:
+            raise ValueError(f"a curve needs 10 steps or more, got {steps}")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must be 0 or more and below 1, got {smoothing}")
+        self.min_lr = min_lr
+        self.max_lr = max_lr
+        self.steps = steps
+        self.smoothing = smoothing
+        self.explodes_at = explodes_at
+        self.lrs: list[float] = []
+        self.losses: list[float] = []
+        self.suggestion: float | None = None
+
+    def on_begin(self, state: RunnerState) -> None:
+        """Remember all that the search will change."""
+        self._before = None
+        self._steps = min(self.steps, state.total_steps)
+        if self._steps < 10:
+            raise ValueError(
+                f"a curve needs 10 optimizer steps or more, and this run has {state.total_steps}: "
+                f"pass steps_per_epoch={self.steps} to fit"
+            )
+        self._before = copy.deepcopy(
+            (unwrap(state.model).state_dict(), state.optimizer.state_dict(), state.grad_scaler.state_dict())
+        )
+        self.lrs, self.losses, self.suggestion, self._average, self._batches = [], [], None, 0.0, 0
+
+    def on_batch_begin(self, state: RunnerState) -> None:
+        """Set the learning rate."""
+        if state.is_train:
+            part = state.global_step / (self._steps - 1)
+            for group in state.optimizer.param_groups:
+                group["lr"] = self.min_lr * (self.max_lr / self.min_lr) ** part
+
+    def on_batch_end(self, state: RunnerState) -> None:
+        """Note the loss, and end where it explodes."""
+        if not state.is_train or state.loss is None:
+            return
+        loss = agree(float(state.loss))
+        self._batches += 1
+        self._average = self.smoothing * self._average + (1 - self.smoothing) * loss
+        if not state.is_optimizer_step:
+            return
+        smooth = self._average / (1 - self.smoothing**self._batches)
+        if not math.isfinite(smooth) or (self.losses and smooth > self.explodes_at * abs(min(self.losses))):
+            state.should_stop = True
+            return
+        self.lrs.append(float(state.optimizer.param_groups[0]["lr"]))
+        self.losses.append(smooth)
+        state.should_stop = state.global_step >= self._steps
+
+    def on_end(self, state: RunnerState) -> None:
+        """Put everything back, and suggest."""
+        if self._before is None:
+            return
+        model, optimizer, scaler = self._before
+        unwrap(state.model).load_state_dict(model)
+        state.optimizer.load_state_dict(optimizer)
+        state.optimizer.zero_grad()
+        state.grad_scaler.load_state_dict(scaler)
+        slopes = [after - before for before, after in zip(self.losses, self.losses[1:], strict=False)]
+        if slopes and min(slopes) < 0:
+            self.suggestion = self.lrs[slopes.index(min(slopes))]
+
+    def plot(self, path: str | PathLike[str] | None = None) -> Figure:
+        """Draw the curve and the suggestion; needs matplotlib.
+
+        Args:
+            path: where to save the picture, its ending tells the format; folders are made.
+
+        Raises:
+            ValueError: there is no curve yet.
+        """
+        if not self.losses:
+            raise ValueError("there is no curve yet: pass the finder to a Runner as a callback, and call fit")
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4.8, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(self.lrs, self.losses)
+        if self.suggestion is not None:
+            axes.axvline(self.suggestion, color="C1", linestyle="--", label=f"suggestion {self.suggestion:.1e}")
+            axes.legend()
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("loss, smoothed")
+        axes.grid(alpha=0.3)
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=120)
+        return figure

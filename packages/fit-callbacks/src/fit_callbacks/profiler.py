@@ -1,0 +1,73 @@
+"""A record of what a few steps did, operation by operation."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fit_core import Callback, RunnerState
+
+from .ranks import say
+
+__all__ = ["Profiler"]
+
+
+class Profiler(Callback):
+    """Writes a trace of some training steps, by torch.profiler; open it at ui.perfetto.dev or in chrome://tracing.
+
+    After ``wait`` steps, and ``warmup`` steps that are traced and thrown away, ``active`` steps are recorded, on rank 0.
+    From then on it costs nothing that could be measured.
+
+    Args:
+        log_dir: the folder for the trace, ``*.pt.trace.json``; TensorBoard's profile plugin finds it there.
+        wait, warmup, active: batches; ``active`` is 1 or more.
+        **options: of ``torch.profiler.profile``, such as ``with_stack=True``, ``profile_memory=True``.
+
+    Example:
+        >>> Profiler("runs/a")
+    """
+
+    def __init__(
+        self, log_dir: str | os.PathLike[str], *, wait: int = 10, warmup: int = 3, active: int = 5, **options: Any
+    ) -> None:
+        if wait < 0 or warmup < 0 or active < 1:
+            raise ValueError(
+                f"expected wait and warmup of 0 or more and active of 1 or more: {wait}, {warmup}, {active}"
+            )
+        self.log_dir = os.fspath(log_dir)
+        self.wait, self.warmup, self.active = wait, warmup, active
+        self.options = options
+        self._profile: Any = None
+
+    def on_begin(self, state: RunnerState) -> None:
+        """Prepare the trace."""
+        if state.rank:
+            return
+        from torch.profiler import profile, schedule, tensorboard_trace_handler
+
+        self._left = self.wait + self.warmup + self.active
+        self._profile = profile(
+            schedule=schedule(wait=self.wait, warmup=self.warmup, active=self.active, repeat=1),
+            on_trace_ready=tensorboard_trace_handler(self.log_dir),
+            **self.options,
+        )
+        self._profile.start()
+
+    def on_batch_end(self, state: RunnerState) -> None:
+        """One more training step; after the last, write the trace."""
+        if self._profile is not None and state.is_train:
+            self._profile.step()
+            self._left -= 1
+            if not self._left:
+                self._stop(state)
+
+    def on_end(self, state: RunnerState) -> None:
+        """Write what there is of a run that was shorter."""
+        if self._profile is not None:
+            self._stop(state)
+
+    def _stop(self, state: RunnerState) -> None:
+        profile, self._profile = self._profile, None
+        profile.stop()
+        if self._left >= self.active:
+            say(state, "Profiler: the run ended before the steps that were to be traced; pass a smaller wait")

@@ -1,0 +1,73 @@
+"""What concerns several processes: who speaks, what all agree on, and callbacks for one of them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from fit_core import HOOKS, Callback, RunnerState
+from tqdm.auto import tqdm
+
+__all__ = ["agree", "has_peers", "rank_zero_only", "say"]
+
+T = TypeVar("T")
+AnyCallback = TypeVar("AnyCallback", bound="Callback | type[Callback]")
+
+
+def has_peers() -> bool:
+    """Whether there is a process group, with which hooks can exchange values."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def agree(value: T) -> T:
+    """The value that rank 0 has, on every rank. All must call it."""
+    if not has_peers():
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def say(state: RunnerState, text: str) -> None:
+    """Write a line to stdout, on rank 0, without tearing a bar."""
+    if state.rank == 0:
+        tqdm.write(text, file=sys.stdout)
+
+
+def rank_zero_only(callback: AnyCallback) -> AnyCallback:
+    """A callback, or a class of callbacks, whose hooks run on rank 0 only; which rank this is, is asked in each hook.
+
+    For a callback that prints or writes. Not for one that speaks with other processes, or changes the training.
+
+    Args:
+        callback: a callback (a guarded copy is returned), or a subclass of Callback, as a decorator.
+
+    Example:
+        >>> Runner(model, optimizer, criterion, callbacks=[rank_zero_only(MyLogger())])
+
+        >>> @rank_zero_only
+        ... class MyLogger(Callback): ...
+    """
+    if isinstance(callback, type):
+        return cast("AnyCallback", _guarded(callback))
+    guarded = copy.copy(callback)
+    guarded.__class__ = _guarded(type(callback))
+    return guarded
+
+
+def _guarded(kind: type[Callback]) -> type[Callback]:
+    def only_on_rank_zero(method: Callable[[Any, RunnerState], None]) -> Callable[[Any, RunnerState], None]:
+        @functools.wraps(method)
+        def hook(self: Any, state: RunnerState) -> None:
+            if state.rank == 0:
+                method(self, state)
+
+        return hook
+
+    overridden = {name: getattr(kind, name) for name in HOOKS if getattr(kind, name) is not getattr(Callback, name)}
+    hooks = {name: only_on_rank_zero(method) for name, method in overridden.items()}
+    return type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "__module__": kind.__module__, **hooks})

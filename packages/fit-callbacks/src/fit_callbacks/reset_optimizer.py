@@ -1,0 +1,33 @@
+"""An optimizer without a past."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fit_core import Callback, RunnerState
+
+__all__ = ["ResetOptimizer"]
+
+
+class ResetOptimizer(Callback):
+    """Forgets what the optimizer remembers (momentum, second moments) after given epochs; settings such as lr stay.
+
+    Args:
+        after: after how many epochs; several numbers for several times.
+
+    Raises:
+        ValueError: a number is below 1.
+
+    Example:
+        >>> ResetOptimizer([10, 20])  # for warm restarts, as SGDR's
+    """
+
+    def __init__(self, after: int | Iterable[int]) -> None:
+        self.after = frozenset([after] if isinstance(after, int) else after)
+        if any(epoch < 1 for epoch in self.after):
+            raise ValueError(f"epochs are counted from 1, got {sorted(self.after)}")
+
+    def on_epoch_end(self, state: RunnerState) -> None:
+        """Forget."""
+        if state.epoch + 1 in self.after:
+            state.optimizer.state.clear()
