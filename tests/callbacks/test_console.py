@@ -50,7 +50,7 @@ def test_the_best_loss_is_remembered_over_a_resume():
     runner(console).fit(BATCHES)
     other = ConsoleLogger()
     other.load_state_dict(console.state_dict())
-    assert other.best == console.best is not None
+    assert other.best.value == console.best.value is not None
 
 
 def test_other_ranks_are_silent(capsys, monkeypatch):

@@ -146,6 +146,7 @@ def test_c2_losses_and_functions_weigh_a_short_last_batch_less():
             "epoch": 1,
             "train/loss": pytest.approx(loss, rel=1e-12),
             "train/accuracy": right,
+            "lr": 0.0,
             "val/loss": pytest.approx(loss, rel=1e-12),
             "val/accuracy": right,
         }

@@ -44,7 +44,7 @@ def test_override_and_assignment_do_the_same():
     histories = [runner.fit(data, epochs=8, val_loader=data) for runner in (overridden, assigned)]
     assert histories[0] == histories[1]
     assert histories[0][-1]["val/error"] < histories[0][0]["val/error"] / 1.5
-    assert histories[0][-1].keys() == {"epoch", "train/loss", "train/error", "val/loss", "val/error"}
+    assert histories[0][-1].keys() == {"epoch", "train/loss", "train/error", "lr", "val/loss", "val/error"}
     assert overridden.predict(data).shape == (20, 1)
 
 
@@ -56,4 +56,4 @@ def test_a_step_without_a_loss_is_logged_without_one():
     data = [torch.zeros(2, 3)] * 3
     history = runner.fit(data)
     assert calls == [0, 1, 2]
-    assert history == [{"epoch": 1}]
+    assert history == [{"epoch": 1, "lr": 0.1}]

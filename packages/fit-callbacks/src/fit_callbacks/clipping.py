@@ -41,9 +41,10 @@ class GradientClipping(Callback):
 
     def on_loader_begin(self, state: RunnerState) -> None:
         """Begin a mean anew, unless the run was interrupted in this epoch."""
-        if state.is_train and not state.loss_meter.count:
-            self._total = torch.zeros((), device=state.device)
-            self._count = torch.zeros((), dtype=torch.long, device=state.device)
+        if state.is_train:
+            if not state.loss_meter.count:
+                self._total, self._count = torch.zeros(()), torch.zeros((), dtype=torch.long)
+            self._total, self._count = self._total.to(state.device), self._count.to(state.device)
 
     def on_before_step(self, state: RunnerState) -> None:
         """Clip."""
@@ -68,7 +69,7 @@ class GradientClipping(Callback):
         return {"total": self._total, "count": self._count}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Go on with that mean; the tensors may lie on another device."""
+        """Go on with that mean."""
         self._total, self._count = state_dict["total"].clone(), state_dict["count"].clone()
 
 
@@ -81,8 +82,8 @@ class AdaptiveGradientClipping(Callback):
     Args:
         clip: the share, above 0. The paper uses 0.01 for batches of 4096, more for smaller ones.
         eps: what counts as the least norm of weights, so that those which begin at zero can move.
-        exclude: the names of parameters, or their beginnings, that are not clipped; the paper leaves out the last linear
-            layer (``exclude=["fc."]``).
+        exclude: the names of parameters, or their beginnings, that are not clipped; the paper leaves out the last
+            linear layer (``exclude=["fc."]``).
 
     Raises:
         ValueError: ``clip`` or ``eps`` is not above 0; a name in ``exclude`` fits no parameter.
@@ -126,6 +127,5 @@ def _stepped(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 def _unit_norm(values: Tensor) -> Tensor:
     """The norm of each unit, in a shape that multiplies ``values``."""
-    if values.dim() < 2:
-        return values.norm()
-    return values.norm(dim=tuple(range(1, values.dim())), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())) or None, keepdim=values.dim() > 1)
+    return norm

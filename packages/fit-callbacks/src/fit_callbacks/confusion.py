@@ -30,8 +30,8 @@ class ConfusionMatrix(Callback):
         counts: int64 ``(C, C)`` of the last validation; rows are the true classes, columns the predicted.
 
     Shapes:
-        output ``(N, C)`` or ``(N, C, d1, ...)`` scores; target: class indices ``(N,)``, ``(N, 1)``, ``(N, d1, ...)``, or
-        one-hot or soft as the output. Indices outside 0..C-1 (an ignored class) are not counted.
+        output ``(N, C)`` or ``(N, C, d1, ...)`` scores; target: class indices ``(N,)``, ``(N, 1)``, ``(N, d1, ...)``,
+        or one-hot or soft as the output. Indices outside 0..C-1 (an ignored class) are not counted.
 
     Example:
         >>> board = TensorBoard("runs/a")

@@ -13,9 +13,10 @@ KINDS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, 
 class ScheduledDropout(Callback):
     """Changes the probability of the model's dropout layers from epoch to epoch, in a straight line.
 
-    From ``start`` in the first epoch to ``end`` in epoch ``epochs`` and after. Growing it fights the overfitting of late
-    epochs (Morerio et al. 2017, Curriculum Dropout); letting it fall helps small models that underfit at first (Liu et
-    al. 2023, Dropout Reduces Underfitting). It follows from the number of the epoch, so a resumed run goes on in it.
+    From ``start`` in the first epoch to ``end`` in epoch ``epochs`` and after. Growing it fights the overfitting of
+    late epochs (Morerio et al. 2017, Curriculum Dropout); letting it fall helps small models that underfit at first
+    (Liu et al. 2023, Dropout Reduces Underfitting). It follows from the number of the epoch, so a resumed run goes on
+    in it.
 
     Args:
         start: the probability of the first epoch, 0..1.

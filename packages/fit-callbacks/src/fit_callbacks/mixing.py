@@ -18,8 +18,8 @@ class Mixup(Callback):
     """Replaces a training batch by ``lam * batch + (1 - lam) * shuffled batch`` (Zhang et al. 2018, arXiv:1710.09412).
 
     ``lam`` is drawn from Beta(alpha, alpha) for each batch. Targets are mixed alike, so the criterion must take soft
-    targets, as CrossEntropyLoss and BCEWithLogitsLoss do; Accuracy counts the class that has the larger share. Validation
-    is left alone. With Cutmix beside it, both with ``p=0.5`` say, some batches get both.
+    targets, as CrossEntropyLoss and BCEWithLogitsLoss do; Accuracy counts the class that has the larger share.
+    Validation is left alone. With Cutmix beside it, both with ``p=0.5`` say, some batches get both.
 
     Args:
         num_classes: to make class indices ``(N,)`` into soft targets ``(N, num_classes)``; None where targets are
@@ -57,8 +57,8 @@ class Mixup(Callback):
 class Cutmix(Callback):
     """Puts a box of another image of the batch into each image of a training batch (Yun et al. 2019, arXiv:1905.04899).
 
-    The box covers a share ``1 - lam`` of the image, ``lam`` drawn from Beta(alpha, alpha) for each batch, less what lies
-    outside; targets are mixed by the true shares. The rest is as in :class:`Mixup`. Images are ``(N, C, H, W)``.
+    The box covers a share ``1 - lam`` of the image, ``lam`` drawn from Beta(alpha, alpha) for each batch, less what
+    lies outside; targets are mixed by the true shares. The rest is as in :class:`Mixup`. Images are ``(N, C, H, W)``.
 
     Args:
         num_classes: as for Mixup.
@@ -66,8 +66,8 @@ class Cutmix(Callback):
         p: the share of batches that are mixed, in 0..1.
 
     Raises:
-        ValueError: ``alpha`` or ``p`` is out of its range; targets are class indices and ``num_classes`` is missing; the
-            input is no batch of images.
+        ValueError: ``alpha`` or ``p`` is out of its range; targets are class indices and ``num_classes`` is missing;
+            the input is no batch of images.
         TypeError: input or target is no tensor.
 
     Example:

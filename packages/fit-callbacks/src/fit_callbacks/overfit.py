@@ -10,8 +10,9 @@ __all__ = ["BatchOverfit"]
 
 
 class BatchOverfit(Callback):
-    """Trains on the first batches again and again, whatever the loader gives. A model whose loss then does not go
-    towards zero has a mistake in it, or in its loss. Validation is left alone.
+    """Trains on the first batches again and again, whatever the loader gives.
+
+    A model whose loss then does not go towards zero has a mistake in it, or in its loss. Validation is left alone.
 
     Args:
         batches: how many batches to keep, 1 or more.

@@ -15,8 +15,8 @@ __all__ = ["Profiler"]
 class Profiler(Callback):
     """Writes a trace of some training steps, by torch.profiler; open it at ui.perfetto.dev or in chrome://tracing.
 
-    After ``wait`` steps, and ``warmup`` steps that are traced and thrown away, ``active`` steps are recorded, on rank 0.
-    From then on it costs nothing that could be measured.
+    After ``wait`` steps, and ``warmup`` steps that are traced and thrown away, ``active`` steps are recorded, on
+    rank 0; then the trace is written, and the run goes on without it.
 
     Args:
         log_dir: the folder for the trace, ``*.pt.trace.json``; TensorBoard's profile plugin finds it there.

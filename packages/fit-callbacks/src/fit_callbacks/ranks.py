@@ -55,7 +55,7 @@ def rank_zero_only(callback: AnyCallback) -> AnyCallback:
     if isinstance(callback, type):
         return cast("AnyCallback", _guarded(callback))
     guarded = copy.copy(callback)
-    guarded.__class__ = _guarded(type(callback))
+    guarded.__class__ = _guarded(type(callback))  # type: ignore[assignment]  # a subclass of its own class
     return guarded
 
 

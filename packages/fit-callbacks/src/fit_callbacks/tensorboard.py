@@ -73,11 +73,14 @@ class TensorBoard(Callback):
         self.histograms = histograms
         self.images = images
         self.writer: Any = None
-        self._forget()
+        self._epochs: int | None = None  # rows of the history that are written
+        self._since: tuple[float, int] = (0.0, 0)  # sum and count of losses at the last running value
+        self._last_x = -1
+        self._last: dict[str, float] = {}  # what was written at that x
 
     def on_begin(self, state: RunnerState) -> None:
         """A new run; what a resumed one has written is restored after this."""
-        self._forget()
+        self._epochs, self._since, self._last_x, self._last = None, (0.0, 0), -1, {}
         if state.rank == 0:
             os.makedirs(self.log_dir, exist_ok=True)
 
@@ -130,14 +133,8 @@ class TensorBoard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on writing there."""
-        self._epochs, self._since = state_dict["epochs"], tuple(state_dict["since"])
+        self._epochs, self._since = state_dict["epochs"], state_dict["since"]
         self._last_x, self._last = state_dict["last_x"], dict(state_dict["last"])
-
-    def _forget(self) -> None:
-        self._epochs: int | None = None  # rows of the history that are written
-        self._since: tuple[float, int] = (0.0, 0)  # sum and count of losses at the last running value
-        self._last_x = -1
-        self._last: dict[str, float] = {}  # what was written at that x
 
     def _now(self, state: RunnerState) -> int:
         return {"steps": state.global_step, "samples": state.samples, "epochs": state.epoch}[self.x]
@@ -147,7 +144,7 @@ class TensorBoard(Callback):
 
         # TensorBoard drops what older files have from this x on; what belongs to this very x is written again.
         now = self._now(state)
-        self.writer = SummaryWriter(self.log_dir, purge_step=now)  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(self.log_dir, purge_step=now)
         if self._last_x == now:
             self._write(state, self._last)
         if self._epochs is None:
@@ -200,7 +197,7 @@ class TensorBoard(Callback):
             name: value if isinstance(value, (bool, int, float, str)) else str(value)
             for name, value in settings.items()
         }
-        for summary in hparams(plain, values):
+        for summary in hparams(plain, values):  # type: ignore[no-untyped-call]
             self.writer.file_writer.add_summary(summary)
 
     def _write_graph(self, state: RunnerState) -> None:

@@ -1,0 +1,58 @@
+"""A small run that the tests of callbacks share."""
+
+import io
+
+import torch
+from fit_core import Callback, Runner
+from torch import nn
+
+
+def batches(sizes=(8, 8, 8, 8, 5), seed=0, classes=3):
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.randn(n, 6, generator=generator), torch.randint(classes, (n,), generator=generator)) for n in sizes]
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, 3))
+
+
+def make(*callbacks, model=None, lr=0.1, metrics=(), **options):
+    model = model or network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    return Runner(model, optimizer, nn.CrossEntropyLoss(), metrics, callbacks, **options)
+
+
+class Watch(Callback):
+    """Notes what a function of the state gives, at one hook."""
+
+    def __init__(self, hook, function):
+        self.seen = []
+        setattr(self, hook, lambda state: self.seen.append(function(state)))
+
+
+class Snapshots(Callback):
+    """Keeps the whole state at each point where it is exact, as bytes that plain torch can read."""
+
+    def __init__(self):
+        self.saved = []
+
+    def on_checkpoint(self, state):
+        buffer = io.BytesIO()
+        torch.save(state.state_dict(), buffer)
+        self.saved.append(buffer.getvalue())
+
+
+def load(saved):
+    return torch.load(io.BytesIO(saved), weights_only=True)
+
+
+def flat(value, prefix=""):
+    """A nested state as a list of plain values, in which the same bits are equal."""
+    if isinstance(value, dict):
+        return [leaf for key in value for leaf in flat(value[key], f"{prefix}/{key}")]
+    if isinstance(value, (list, tuple)):
+        return [leaf for number, one in enumerate(value) for leaf in flat(one, f"{prefix}/{number}")]
+    if isinstance(value, torch.Tensor):
+        return [(prefix, value.dtype, value.shape, value.contiguous().cpu().numpy().tobytes())]
+    return [(prefix, value)]

@@ -1,0 +1,258 @@
+"""Loggers: what they write is read back from the files."""
+
+import csv
+import json
+
+import pytest
+import torch
+from fit_callbacks import ConfusionMatrix, FileLogger, TensorBoard
+from fit_core import Callback
+from fit_metrics import Accuracy
+from scene import Snapshots, Watch, batches, flat, load, make, network
+from sklearn.metrics import confusion_matrix
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+
+def events(folder):
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def curves(folder):
+    read = events(folder)
+    return {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+def close(points):
+    return pytest.approx(points, rel=1e-6)
+
+
+# TensorBoard
+
+
+def test_a_point_an_epoch_and_running_values_between(tmp_path):
+    lr = Watch("on_epoch_end", lambda state: state.optimizer.param_groups[0].update(lr=0.05))
+    losses = Watch("on_batch_end", lambda state: (state.is_train, float(state.loss), state.batch_size))
+    board = TensorBoard(tmp_path, every=2)
+    history = make(board, lr, losses, metrics=[Accuracy(1)]).fit(batches(), epochs=2, val_loader=batches(seed=1))
+    assert board.writer is None
+    read = curves(tmp_path)
+    for tag in ("train/loss", "val/loss", "train/Acc@1", "val/Acc@1"):
+        assert read[tag] == [(5, close(history[0][tag])), (10, close(history[1][tag]))]
+    assert [step for step, _ in read["train_step/loss"]] == [2, 4, 6, 8, 10]
+    steps = [(loss, size) for is_train, loss, size in losses.seen if is_train]
+    since = [steps[0:2], steps[2:4], steps[5:6], steps[6:8], steps[8:10]]  # each epoch begins anew
+    means = [sum(loss * size for loss, size in part) / sum(size for _, size in part) for part in since]
+    assert [value for _, value in read["train_step/loss"]] == close(means)
+    assert read["train_step/Acc@1"][-1] == (10, close(history[1]["train/Acc@1"]))
+    assert read["lr"][0] == (2, close(0.1))
+    assert read["lr"][-1][1] == close(0.05)
+    assert read["epoch"] == [(5, 1), (10, 2)]
+
+
+@pytest.mark.parametrize(("x", "ends"), [("steps", [3, 6]), ("samples", [37, 74]), ("epochs", [1, 2])])
+def test_the_axis_counts_steps_samples_or_epochs(tmp_path, x, ends):
+    make(TensorBoard(tmp_path, every=1, x=x), accumulate_steps=2).fit(batches(), epochs=2)
+    read = curves(tmp_path)
+    assert [step for step, _ in read["train/loss"]] == ends
+    assert ("train_step/loss" in read) == (x != "epochs")
+
+
+def test_groups_have_a_learning_rate_each(tmp_path):
+    model = network()
+    runner = make(TensorBoard(tmp_path), model=model)
+    groups = [{"params": model[0].parameters(), "lr": 0.5}, {"params": model[4].parameters(), "lr": 0.25}]
+    runner.state.optimizer = torch.optim.SGD(groups)
+    runner.fit(batches())
+    read = curves(tmp_path)
+    assert (read["lr/0"], read["lr/1"]) == ([(5, 0.5)], [(5, 0.25)])
+
+
+def test_hyperparameters_are_in_the_same_run(tmp_path):
+    make(TensorBoard(tmp_path, hparams={"width": 12, "path": tmp_path})).fit(batches(), epochs=2)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+    content = events(tmp_path).summary_metadata
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= content.keys()
+    start = content["_hparams_/session_start_info"].plugin_data.content
+    for text in (b"width", b"SGD", b"Sequential", str(tmp_path).encode()):
+        assert text in start
+    assert b"train/loss" in content["_hparams_/experiment"].plugin_data.content
+
+
+def test_graph_histograms_and_images_do_not_change_the_run(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.convolution = nn.Conv2d(1, 4, 3)
+            self.norm = nn.BatchNorm2d(4)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = self.norm(self.convolution(x)).relu().mean((2, 3))
+            return self.head(nn.functional.dropout(x, 0.5, self.training))
+
+    data = [(torch.randn(5, 1, 8, 8), torch.randint(3, (5,))) for _ in range(3)]
+    torch.manual_seed(1)
+    plain = make(model=Net())
+    plain.fit(data, epochs=2, val_loader=data)
+    board = TensorBoard(tmp_path, graph=True, histograms=True, images=3)
+    shown = make(board, model=Net())
+    shown.fit(data, epochs=2, val_loader=data)
+    assert flat(plain.state.state_dict()["model"]) == flat(shown.state.state_dict()["model"])
+    read = events(tmp_path)
+    tags = read.Tags()
+    assert tags["graph"]
+    assert len(read.Histograms("convolution/weight")) == 2
+    assert len([tag for tag in tags["images"] if tag.startswith("val/input")]) == 3
+
+
+def test_images_of_what_is_none_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"shows inputs \(N, 1, H, W\) or \(N, 3, H, W\), got \(8, 6\)"):
+        make(TensorBoard(tmp_path, images=2)).fit(batches(), val_loader=batches())
+
+
+def test_wrong_settings_are_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="x must be 'steps', 'samples' or 'epochs', got 'batches'"):
+        TensorBoard(tmp_path, x="batches")
+    with pytest.raises(ValueError, match="every must be a number of optimizer steps"):
+        TensorBoard(tmp_path, every=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        make(TensorBoard(tmp_path / "file")).fit(batches())
+
+
+def test_another_run_in_the_folder_hides_the_first(tmp_path):
+    make(TensorBoard(tmp_path, every=1)).fit(batches(), epochs=3)
+    history = make(TensorBoard(tmp_path, every=1), lr=0.01).fit(batches(), epochs=1)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert curves(tmp_path)["train/loss"] == [(5, close(history[0]["train/loss"]))]
+
+
+def test_evaluate_alone_writes_nothing(tmp_path):
+    make(TensorBoard(tmp_path, every=1)).evaluate(batches())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_b7_no_step_twice_and_none_missing(tmp_path, before, accumulate_steps):
+    def run(folder, stop=None, resume=None):
+        snapshots = Snapshots()
+        board, file = TensorBoard(folder, every=1), FileLogger(folder / "log.csv")
+        callbacks = [board, file, snapshots] if before else [snapshots, board, file]
+        runner = make(*callbacks, metrics=[Accuracy(1)], accumulate_steps=accumulate_steps)
+        if resume:
+            runner.state.load_state_dict(load(resume))
+        if stop is not None:
+            runner.state.callbacks.append(Kill(stop, snapshots))
+            with pytest.raises(KeyboardInterrupt):
+                runner.fit(batches(), epochs=3, val_loader=batches(seed=1))
+        else:
+            runner.fit(batches(), epochs=3, val_loader=batches(seed=1))
+        return snapshots.saved
+
+    class Kill(Callback):
+        """Ends the run some batches after the checkpoint that will be used, in which more has been written."""
+
+        def __init__(self, at, snapshots):
+            self.at = at + 3
+            self.snapshots = snapshots
+
+        def on_batch_begin(self, state):
+            if len(self.snapshots.saved) >= self.at:
+                raise KeyboardInterrupt
+
+    count = len(run(tmp_path / "gold"))
+    assert count == 3 * 6
+    for stop in range(count - 4):
+        folder = tmp_path / str(stop)
+        saved = run(folder, stop=stop)
+        run(folder, resume=saved[stop])
+        assert curves(folder) == curves(tmp_path / "gold"), stop
+        assert (folder / "log.csv").read_text() == (tmp_path / "gold" / "log.csv").read_text()
+
+
+# ConfusionMatrix
+
+
+def test_the_confusion_matrix_is_scikit_learns_and_is_drawn(tmp_path):
+    board = TensorBoard(tmp_path)
+    confusion = ConfusionMatrix(board, ["cat", "dog", "owl"])
+    runner = make(confusion, board)
+    runner.fit(batches(), epochs=2, val_loader=batches(seed=1))
+    outputs = runner.predict(batches(seed=1))
+    target = torch.cat([y for _, y in batches(seed=1)])
+    expected = confusion_matrix(target, outputs.argmax(1), labels=range(3)).tolist()
+    runner.evaluate(batches(seed=1))
+    assert confusion.counts.tolist() == expected
+    assert [image.step for image in events(tmp_path).Images("val/confusion")] == [5, 10]
+    texts = {text.get_text() for text in confusion.draw().axes[0].texts}
+    assert texts == {str(count) for row in expected for count in row}
+
+
+def test_confusion_of_pixels_with_ignored_ones(tmp_path):
+    output, target = torch.randn(2, 4, 5, 6), torch.randint(4, (2, 5, 6))
+    target[0, 0] = 255
+    confusion = ConfusionMatrix(TensorBoard(tmp_path), 4)
+    runner = make(confusion, model=nn.Conv2d(4, 4, 1))
+    runner.state.criterion = nn.CrossEntropyLoss(ignore_index=255)
+    runner.evaluate([(output, target)])
+    predicted = runner.predict([(output, target)]).argmax(1)
+    kept = target != 255
+    assert confusion.counts.tolist() == confusion_matrix(target[kept], predicted[kept], labels=range(4)).tolist()
+    with pytest.raises(ValueError, match=r"has 3 classes, the output \(2, 4, 5, 6\) has 4"):
+        make(ConfusionMatrix(TensorBoard(tmp_path), 3), model=nn.Conv2d(4, 4, 1)).evaluate([(output, target % 4)])
+
+
+# FileLogger
+
+
+def test_a_row_an_epoch_as_lines_and_as_a_table(tmp_path):
+    class Late(Callback):
+        def on_epoch_end(self, state):
+            state.logs["extra"] = 2.5
+
+    lines, table = FileLogger(tmp_path / "a" / "log.jsonl"), FileLogger(tmp_path / "a" / "log.csv")
+    history = make(lines, table, Late()).fit(batches(), epochs=3, val_loader=batches(), validate_every=2)
+    assert [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()] == history
+    with (tmp_path / "a" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [{key: float(value) for key, value in row.items() if value} for row in rows] == history
+    assert rows[0]["val/loss"] == ""
+    assert rows[0]["extra"] == "2.5"
+
+
+def test_a_row_is_there_when_the_next_epoch_begins(tmp_path):
+    path = tmp_path / "log.jsonl"
+    seen = Watch("on_batch_begin", lambda state: len(path.read_text().splitlines()) if path.exists() else 0)
+    make(FileLogger(path), seen).fit(batches((4,)), epochs=3)
+    assert seen.seen == [0, 1, 2]
+    assert [one.name for one in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_the_file_of_an_earlier_run_is_set_aside(tmp_path, capsys):
+    path = tmp_path / "log.csv"
+    texts = []
+    for lr in (0.1, 0.2, 0.3):
+        make(FileLogger(path), lr=lr).fit(batches())
+        texts.append(path.read_text())
+    assert (tmp_path / "log-previous-1.csv").read_text() == texts[0]
+    assert (tmp_path / "log-previous-2.csv").read_text() == texts[1]
+    assert len(set(texts)) == 3
+    assert "log.csv is of an earlier run, and is log-previous-1.csv now" in capsys.readouterr().out
+
+
+def test_other_endings_are_refused():
+    with pytest.raises(ValueError, match=r"must end in .jsonl or .csv, got 'log.txt'"):
+        FileLogger("log.txt")
+
+
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    board = TensorBoard(tmp_path, every=1, histograms=True, graph=True)
+    make(board, ConfusionMatrix(board, 3), FileLogger(tmp_path / "log.csv")).fit(batches(), val_loader=batches())
+    assert list(tmp_path.iterdir()) == []
