@@ -68,7 +68,7 @@ class ConfusionMatrix(Callback):
             return
         if has_peers():
             torch.distributed.all_reduce(self.counts)
-        if self.board.writer is not None:  # else nobody would see the drawing
+        if self.board.writer is not None and self.counts.any():  # a prediction has no targets to count
             self.board.add_figure(state, "val/confusion", self.draw())
 
     def draw(self) -> Figure:

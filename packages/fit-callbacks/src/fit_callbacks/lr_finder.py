@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,7 +98,7 @@ class LRFinder(Callback):
         """Note the loss, and end where it explodes."""
         if not state.is_train or state.loss is None:
             return
-        loss = agree(float(state.loss))
+        loss = agree(state.loss.item())
         self._batches += 1
         self._average = self.smoothing * self._average + (1 - self.smoothing) * loss
         if not state.is_optimizer_step:
@@ -119,7 +120,7 @@ class LRFinder(Callback):
         state.optimizer.load_state_dict(optimizer)
         state.optimizer.zero_grad()
         state.grad_scaler.load_state_dict(scaler)
-        slopes = [after - before for before, after in zip(self.losses, self.losses[1:], strict=False)]
+        slopes = [after - before for before, after in pairwise(self.losses)]
         if slopes and min(slopes) < 0:
             self.suggestion = self.lrs[slopes.index(min(slopes))]
 

@@ -146,24 +146,28 @@ class TensorBoard(Callback):
         now = self._now(state)
         self.writer = SummaryWriter(self.log_dir, purge_step=now)
         if self._last_x == now:
-            self._write(state, self._last)
+            self._last_x, last = -1, self._last
+            self._write(state, last)
         if self._epochs is None:
             self._epochs = len(state.history)
 
     def _write(self, state: RunnerState, values: dict[str, float]) -> None:
         now = self._now(state)
-        self._last = {**(self._last if now == self._last_x else {}), **values}
-        self._last_x = now
+        if now != self._last_x:
+            self._last_x, self._last = now, {}
         for tag, value in values.items():
-            self.writer.add_scalar(tag, value, now)
+            if tag not in self._last:  # one point at each x
+                self.writer.add_scalar(tag, value, now)
+        self._last |= values
         self.writer.flush()  # a checkpoint may follow, and nothing before it may be lost
 
     def _write_epochs(self, state: RunnerState) -> None:
         for row in state.history[self._epochs :]:
-            values = {name: value for name, value in row.items() if name not in ("epoch", "lr")}
             if row["epoch"] == 1:
-                self._write_hparams(state, values)
-            self._write(state, {**values, **_learning_rates(state), "epoch": row["epoch"]})
+                self._write_hparams(state, row)
+            several = len(state.optimizer.param_groups) > 1
+            values = {name: value for name, value in row.items() if name != "lr" or not several}
+            self._write(state, {**values, **_learning_rates(state), **values})
         self._epochs = len(state.history)
 
     def _running(self, state: RunnerState) -> dict[str, float]:
@@ -181,7 +185,7 @@ class TensorBoard(Callback):
                     values[f"train_step/{getattr(metric, 'name', type(metric).__name__)}"] = float(value)
         return {**values, **_learning_rates(state)}
 
-    def _write_hparams(self, state: RunnerState, values: dict[str, float]) -> None:
+    def _write_hparams(self, state: RunnerState, row: dict[str, float]) -> None:
         # SummaryWriter.add_hparams would open a second run for them (pytorch/pytorch#32651).
         from torch.utils.tensorboard.summary import hparams
 
@@ -197,7 +201,7 @@ class TensorBoard(Callback):
             name: value if isinstance(value, (bool, int, float, str)) else str(value)
             for name, value in settings.items()
         }
-        for summary in hparams(plain, values):  # type: ignore[no-untyped-call]
+        for summary in hparams(plain, {name: value for name, value in row.items() if "/" in name}):  # type: ignore[no-untyped-call]
             self.writer.file_writer.add_summary(summary)
 
     def _write_graph(self, state: RunnerState) -> None:

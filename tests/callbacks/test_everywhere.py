@@ -1,0 +1,232 @@
+"""Each callback works wherever a run does: with accumulation, fp16, any loader, resumed, alone, compiled, in processes."""
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from fit_callbacks import (
+    AdaptiveGradientClipping,
+    BatchOverfit,
+    ConfusionMatrix,
+    ConsoleLogger,
+    Cutmix,
+    EarlyStopping,
+    FileLogger,
+    GradientClipping,
+    LRScheduler,
+    Mixup,
+    ModelEma,
+    Phase,
+    PhasesScheduler,
+    Profiler,
+    ReduceLROnPlateau,
+    ResetOptimizer,
+    ScheduledDropout,
+    StopOnNonFinite,
+    TensorBoard,
+    Timer,
+)
+from fit_core import Callback
+from scene import Snapshots, batches, flat, load, make, network
+from torch import nn
+from torch.optim import lr_scheduler
+
+
+def one_cycle(optimizer, steps):
+    return lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=steps + 1)
+
+
+def warm_cosine(optimizer, steps):
+    parts = [lr_scheduler.LinearLR(optimizer, 0.1, total_iters=2), lr_scheduler.CosineAnnealingLR(optimizer, 3)]
+    return lr_scheduler.SequentialLR(optimizer, parts, [2])
+
+
+KINDS = {
+    "agc": lambda folder: [AdaptiveGradientClipping(0.1)],
+    "overfit": lambda folder: [BatchOverfit(2)],
+    "console": lambda folder: [ConsoleLogger()],
+    "confusion": lambda folder: [ConfusionMatrix(TensorBoard(folder), 3)],
+    "early": lambda folder: [EarlyStopping(patience=1)],
+    "file": lambda folder: [FileLogger(folder / "log.csv")],
+    "clip": lambda folder: [GradientClipping(0.5)],
+    "one cycle": lambda folder: [LRScheduler(one_cycle)],
+    "cosine an epoch": lambda folder: [LRScheduler(warm_cosine, "epoch")],
+    "mixup": lambda folder: [Mixup(3, p=0.7)],
+    "ema": lambda folder: [ModelEma(0.9)],
+    "phases": lambda folder: [PhasesScheduler([Phase(0, 1, (0, 0.2)), Phase(1, 9, (0.2, 0), "cos")])],
+    "profiler": lambda folder: [Profiler(folder, wait=1)],
+    "plateau": lambda folder: [ReduceLROnPlateau(patience=0, factor=0.5)],
+    "reset": lambda folder: [ResetOptimizer([1, 2])],
+    "dropout": lambda folder: [ScheduledDropout(0.1, 0.6)],
+    "finite": lambda folder: [StopOnNonFinite()],
+    "tensorboard": lambda folder: [TensorBoard(folder, every=1)],
+    "timer": lambda folder: [Timer()],
+    "many": lambda folder: [
+        ModelEma(0.8),
+        Mixup(3),
+        GradientClipping(0.5),
+        GradientClipping(value=0.1),
+        LRScheduler(one_cycle),
+        EarlyStopping(patience=2),
+        TensorBoard(folder),
+        ScheduledDropout(0.0, 0.4),
+    ],
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+class Endless:
+    """A loader without a len."""
+
+    def __iter__(self):
+        yield from batches()
+
+
+def memory(state):
+    """What two runs must have alike, but for what a clock has told."""
+    saved = state.state_dict()
+    for row in (saved["logs"], *saved["history"]):
+        row.pop("data_wait", None)
+    return flat({key: value for key, value in saved.items() if key != "settings"})
+
+
+@every_kind
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_resumed_run_ends_with_the_same_bits(kind, accumulate_steps, tmp_path):
+    def run(folder, saved=None):
+        snapshots = Snapshots()
+        folder.mkdir()
+        options = {"accumulate_steps": accumulate_steps, "use_fp16": accumulate_steps == 2}
+        runner = make(*KINDS[kind](folder), snapshots, **options)
+        if saved:
+            runner.state.load_state_dict(load(saved))
+        runner.fit(batches(), epochs=3, val_loader=batches(seed=1))
+        return runner, snapshots.saved
+
+    torch.manual_seed(0)
+    gold, saved = run(tmp_path / "gold")
+    for point in (0, 3, 5, 8, 11, 12):
+        torch.manual_seed(7)
+        if point < len(saved):
+            resumed, _ = run(tmp_path / str(point), saved[point])
+            assert memory(resumed.state) == memory(gold.state), point
+
+
+@every_kind
+def test_any_loader_and_evaluate_alone(kind, tmp_path):
+    runner = make(*KINDS[kind](tmp_path), accumulate_steps=3)
+    assert "val/loss" in runner.evaluate(Endless())
+    runner.fit(Endless(), epochs=2, steps_per_epoch=7, val_loader=Endless(), val_steps=2)
+    assert len(runner.state.history) == 2
+    assert "val/loss" in runner.evaluate(Endless())
+    assert runner.predict(Endless()).shape == (37, 3)
+
+
+@every_kind
+def test_without_a_len_and_without_validation(kind, tmp_path):
+    if kind in ("one cycle", "cosine an epoch", "phases", "many"):
+        with pytest.raises(ValueError, match="pass steps_per_epoch"):  # E5
+            make(*KINDS[kind](tmp_path)).fit(Endless())
+    else:
+        assert len(make(*KINDS[kind](tmp_path)).fit(Endless(), epochs=2)) == 2
+
+
+def test_cutmix_resumes_too(tmp_path):
+    data = [(torch.rand(4, 1, 6, 6), torch.randint(3, (4,))) for _ in range(3)]
+
+    def run(saved=None):
+        torch.manual_seed(0)
+        snapshots = Snapshots()
+        runner = make(Cutmix(3, p=0.5), snapshots, model=nn.Sequential(nn.Flatten(), nn.Linear(36, 3)))
+        if saved:
+            runner.state.load_state_dict(load(saved))
+        runner.fit(data, epochs=3)
+        return memory(runner.state), snapshots.saved
+
+    gold, saved = run()
+    assert run(saved[5])[0] == gold
+
+
+@pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel])
+def test_wrapped_models_give_the_same_bits(wrap, tmp_path):
+    def run(wrapped):
+        torch.manual_seed(0)
+        model = network()
+        callbacks = [
+            ModelEma(0.8),
+            AdaptiveGradientClipping(0.1, exclude=["4."]),
+            ScheduledDropout(0.1, 0.5, names="3"),
+            TensorBoard(tmp_path, histograms=True),
+        ]
+        runner = make(*callbacks, model=wrap(model) if wrapped else model)
+        runner.fit(batches(), epochs=2, val_loader=batches(seed=1))
+        return memory(runner.state)
+
+    assert run(wrapped=True) == run(wrapped=False)
+
+
+class RankLoss(Callback):
+    """Results that differ from rank to rank, as a callback of somebody's own may log them."""
+
+    def on_epoch_end(self, state):
+        state.logs["own"] = float((state.epoch + 1) * (1 if state.rank else -1))
+
+
+def _on_a_process(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    board = TensorBoard(folder / "board", every=1)
+    callbacks = [
+        Timer(),
+        ConsoleLogger(),
+        board,
+        ConfusionMatrix(board, 3),
+        FileLogger(folder / "log.csv"),
+        ModelEma(0.8),
+        Mixup(3),
+        GradientClipping(0.1),
+        AdaptiveGradientClipping(0.1),
+        LRScheduler(one_cycle),
+        StopOnNonFinite(),
+        RankLoss(),
+        ReduceLROnPlateau("own", "max", patience=0),
+        EarlyStopping("own", "max", patience=2),
+        Profiler(folder / "profile", wait=0),
+    ]
+    model = nn.parallel.DistributedDataParallel(network())
+    runner = make(*callbacks, model=model, accumulate_steps=2)
+    history = runner.fit(batches(seed=rank), epochs=8, val_loader=batches(seed=5)[: 2 * rank + 1])
+    counts = callbacks[3].counts
+    torch.save(
+        {
+            "model": runner.state.state_dict()["model"],
+            "ema": callbacks[5].model.state_dict(),
+            "epochs": len(history),
+            "counts": counts,
+            "norms": [row["grad_norm"] for row in history],
+        },
+        folder / f"{rank}.pt",
+    )
+    bad = batches()
+    if rank == 1:
+        bad[2][0][:] = torch.nan
+    with pytest.raises(FloatingPointError, match=rf"in epoch 1, batch 3 .* on rank {rank}"):
+        make(StopOnNonFinite(), model=nn.parallel.DistributedDataParallel(nn.Linear(6, 3))).fit(bad)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.timeout(200)
+def test_two_processes_agree_and_one_writes(tmp_path):
+    mp.spawn(_on_a_process, (tmp_path,), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert one["epochs"] == other["epochs"] == 3  # rank 0's value falls: best in the first epoch, two without
+    names = [name for name in one["model"] if "running" not in name and "num_batches" not in name]
+    for key in ("model", "ema"):  # the statistics of batch norm are each process's own
+        assert flat({name: one[key][name] for name in names}) == flat({name: other[key][name] for name in names})
+    assert one["norms"] == other["norms"]
+    assert one["counts"].tolist() == other["counts"].tolist()
+    assert int(one["counts"].sum()) == 8 + 3 * 8
+    assert len(list((tmp_path / "board").iterdir())) == 1
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
+    assert len(list((tmp_path / "profile").iterdir())) == 1
