@@ -1,4 +1,4 @@
-"""Each callback works wherever a run does: with accumulation, fp16, any loader, resumed, alone, compiled, in processes."""
+"""Each callback works wherever a run does: accumulation, fp16, any loader, resumed, alone, compiled, in processes."""
 
 import pytest
 import torch

@@ -21,7 +21,7 @@ from fit_callbacks import (
     rank_zero_only,
 )
 from fit_core import Callback
-from scene import Watch, batches, make, network
+from scene import Snapshots, Watch, batches, load, make, network
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -327,6 +327,21 @@ def test_arguments_out_of_range():
         EarlyStopping(patience=0)
     with pytest.raises(ValueError, match="min_delta must be 0 or more"):
         EarlyStopping(min_delta=-1)
+
+
+def test_a_run_that_was_stopped_stays_so_when_resumed_unless_patience_grows():
+    def run(patience, saved=None):
+        snapshots = Snapshots()
+        runner = make(EarlyStopping("value", patience=patience), Logs(value=[1.0] * 6), snapshots)
+        runner.state.callbacks.reverse()
+        if saved:
+            runner.state.load_state_dict(load(saved))
+        return runner.fit(batches((4,)), epochs=6), snapshots.saved
+
+    history, saved = run(2)
+    assert len(history) == 3
+    assert run(2, saved[-1])[0] == history
+    assert len(run(3, saved[-1])[0]) == 4
 
 
 # ModelEma

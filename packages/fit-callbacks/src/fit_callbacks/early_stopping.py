@@ -43,6 +43,7 @@ class EarlyStopping(Callback):
     def on_begin(self, state: RunnerState) -> None:
         """A new run has no best value yet; that of a resumed one is restored after this."""
         check_monitor(state, self.monitor)
+        self._state = state
         self.best.value, self.waited = None, 0
 
     def on_epoch_end(self, state: RunnerState) -> None:
@@ -65,6 +66,7 @@ class EarlyStopping(Callback):
         return {"best": self.best.state_dict(), "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting there."""
+        """Go on counting there; a run that was stopped stays so, unless ``patience`` has grown."""
         self.best.load_state_dict(state_dict["best"])
         self.waited = state_dict["waited"]
+        self._state.should_stop = self._state.should_stop or self.waited >= self.patience
