@@ -50,7 +50,6 @@ def test_a_point_an_epoch_and_running_values_between(tmp_path):
     assert read["train_step/Acc@1"][-1] == (10, close(history[1]["train/Acc@1"]))
     assert read["lr"][0] == (2, close(0.1))
     assert [value for _, value in read["lr"]] == close([0.1, 0.1, 0.1, 0.05, 0.05, 0.05])  # at 2 4 5 6 8 10
-    assert read["epoch"] == [(5, 1), (10, 2)]
 
 
 @pytest.mark.parametrize(("x", "ends"), [("steps", [3, 6]), ("samples", [37, 74]), ("epochs", [1, 2])])

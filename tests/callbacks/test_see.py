@@ -66,6 +66,12 @@ def test_a_quick_loader_gets_no_advice(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_wait_of_less_than_a_second_is_not_worth_a_line(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    assert make(Timer()).fit(slow(clock, 0.2))[0]["data_wait"] == 1.0
+    assert capsys.readouterr().out == ""
+
+
 def test_advice_depends_on_the_loader():
     data = TensorDataset(torch.zeros(4, 1))
     advice = [

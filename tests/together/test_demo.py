@@ -17,9 +17,11 @@ def test_the_demo_trains(model, parameters, tmp_path):
     lines = result.stdout.splitlines()
     assert lines[0] == f"MNIST-1D, {model} with {parameters} parameters, 60 steps"
     assert lines[1].startswith("Epoch 1/1  train loss")
-    assert lines[-2].startswith("test accuracy ")
-    assert lines[-1] == f"learning curves: {tmp_path / model}.png"
-    assert (tmp_path / f"{model}.png").stat().st_size > 5000
+    assert lines[-3].startswith("test accuracy ")
+    assert lines[-2] == f"learning curves: {tmp_path / model}/curves.png"
+    assert lines[-1] == f"TensorBoard: tensorboard --logdir {tmp_path}"
+    assert (tmp_path / model / "curves.png").stat().st_size > 5000
+    assert len(list((tmp_path / model).glob("events.out.tfevents.*"))) == 1
 
 
 def test_steps_that_mean_nothing_are_refused():

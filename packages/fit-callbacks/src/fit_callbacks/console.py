@@ -83,7 +83,6 @@ class ConsoleLogger(Callback):
                 if key.startswith(prefix + "/")
             ]
             parts += [" ".join([prefix, *values])] if values else []
-        parts += [f"{key} {value:.4g}" for key, value in state.logs.items() if "/" not in key and key != "lr"]
         parts += [f"lr {state.optimizer.param_groups[0]['lr']:.1e}"]
         parts += [f"{time.perf_counter() - self._began:.1f}s", f"{rate:.0f} samples/s"]
         tqdm.write("  ".join(parts) + (" *" if is_best else ""), file=sys.stdout)

@@ -166,7 +166,7 @@ class TensorBoard(Callback):
             if row["epoch"] == 1:
                 self._write_hparams(state, row)
             several = len(state.optimizer.param_groups) > 1
-            values = {name: value for name, value in row.items() if name != "lr" or not several}
+            values = {name: value for name, value in row.items() if name != "epoch" and not (name == "lr" and several)}
             self._write(state, {**values, **_learning_rates(state), **values})
         self._epochs = len(state.history)
 

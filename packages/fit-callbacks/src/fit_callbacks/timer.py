@@ -17,9 +17,10 @@ __all__ = ["Timer"]
 class Timer(Callback):
     """Tells which share of the training time the model waited for the loader, and what to do when it is much.
 
-    The share, in 0..1, is in the logs as ``data_wait``. Where it exceeds ``advise_above``, a line says so once a run.
-    On an accelerator the time is measured by events on its own clock, which are read when they have long passed: the
-    host may run ahead, and what counts is how long the device had nothing to do.
+    The share, in 0..1, is in the logs as ``data_wait``. Where it exceeds ``advise_above``, and a second, a line says so
+    once a run. On an accelerator the time is measured by events on its own clock, which are read when they have long
+    passed: the host may run ahead, and what counts is how long the device had nothing to do. What callbacks after this
+    one do in ``on_checkpoint`` counts as waiting.
 
     Args:
         advise_above: share of the time above which to give advice, in 0..1.
@@ -61,7 +62,7 @@ class Timer(Callback):
             return
         waited, total = self._waits.seconds(), time.perf_counter() - self._began
         share = state.logs["data_wait"] = min(1.0, waited / max(total, 1e-9))
-        if share > self.advise_above and not self._advised:
+        if share > self.advise_above and waited > 1 and not self._advised:  # less is not worth anybody's time
             self._advised = True
             say(
                 state,
