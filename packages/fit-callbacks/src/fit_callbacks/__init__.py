@@ -1,5 +1,6 @@
 """Callbacks that let one see, steer and record a run of fit_core.Runner."""
 
+from .checkpoint import CheckpointError, CheckpointSaver
 from .clipping import AdaptiveGradientClipping, GradientClipping
 from .confusion import ConfusionMatrix
 from .console import ConsoleLogger
@@ -23,6 +24,8 @@ from .timer import Timer
 __all__ = [
     "AdaptiveGradientClipping",
     "BatchOverfit",
+    "CheckpointError",
+    "CheckpointSaver",
     "ConfusionMatrix",
     "ConsoleLogger",
     "Cutmix",

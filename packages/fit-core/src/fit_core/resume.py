@@ -87,6 +87,7 @@ def go_on(state: RunnerState, saved: dict[str, Any]) -> None:
         return
     rank = saved["ranks"][state.rank]
     assert state._stream is not None
+    state._stream.skipping = state.skipping
     state._stream.load_state_dict(rank["stream"], rank["rng"])
     state._window.load_state_dict(rank["window"])
     for parameter, gradient in zip(state._parameters(), rank["gradients"], strict=False):

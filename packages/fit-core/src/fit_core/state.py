@@ -64,6 +64,8 @@ class RunnerState:
             a callback may add to it.
         should_stop: set it to end the run. It is looked at after each batch, which leaves the epoch incomplete (no
             ``on_loader_end``, no ``on_epoch_end``; a resumed run completes it), and after each epoch.
+        skipping: wraps the batches that a resumed run fetches and drops to find its place, and is told their number;
+            for a bar.
     """
 
     # The user's, through Runner.
@@ -101,6 +103,7 @@ class RunnerState:
     target: Any = None
     logs: dict[str, float] = field(default_factory=dict)
     should_stop: bool = False
+    skipping: Callable[[Iterable[Any], int], Iterable[Any]] | None = None
 
     # The loop's own.
     _trained: nn.Module = field(init=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -90,6 +90,7 @@ class Stream:
     Attributes:
         size (int | None): batches in an epoch, None while unknown.
         steps, device, loader: as given.
+        skipping: wraps the batches that are fetched and dropped, or None.
         step (int): batches given in this epoch.
         last (bool): whether the batch just given is known to be the epoch's last.
     """
@@ -103,6 +104,7 @@ class Stream:
         self.last = False
         self.steps = steps
         self.device = device
+        self.skipping: Callable[[Iterable[Any], int], Iterable[Any]] | None = None
         self._know_last = know_last
         self._look_ahead = know_last and self.size is None
         self._iterator: Iterator[Any] | None = None
@@ -200,7 +202,8 @@ class Stream:
             set_rng(self._start["rng"], self.device)
             self._set_generators(self._start["generators"])
             iterator = iter(self.loader)
-            for _ in islice(iterator, self._taken):
+            dropped: Iterable[Any] = islice(iterator, self._taken)
+            for _ in self.skipping(dropped, self._taken) if self.skipping else dropped:
                 pass
             if self._look_ahead:
                 set_rng(self._start["before_peek"], self.device)

@@ -1,0 +1,37 @@
+"""Lists the checkpoints of a folder: epoch, step, monitored value, size, whole or damaged."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from .files import CheckpointError, read
+from .saver import checkpoints
+
+
+def describe(path: Path) -> str:
+    """One line on a checkpoint."""
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    try:
+        content = read(path)
+    except CheckpointError as error:
+        return f"{path.name:<16} {'':>6} {'':>9} {'':<24} {size:>10}  DAMAGED: {error}"
+    monitor = content.get("monitor", {})
+    value = "" if monitor.get("value") is None else f"{monitor['name']} {monitor['value']:.6g}"
+    return f"{path.name:<16} {content['epoch']:>6} {content['global_step']:>9} {value:<24} {size:>10}  whole"
+
+
+def main(arguments: list[str]) -> int:
+    """Print the table; 1 where a checkpoint is damaged or there is none, 2 where the folder is missing."""
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        sys.stderr.write("usage: python -m fit_callbacks.checkpoint FOLDER\n")
+        return 2
+    paths = checkpoints(Path(arguments[0]))
+    lines = [describe(path) for path in paths]
+    header = f"{'file':<16} {'epochs':>6} {'steps':>9} {'monitored':<24} {'size':>10}"
+    sys.stdout.write("\n".join([header, *lines] if lines else [f"there is no checkpoint in {arguments[0]}"]) + "\n")
+    return 0 if lines and not any("DAMAGED" in line for line in lines) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,335 @@
+"""The callback that saves a run, and takes it up again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from fit_core import Callback, RunnerState
+from tqdm.auto import tqdm
+
+from ..every import check_every, is_due
+from ..monitor import Best, check_monitor, monitored
+from ..ranks import has_peers, say
+from .files import CheckpointError, copied, newest_whole, put, sync_folder, write
+from .signals import Signals
+
+__all__ = ["CheckpointSaver"]
+
+T = TypeVar("T")
+
+
+class CheckpointSaver(Callback):
+    """Saves the run after each epoch, so that it can go on after any interruption with the same bits.
+
+    A checkpoint is one file with everything a run is: model, optimizer, scaler, callbacks, place in the data, random states
+    of all processes. ``torch.load("best.pt", weights_only=True)["model"]`` is the bare model's state dict. In ``save_dir``:
+
+    * ``last.pt``, the latest, and ``before-last.pt``, the one before, for the case that the latest is damaged;
+    * ``best.pt``, that of the best epoch by ``monitor``; with ``keep=k`` also the next best, as ``epoch-0007.pt``.
+
+    A file is written under another name, forced to the disk, read back, and then renamed; what is replaced goes after that.
+    A kill at any moment leaves a whole checkpoint. A checkpoint with weights that are nan or infinite is not saved.
+
+    SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 save the run after the batch and end the process, with status 143, 130 and 138; a
+    second signal ends it at once. With several processes all stop at the same step, in validation at its end.
+
+    Args:
+        save_dir: the folder. Checkpoints of an earlier run in it are set aside into ``previous-1`` when a new one begins.
+        monitor: the key of the logs that tells the best epoch; ``loss`` is ``val/loss``, or ``train/loss`` without
+            validation.
+        mode: ``min`` where less is better, ``max`` where more is.
+        keep: how many of the best to keep, 1 or more.
+        every_steps: save ``last.pt`` also after each so many optimizer steps.
+        resume: False begins anew. True goes on from the newest whole checkpoint in ``save_dir``; ``"auto"`` too, and begins
+            anew where there is none. A path goes on from that file, or the newest whole one in that folder.
+        save_on_signal: whether signals save and stop, in a run on the main thread.
+        background: copy the state at once, and write it in a thread while training goes on. The next save waits for it.
+
+    Raises:
+        ValueError: an argument is out of its range; the run has no such ``monitor``.
+        FileNotFoundError: there is nothing to resume from.
+        NotADirectoryError, PermissionError: ``save_dir`` cannot be written to; before the first step.
+        CheckpointError: nothing there can be read; or a checkpoint could not be written.
+
+    Example:
+        >>> CheckpointSaver("runs/a", "val/Acc@1", "max", resume="auto")
+        $ python -m fit_callbacks.checkpoint runs/a
+    """
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike[str],
+        monitor: str = "loss",
+        mode: str = "min",
+        *,
+        keep: int = 1,
+        every_steps: int | None = None,
+        resume: bool | str | os.PathLike[str] = False,
+        save_on_signal: bool = True,
+        background: bool = False,
+    ) -> None:
+        check_every("every_steps", every_steps)
+        if keep < 1:
+            raise ValueError(f"keep must be 1 or more, got {keep}")
+        self.save_dir = Path(save_dir)
+        self.monitor = monitor
+        self.best = Best(mode)
+        self.keep = keep
+        self.every_steps = every_steps
+        self.resume = resume
+        self.save_on_signal = save_on_signal
+        self.background = background
+        self._kept: list[tuple[float, int]] = []  # (value, epoch) of the best, the best first
+        self._signals = Signals()
+        self._writer: _Writer = _Writer()
+        self._peers: Any = None
+
+    def on_begin(self, state: RunnerState) -> None:
+        """Look into the folder, and take up the run in it."""
+        check_monitor(state, self.monitor)
+        self.best.value, self._kept, self._epochs, self._saved, self._stopped_by = None, [], None, None, 0
+        # Flags and states travel between the processes by way of the CPU, so that no accelerator is waited for.
+        self._peers = torch.distributed.new_group(backend="gloo") if has_peers() else None
+        self._asking: tuple[Any, torch.Tensor] | None = None
+        found = self._on_rank_zero(state, lambda: self._open(state))
+        if found is not None:
+            path, content = found
+            state.load_state_dict(content)
+            state.skipping = self._skipping
+            self._tell(state, path)
+        if self.save_on_signal:
+            self._signals.listen()
+
+    def on_epoch_begin(self, state: RunnerState) -> None:
+        """Know how many epochs are behind."""
+        self._epochs = len(state.history)
+
+    def on_checkpoint(self, state: RunnerState) -> None:
+        """Save, where it is time; stop, where a signal asked to."""
+        self._stopped_by = self._asked_to_stop()
+        if len(state.history) != self._epochs:
+            self._epochs = len(state.history)
+            self._save(state, monitored(state, self.monitor))
+        elif is_due(state, self.every_steps) or self._stopped_by or state.should_stop:
+            self._save(state)
+        state.should_stop = state.should_stop or bool(self._stopped_by)
+
+    def on_batch_end(self, state: RunnerState) -> None:
+        """In validation too, stop after the batch."""
+        if not state.is_train and self._signals.received and self._peers is None:
+            state.should_stop = True
+
+    def on_end(self, state: RunnerState) -> None:
+        """Save a run that was stopped in validation; wait for the writer; end the process if a signal asked to."""
+        try:
+            if state.error is None:
+                self._stopped_by = self._stopped_by or (0 if self._peers else self._signals.received)
+                if self._saved != _point(state):
+                    self._save(state)
+            self._writer.wait()
+        finally:
+            self._signals.restore()
+            if self._asking is not None and state.error is None:
+                self._asking[0].wait()
+        if self._stopped_by and state.error is None:
+            name = signal.Signals(self._stopped_by).name
+            say(state, f"CheckpointSaver: {name} stopped the run in epoch {state.epoch + 1}; {self.save_dir} holds it")
+            if self._stopped_by == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + self._stopped_by)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, and which epochs are kept."""
+        return {"best": self.best.state_dict(), "kept": [list(one) for one in self._kept]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.best.load_state_dict(state_dict["best"])
+        self._kept = [(value, epoch) for value, epoch in state_dict["kept"]]
+
+    def _save(self, state: RunnerState, value: float | None = None) -> None:
+        """Save ``last.pt``, and ``best.pt`` after an epoch with a value that is better."""
+        self._saved = _point(state)
+        if not _is_finite(state):
+            say(state, f"CheckpointSaver: epoch {state.epoch} has weights that are nan or infinite; it is not saved")
+            return
+        names, dropped = self._rank(state.epoch, value) if value is not None else ([], [])
+        content = state.state_dict()
+        content["monitor"] = {"name": self.monitor, "value": value}
+        if self._peers is not None:
+            ranks: list[Any] | None = [None] * state.world_size if state.rank == 0 else None
+            torch.distributed.gather_object(content["ranks"][0], ranks, dst=0, group=self._peers)
+            content["ranks"] = ranks
+        if self.background and state.rank == 0:
+            content = copied(content)
+        self._on_rank_zero(
+            state, lambda: self._writer.run(lambda: self._write(content, names, dropped), self.background)
+        )
+
+    def _rank(self, epoch: int, value: float) -> tuple[list[str], list[str]]:
+        """Under which names an epoch is to be kept beside ``last.pt``, and which files go."""
+        is_best = self.best.takes(value)
+        before = list(self._kept)
+        if is_best or (value == value and abs(value) != float("inf")):
+            self._kept = sorted([*before, (value, epoch)], key=lambda one: (self.best.sign * one[0], one[1]))[
+                : self.keep
+            ]
+            if is_best:  # of equal values the first is best
+                self._kept.sort(key=lambda one: one[0] != value or one[1] != epoch)
+        if (value, epoch) not in self._kept:
+            return [], []
+        names = ["best.pt"] if is_best else [_name(epoch)]
+        if is_best and before and self.keep > 1:
+            names.insert(0, f"best.pt -> {_name(before[0][1])}")
+        return names, [_name(old) for _, old in before if all(old != kept for _, kept in self._kept)]
+
+    def _write(self, content: dict[str, Any], names: list[str], dropped: list[str]) -> None:
+        part, last = self.save_dir / ".last.pt.part", self.save_dir / "last.pt"
+        write(content, part)
+        for name in names:
+            source, _, target = name.rpartition(" -> ")
+            if not source or (self.save_dir / source).exists():
+                put(self.save_dir / source if source else part, self.save_dir / target)
+        if last.exists():
+            put(last, self.save_dir / "before-last.pt")
+        os.replace(part, last)
+        sync_folder(self.save_dir)
+        for name in dropped:
+            (self.save_dir / name).unlink(missing_ok=True)
+
+    def _open(self, state: RunnerState) -> tuple[Path, dict[str, Any]] | None:
+        """Make sure of the folder; what to resume from, if anything."""
+        self.save_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.save_dir):
+            pass
+        if self.resume is True or self.resume == "auto":
+            paths = checkpoints(self.save_dir)
+            if not paths and self.resume is True:
+                raise FileNotFoundError(
+                    f'there is no checkpoint in {self.save_dir} to resume from; resume="auto" begins anew then'
+                )
+            if not paths:
+                say(state, f"CheckpointSaver: there is no checkpoint in {self.save_dir}, the run begins anew")
+            return newest_whole(paths) if paths else None
+        found = None
+        if self.resume is not False:
+            source = Path(self.resume)
+            paths = checkpoints(source) if source.is_dir() else [source]
+            if not paths or not paths[0].exists():
+                raise FileNotFoundError(f"there is no checkpoint {source} to resume from")
+            found = newest_whole(paths)
+            if found[0].parent.resolve() == self.save_dir.resolve():
+                return found
+        self._set_aside(state)
+        return found
+
+    def _set_aside(self, state: RunnerState) -> None:
+        paths = checkpoints(self.save_dir)
+        if paths:
+            number = 1
+            while (folder := self.save_dir / f"previous-{number}").exists():
+                number += 1
+            folder.mkdir()
+            for path in paths:
+                path.rename(folder / path.name)
+            say(state, f"CheckpointSaver: checkpoints of an earlier run in {self.save_dir} are in {folder.name} now")
+
+    def _tell(self, state: RunnerState, path: Path) -> None:
+        if state.epoch >= state.num_epochs:
+            say(
+                state,
+                f"CheckpointSaver: the run in {path} is complete, {state.epoch} of {state.num_epochs} epochs: there is "
+                "nothing left to do. Pass more epochs to fit, or resume=False to begin anew",
+            )
+        else:
+            say(state, f"CheckpointSaver: resumed from {path}, in epoch {state.epoch + 1} of {state.num_epochs}")
+
+    def _skipping(self, batches: Iterable[Any], number: int) -> Iterable[Any]:
+        """Show that the batches before the interruption are fetched again, and dropped."""
+        return tqdm(batches, "Finding the place in the data", number, leave=False, delay=1.0, disable=None)
+
+    def _asked_to_stop(self) -> int:
+        """The signal that any process has received. What they tell each other at a batch is read at the next."""
+        if self._peers is None:
+            return self._signals.received
+        asked = 0
+        if self._asking is not None:
+            work, flag = self._asking
+            work.wait()
+            asked = int(flag)
+        flag = torch.tensor(self._signals.received)
+        work = torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._peers, async_op=True)
+        self._asking = work, flag
+        return asked
+
+    def _on_rank_zero(self, state: RunnerState, function: Callable[[], T]) -> T:
+        """What a function gives on rank 0, on every rank; so does what it raises."""
+        if self._peers is None:
+            return function()
+        box: list[Any] = [None, None]
+        if state.rank == 0:
+            try:
+                box[0] = function()
+            except Exception as error:
+                box[1] = error
+        torch.distributed.broadcast_object_list(box, src=0, group=self._peers)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]  # type: ignore[no-any-return]
+
+
+class _Writer:
+    """Runs one task at a time, here or in a thread; what a thread raised is raised by the next call."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def run(self, task: Callable[[], None], background: bool) -> None:
+        self.wait()
+        if not background:
+            task()
+            return
+        self._thread = threading.Thread(target=self._try, args=(task,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _try(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except CheckpointError as error:
+            self._error = error
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the latest first."""
+    latest = [path for name in ("last.pt", "before-last.pt") if (path := folder / name).exists()]
+    others = [path for pattern in ("best.pt", "epoch-*.pt") for path in folder.glob(pattern)]
+    return latest + sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _name(epoch: int) -> str:
+    return f"epoch-{epoch:04d}.pt"
+
+
+def _point(state: RunnerState) -> tuple[int, int]:
+    return state.epoch, state.samples
+
+
+def _is_finite(state: RunnerState) -> bool:
+    sums = [p.detach().sum(dtype=torch.float32) for p in state.model.parameters() if p.is_floating_point()]
+    return not sums or bool(torch.stack(sums).isfinite().all())
