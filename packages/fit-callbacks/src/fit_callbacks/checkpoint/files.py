@@ -45,7 +45,7 @@ def write(content: Mapping[str, Any], part: Path) -> None:
 
 
 def put(source: Path, target: Path) -> None:
-    """Give a file one more name, in the place of what had that name; there is no moment without the one or the other."""
+    """Give a file one more name. What had that name goes; there is no moment without the one or the other."""
     passing = target.with_name(f".{target.name}.link")
     passing.unlink(missing_ok=True)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import tempfile
@@ -28,27 +29,29 @@ T = TypeVar("T")
 class CheckpointSaver(Callback):
     """Saves the run after each epoch, so that it can go on after any interruption with the same bits.
 
-    A checkpoint is one file with everything a run is: model, optimizer, scaler, callbacks, place in the data, random states
-    of all processes. ``torch.load("best.pt", weights_only=True)["model"]`` is the bare model's state dict. In ``save_dir``:
+    A checkpoint is one file with everything a run is: model, optimizer, scaler, callbacks, place in the data, random
+    states of all processes. ``torch.load("best.pt", weights_only=True)["model"]`` is the bare model's state dict. In
+    ``save_dir``:
 
     * ``last.pt``, the latest, and ``before-last.pt``, the one before, for the case that the latest is damaged;
-    * ``best.pt``, that of the best epoch by ``monitor``; with ``keep=k`` also the next best, as ``epoch-0007.pt``.
+    * ``best.pt``, that of the best epoch by ``monitor``; with ``keep=k`` the k best also as ``epoch-0007.pt``.
 
-    A file is written under another name, forced to the disk, read back, and then renamed; what is replaced goes after that.
-    A kill at any moment leaves a whole checkpoint. A checkpoint with weights that are nan or infinite is not saved.
+    A file is written under another name, forced to the disk, read back, and then renamed; what it replaces goes after
+    that. A kill at any moment leaves a whole checkpoint. One with weights that are nan or infinite is not saved.
 
-    SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 save the run after the batch and end the process, with status 143, 130 and 138; a
-    second signal ends it at once. With several processes all stop at the same step, in validation at its end.
+    SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 save the run after the batch and end the process, with status 143, 130 and 138;
+    a second signal ends it at once. Several processes stop at the same step; in validation, at its end.
 
     Args:
-        save_dir: the folder. Checkpoints of an earlier run in it are set aside into ``previous-1`` when a new one begins.
+        save_dir: the folder. Checkpoints of an earlier run in it are set aside into ``previous-1`` when a new one
+            begins.
         monitor: the key of the logs that tells the best epoch; ``loss`` is ``val/loss``, or ``train/loss`` without
             validation.
         mode: ``min`` where less is better, ``max`` where more is.
         keep: how many of the best to keep, 1 or more.
         every_steps: save ``last.pt`` also after each so many optimizer steps.
-        resume: False begins anew. True goes on from the newest whole checkpoint in ``save_dir``; ``"auto"`` too, and begins
-            anew where there is none. A path goes on from that file, or the newest whole one in that folder.
+        resume: False begins anew. True goes on from the newest whole checkpoint in ``save_dir``; ``"auto"`` too, and
+            begins anew where there is none. A path goes on from that file, or the newest whole one in that folder.
         save_on_signal: whether signals save and stop, in a run on the main thread.
         background: copy the state at once, and write it in a thread while training goes on. The next save waits for it.
 
@@ -80,13 +83,16 @@ class CheckpointSaver(Callback):
             raise ValueError(f"keep must be 1 or more, got {keep}")
         self.save_dir = Path(save_dir)
         self.monitor = monitor
-        self.best = Best(mode)
+        self._sign = Best(mode).sign
         self.keep = keep
         self.every_steps = every_steps
         self.resume = resume
         self.save_on_signal = save_on_signal
         self.background = background
         self._kept: list[tuple[float, int]] = []  # (value, epoch) of the best, the best first
+        self._epochs = 0
+        self._saved: tuple[int, int] | None = None
+        self._stopped_by = 0
         self._signals = Signals()
         self._writer: _Writer = _Writer()
         self._peers: Any = None
@@ -94,7 +100,7 @@ class CheckpointSaver(Callback):
     def on_begin(self, state: RunnerState) -> None:
         """Look into the folder, and take up the run in it."""
         check_monitor(state, self.monitor)
-        self.best.value, self._kept, self._epochs, self._saved, self._stopped_by = None, [], None, None, 0
+        self._kept, self._epochs, self._saved, self._stopped_by = [], 0, None, 0
         # Flags and states travel between the processes by way of the CPU, so that no accelerator is waited for.
         self._peers = torch.distributed.new_group(backend="gloo") if has_peers() else None
         self._asking: tuple[Any, torch.Tensor] | None = None
@@ -146,12 +152,11 @@ class CheckpointSaver(Callback):
             raise SystemExit(128 + self._stopped_by)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value, and which epochs are kept."""
-        return {"best": self.best.state_dict(), "kept": [list(one) for one in self._kept]}
+        """Which epochs are kept, and their values."""
+        return {"kept": [list(one) for one in self._kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with them."""
-        self.best.load_state_dict(state_dict["best"])
         self._kept = [(value, epoch) for value, epoch in state_dict["kept"]]
 
     def _save(self, state: RunnerState, value: float | None = None) -> None:
@@ -174,29 +179,21 @@ class CheckpointSaver(Callback):
         )
 
     def _rank(self, epoch: int, value: float) -> tuple[list[str], list[str]]:
-        """Under which names an epoch is to be kept beside ``last.pt``, and which files go."""
-        is_best = self.best.takes(value)
-        before = list(self._kept)
-        if is_best or (value == value and abs(value) != float("inf")):
-            self._kept = sorted([*before, (value, epoch)], key=lambda one: (self.best.sign * one[0], one[1]))[
-                : self.keep
-            ]
-            if is_best:  # of equal values the first is best
-                self._kept.sort(key=lambda one: one[0] != value or one[1] != epoch)
-        if (value, epoch) not in self._kept:
+        """Under which names an epoch is to be kept beside ``last.pt``, and which files go for it."""
+        this, before = (value, epoch), self._kept
+        if not math.isfinite(value):
             return [], []
-        names = ["best.pt"] if is_best else [_name(epoch)]
-        if is_best and before and self.keep > 1:
-            names.insert(0, f"best.pt -> {_name(before[0][1])}")
-        return names, [_name(old) for _, old in before if all(old != kept for _, kept in self._kept)]
+        self._kept = sorted([*before, this], key=lambda one: (self._sign * one[0], one[1]))[: self.keep]
+        names = ["best.pt"] if self._kept[0] == this else []
+        if self.keep > 1 and this in self._kept:
+            names.append(_name(epoch))
+        return names, [_name(old) for value, old in before if (value, old) not in self._kept]
 
     def _write(self, content: dict[str, Any], names: list[str], dropped: list[str]) -> None:
         part, last = self.save_dir / ".last.pt.part", self.save_dir / "last.pt"
         write(content, part)
         for name in names:
-            source, _, target = name.rpartition(" -> ")
-            if not source or (self.save_dir / source).exists():
-                put(self.save_dir / source if source else part, self.save_dir / target)
+            put(part, self.save_dir / name)
         if last.exists():
             put(last, self.save_dir / "before-last.pt")
         os.replace(part, last)
