@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import fit_callbacks.checkpoint.saver
+import numpy
 import pytest
 import torch
 from fit_callbacks import CheckpointError, CheckpointSaver, EarlyStopping, FileLogger, LRScheduler, ModelEma
@@ -40,9 +42,10 @@ def whole(state):
 
 
 def flip(path, bit=0):
-    """Flip one bit in the data of the largest record."""
+    """Flip one bit in the middle of the largest tensor."""
     with zipfile.ZipFile(path) as records:
-        largest = max(records.infolist(), key=lambda record: record.file_size)
+        tensors = [record for record in records.infolist() if "/data/" in record.filename]
+        largest = max(tensors, key=lambda record: record.file_size)
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as records:
         data = records.read(largest)
@@ -81,7 +84,7 @@ def test_the_best_are_kept_by_name(tmp_path, mode):
     saver = CheckpointSaver(tmp_path, "value", mode, keep=3)
     make(Logs(*(sign * value for value in values)), saver, Look()).fit(batches((4,)), epochs=8)
     one, two, four, five = ([f"epoch-000{n}.pt" for n in part] for part in ((1,), (1, 2), (1, 2, 4), (2, 4, 5)))
-    assert kept == [[], one, two, two, four, five, ["epoch-0002.pt", "epoch-0005.pt", "epoch-0006.pt"]] + [kept[6]]
+    assert kept == [[], one, two, two, four, five, ["epoch-0002.pt", "epoch-0005.pt", "epoch-0006.pt"], kept[6]]
     assert [name for name in names(tmp_path) if name.startswith("epoch")] == [f"epoch-000{n}.pt" for n in (2, 6, 8)]
     assert read(tmp_path / "best.pt")["epoch"] == 6
     assert all(read(tmp_path / f"epoch-000{n}.pt")["epoch"] == n for n in (2, 6, 8))
@@ -157,13 +160,9 @@ class Noisy(Dataset):
     """Augments at random with every generator there is."""
 
     def __len__(self):
-        return 13
+        return 14
 
     def __getitem__(self, index):
-        import random
-
-        import numpy
-
         noise = torch.randn(6) + numpy.random.randn() + random.random()
         return noise + index, index % 3
 
@@ -172,6 +171,8 @@ class Noisy(Dataset):
 def test_b2_resumed_with_everything_the_same_bits(tmp_path, workers):
     def run(folder, epochs=3, stop=None, **options):
         torch.manual_seed(1)
+        random.seed(1)
+        numpy.random.seed(1)
         loader = DataLoader(Noisy(), 4, shuffle=True, num_workers=workers)
         runner = make(
             CheckpointSaver(folder, every_steps=1, **options),
@@ -242,7 +243,7 @@ def test_b10_an_epoch_boundary_resume_does_the_steps_that_are_left(tmp_path, cap
 
 def test_a7_nothing_to_resume_from(tmp_path, capsys):
     steps = Snapshots()
-    with pytest.raises(FileNotFoundError, match='no checkpoint in .* to resume from; resume="auto" begins anew'):
+    with pytest.raises(FileNotFoundError, match=r'no checkpoint in .* to resume from; resume="auto" begins anew'):
         make(CheckpointSaver(tmp_path, resume=True), steps).fit(batches())
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*other\.pt to resume from"):
         make(CheckpointSaver(tmp_path, resume=tmp_path / "other.pt"), steps).fit(batches())
@@ -319,7 +320,7 @@ def test_a3_a_damaged_checkpoint_is_found_and_the_one_before_is_used(tmp_path, s
     (tmp_path / "a" / "best.pt").unlink()  # may be the same file as last.pt
     spoil(tmp_path / "a" / "last.pt")
     runner = make(CheckpointSaver(tmp_path / "a", resume=True), model=network(seed=3))
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="cannot be used") as caught:
         runner.fit(batches(), epochs=3)
     message = str(caught[0].message)
     assert "last.pt cannot be used: " in message
@@ -331,7 +332,7 @@ def test_a3_a_flipped_bit_would_go_unseen_by_torch(tmp_path):
     make(CheckpointSaver(tmp_path)).fit(batches())
     flip(tmp_path / "last.pt")
     torch.load(tmp_path / "last.pt", weights_only=True)  # this is why checksums are compared
-    with pytest.raises(CheckpointError, match="the checksum of its record .* is wrong"):
+    with pytest.raises(CheckpointError, match=r"the checksum of its record .* is wrong"):
         read(tmp_path / "last.pt")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import shutil
 import warnings
 import zipfile
@@ -91,7 +92,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be used: {problem}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler has many ways to fail
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} cannot be used: it holds more than tensors, numbers and strings") from error
+    except Exception as error:  # there are many ways to fail
         raise CheckpointError(f"{path} cannot be used: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or "format" not in content:
         raise CheckpointError(f"{path} cannot be used: it holds a {type(content).__name__} and not a run")

@@ -96,6 +96,7 @@ class CheckpointSaver(Callback):
         self._signals = Signals()
         self._writer: _Writer = _Writer()
         self._peers: Any = None
+        self._asking: tuple[Any, torch.Tensor] | None = None
 
     def on_begin(self, state: RunnerState) -> None:
         """Look into the folder, and take up the run in it."""
@@ -103,11 +104,12 @@ class CheckpointSaver(Callback):
         self._kept, self._epochs, self._saved, self._stopped_by = [], 0, None, 0
         # Flags and states travel between the processes by way of the CPU, so that no accelerator is waited for.
         self._peers = torch.distributed.new_group(backend="gloo") if has_peers() else None
-        self._asking: tuple[Any, torch.Tensor] | None = None
+        self._asking = None
         found = self._on_rank_zero(state, lambda: self._open(state))
         if found is not None:
             path, content = found
             state.load_state_dict(content)
+            self._saved = _point(state) if _same(path.parent, self.save_dir) else None
             state.skipping = self._skipping
             self._tell(state, path)
         if self.save_on_signal:
@@ -222,7 +224,7 @@ class CheckpointSaver(Callback):
             if not paths or not paths[0].exists():
                 raise FileNotFoundError(f"there is no checkpoint {source} to resume from")
             found = newest_whole(paths)
-            if found[0].parent.resolve() == self.save_dir.resolve():
+            if _same(found[0].parent, self.save_dir):
                 return found
         self._set_aside(state)
         return found
@@ -317,6 +319,10 @@ def checkpoints(folder: Path) -> list[Path]:
     latest = [path for name in ("last.pt", "before-last.pt") if (path := folder / name).exists()]
     others = [path for pattern in ("best.pt", "epoch-*.pt") for path in folder.glob(pattern)]
     return latest + sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _same(folder: Path, other: Path) -> bool:
+    return folder.resolve() == other.resolve()
 
 
 def _name(epoch: int) -> str:

@@ -1,0 +1,66 @@
+"""Real kills, real signals, a disk that is really full: a run is never lost, and ends with the same bits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="forks processes"),
+    pytest.mark.timeout(280),
+]
+
+
+def scenario(name, folder):
+    command = [sys.executable, str(Path(__file__).with_name("crash.py")), name, str(folder / "runs")]
+    (folder / "runs").mkdir() if name not in ("killed_while_writing", "second_signal") else None
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_b1_b4_killed_at_every_step_the_run_ends_with_the_same_bits(tmp_path):
+    assert scenario("killed_at_every_step", tmp_path)["wrong"] == []
+
+
+def test_a1_a2_killed_while_a_checkpoint_is_written(tmp_path):
+    result = scenario("killed_while_writing", tmp_path)
+    assert result["partial"] > 0  # some kills came while a file was being written
+    assert result["steps"] == sorted(result["steps"])  # and a resume never fell back behind what was there
+    assert result["steps"][-1] > 0
+
+
+def test_a4_a_full_disk(tmp_path):
+    result = scenario("disk_full", tmp_path)
+    assert result["status"] == 0
+    assert result["error"].startswith("CheckpointError: cannot save a checkpoint in ")
+    assert "It needs 25.2 MB, " in result["error"]
+    assert "MB are free; the checkpoints before it are intact" in result["error"]
+    assert result["intact"]
+    assert result["left"] == ["digest", "error", "log.csv", "previous-1"]
+
+
+def test_a5_signals_save_and_stop(tmp_path):
+    statuses = {"SIGTERM": 143, "SIGINT": -2, "SIGUSR1": 138}
+    for case, (status, steps, again, same) in scenario("signals", tmp_path).items():
+        name, place = case.split()
+        assert status == statuses[name], case
+        assert steps == {"training": 4, "saving": 4, "validation": 6}[place], case
+        assert (again, same) == (0, True), case
+
+
+def test_a5_a_second_signal_ends_at_once(tmp_path):
+    assert scenario("second_signal", tmp_path) == {"status": -15, "first": True, "second": False}
+
+
+def test_a5_b3_two_processes_agree_on_the_step(tmp_path):
+    result = scenario("ranks", tmp_path)
+    assert result["gold"] == [0, 0]
+    assert result["asked"] == result["validating"] == [143, 143]
+    assert result["stopped_at"] == 8  # asked in the seventh batch, told to each other at its end, read at the next
+    assert result["validated_at"] in (10, 11)
+    assert result["resumed"] == [[0, 0], [0, 0]]
+    assert (result["killed"], result["after"]) == (-9, [0, 0])
+    assert result["same"] == [True, True, True]
