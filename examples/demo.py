@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from fit_callbacks import ConsoleLogger, Phase, PhasesScheduler, TensorBoard, Timer, plot_history
+from fit_callbacks import CheckpointSaver, ConsoleLogger, Phase, PhasesScheduler, TensorBoard, Timer, plot_history
 from fit_core import Runner
 from fit_metrics import Accuracy
 from mnist1d.data import get_dataset_args, make_dataset
@@ -76,7 +76,13 @@ def main() -> None:
         torch.optim.Adam(model.parameters(), lr=1e-2),
         nn.CrossEntropyLoss(),
         metrics=[Accuracy(1), Accuracy(5)],
-        callbacks=[Timer(), ConsoleLogger(), TensorBoard(folder), PhasesScheduler(schedule)],
+        callbacks=[
+            Timer(),
+            ConsoleLogger(),
+            TensorBoard(folder),
+            CheckpointSaver(folder, "val/Acc@1", "max"),
+            PhasesScheduler(schedule),
+        ],
     )
     history = runner.fit(train_loader, epochs=epochs, steps_per_epoch=per_epoch, val_loader=test_loader)
 
@@ -85,7 +91,8 @@ def main() -> None:
     print(
         f"\ntest accuracy {last['val/Acc@1']:.1%} (best epoch {best:.1%}, top 5 {last['val/Acc@5']:.1%}); "
         f"the paper: {PAPER[arguments.model]:.0%}\n"
-        f"learning curves: {folder / 'curves.png'}\nTensorBoard: tensorboard --logdir {arguments.out}"
+        f"learning curves: {folder / 'curves.png'}\nTensorBoard: tensorboard --logdir {arguments.out}\n"
+        f"checkpoints: python -m fit_callbacks.checkpoint {folder}"
     )
 
 

@@ -1,7 +1,7 @@
 """What the tests of crashes run in a process of its own, which may be killed: ``python crash.py SCENARIO FOLDER``.
 
-A scenario forks, which takes milliseconds where a new process would import torch for seconds. It is safe because there is
-one thread.
+A scenario forks, which takes milliseconds where a new process would import torch for seconds. It is safe because there
+is one thread.
 """
 
 import contextlib

@@ -17,9 +17,11 @@ def test_the_demo_trains(model, parameters, tmp_path):
     lines = result.stdout.splitlines()
     assert lines[0] == f"MNIST-1D, {model} with {parameters} parameters, 60 steps"
     assert lines[1].startswith("Epoch 1/1  train loss")
-    assert lines[-3].startswith("test accuracy ")
-    assert lines[-2] == f"learning curves: {tmp_path / model}/curves.png"
-    assert lines[-1] == f"TensorBoard: tensorboard --logdir {tmp_path}"
+    assert lines[-4].startswith("test accuracy ")
+    assert lines[-3] == f"learning curves: {tmp_path / model}/curves.png"
+    assert lines[-2] == f"TensorBoard: tensorboard --logdir {tmp_path}"
+    assert lines[-1] == f"checkpoints: python -m fit_callbacks.checkpoint {tmp_path / model}"
+    assert {path.name for path in (tmp_path / model).glob("*.pt")} == {"best.pt", "last.pt"}
     assert (tmp_path / model / "curves.png").stat().st_size > 5000
     assert len(list((tmp_path / model).glob("events.out.tfevents.*"))) == 1
 

@@ -1,0 +1,17 @@
+"""The examples do what they say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_resume_ends_with_the_same_bits():
+    command = [sys.executable, str(EXAMPLES / "resume.py"), "--kills", "2", "--epochs", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[1].startswith("kill -9, number 1, in step")
+    assert lines[0].split()[-1] == lines[-2].split()[-1]
+    assert lines[-1] == "the same bits"
