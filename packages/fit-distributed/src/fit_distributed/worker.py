@@ -28,7 +28,7 @@ __all__ = ["Job", "call", "call_in_group", "first_failure", "has_reported", "is_
 
 _running = False
 
-_GRACE = 5.0
+_GRACE = 3.0
 """Seconds in which the processes that waited with this one report that they did."""
 
 _LAST_WORD = 1.0
@@ -83,9 +83,9 @@ def call_in_group(
     if world_size() == 1:
         return call(fn, args, kwargs)
     _join(backend, timeout)
-    values: list[Any] = record(call)(fn, args, kwargs)
+    values = record(call)(fn, args, kwargs)
     _leave()
-    return values
+    return values or []
 
 
 def is_running() -> bool:
@@ -115,7 +115,7 @@ def _join(backend: str | None, timeout: float) -> None:
     if here.type != "cpu":
         torch.accelerator.set_device_index(here.index)
     distributed.init_process_group(
-        backend,
+        backend or ("gloo" if here.type == "cpu" else None),  # None: gloo for the CPU's tensors beside the device's
         store=store,
         rank=rank() if store else -1,
         world_size=world_size() if store else -1,
@@ -229,8 +229,10 @@ def _report(error: BaseException, timeout: float) -> NoReturn:
         with open(attempt / "first", "x") as file:
             file.write(str(rank()))
     except FileExistsError:  # Others came first; their word counts.
-        _wait(lambda: first_failure(attempt) is not None, 2 * _GRACE)
+        _wait(lambda: first_failure(attempt) is not None, _GRACE + 5)
         raise error from None
+    if error.__traceback__:
+        error.__traceback__ = error.__traceback__.tb_next  # Without the frame of this file.
     told: BaseException = error
     if _is_timeout(error):
         told = TimeoutError(_missing(attempt, timeout))
