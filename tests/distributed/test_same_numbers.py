@@ -27,7 +27,7 @@ class StopEarly(Callback):
         loss = state.logs["val/loss"]
         if loss > self.best:
             state.should_stop = True
-        elif loss > self.best - 0.02:
+        elif loss > self.best - 0.1:
             for group in state.optimizer.param_groups:
                 group["lr"] /= 2
         state.logs["lr"] = state.optimizer.param_groups[0]["lr"]
@@ -50,7 +50,7 @@ CASES = {
     "float64": {"dtype": torch.float64},
     "accumulation": {"dtype": torch.float64, "accumulate_steps": 4},
     "clipping": {"dtype": torch.float64, "callbacks": [Clip]},
-    "early stopping": {"dtype": torch.float64, "callbacks": [StopEarly], "epochs": 30, "lr": 2.0},
+    "early stopping": {"dtype": torch.float64, "callbacks": [StopEarly], "epochs": 30, "lr": 1.0},
     "bfloat16": {"use_bf16": True},
     "torchmetrics": {"dtype": torch.float64, "torchmetrics": True},
     "compiled": {"dtype": torch.float64, "compiled": True},
@@ -87,7 +87,8 @@ def runs():
     return launch(train_all, nproc=1)[0], one, two
 
 
-TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-3}
+# Rounding of sums over 8 samples and over two times 4 differs: bfloat16 has 8 bits.
+TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-2}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -112,7 +113,7 @@ def test_c4_two_processes_equal_one_with_the_same_global_batch(runs, case):
 def test_the_early_stop_was_early_and_the_learning_rate_fell(runs):
     history = runs[0]["early stopping"][1]
     assert len(history) < 30
-    assert history[-1]["lr"] < 2.0
+    assert history[-1]["lr"] < 1.0
 
 
 def evaluate_all():
