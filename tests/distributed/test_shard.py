@@ -80,7 +80,7 @@ def test_drop_last_drops_what_one_process_would_drop(monkeypatch):
             torch.manual_seed(3)
             return DataLoader(torch.arange(count), batch_size=size, shuffle=True, drop_last=True)
 
-        shards = on_ranks(monkeypatch, 2, lambda: read(shard(loader(4))))  # noqa: B023
+        shards = on_ranks(monkeypatch, 2, lambda: read(shard(loader(4))))
         assert flat(shards) == flat([read(loader(8))])
 
 

@@ -57,7 +57,7 @@ class Kill(Callback):
 
 def train(folder, places):
     generator = torch.Generator().manual_seed(1)
-    dataset = TensorDataset(torch.randn(26, 4, generator=generator), torch.randint(3, (26,), generator=generator))
+    dataset = TensorDataset(torch.randn(24, 4, generator=generator), torch.randint(3, (24,), generator=generator))
     torch.manual_seed(0)
     model = parallel(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 3)))
     torch.manual_seed(rank())  # each process has random numbers of its own
@@ -75,11 +75,10 @@ def train(folder, places):
 def test_b3_killed_workers_and_restarts_leave_no_trace_in_the_weights(tmp_path):
     (tmp_path / "gold").mkdir()
     (tmp_path / "killed").mkdir()
-    places = [(1, "training", 2, 0), (0, "validation", 6, 1), (1, "save", 7, 2)]
+    places = [(1, "training", 1, 0), (0, "validation", 4, 1), (1, "save", 5, 2)]
     gold = launch(train, str(tmp_path / "gold"), [], nproc=2, timeout=60)
     again = launch(train, str(tmp_path / "killed"), places, nproc=2, max_restarts=3, timeout=60)
     assert Path(tmp_path / "killed" / "attempts1").read_text() == "||||"
     for (weights, history), (their_weights, their_history) in zip(gold, again, strict=True):
         assert all(torch.equal(value, their_weights[name]) for name, value in weights.items())
-        assert [row["train/loss"] for row in their_history] == [row["train/loss"] for row in history]
-        assert [row["epoch"] for row in their_history] == [1, 2, 3]
+        assert their_history == history

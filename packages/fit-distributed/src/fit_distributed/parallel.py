@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from torch import nn
+import torch
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .environment import device, has_group, world_size
@@ -51,7 +52,24 @@ def parallel(model: nn.Module, *, sync_bn: bool = False, **ddp_options: Any) -> 
 
 
 class _Parallel(DistributedDataParallel):
+    """Takes part in training only, after which all processes have the same buffers.
+
+    DistributedDataParallel copies rank 0's buffers to all before a forward pass, and so lets the processes evaluate
+    with running statistics of their own, which no checkpoint holds. Copied after it, they cost as much.
+    """
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._share_buffers, self.broadcast_buffers = self.broadcast_buffers, False
+
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
-        if self.training:
-            return super().forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]
-        return self.module(*inputs, **kwargs)
+        if not self.training:
+            return self.module(*inputs, **kwargs)
+        output = super().forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]
+        if self._share_buffers and self.require_backward_grad_sync and torch.is_grad_enabled():
+            named = self.module.named_buffers()
+            # The data alone: autograd need not know, since backward in training mode uses the batch's statistics.
+            buffers = [buffer.data for name, buffer in named if name not in self.parameters_to_ignore]
+            if buffers:
+                distributed._broadcast_coalesced(self.process_group, buffers, 2**28, 0)  # type: ignore[attr-defined]
+        return output
