@@ -30,7 +30,7 @@ def test_every_value_comes_back_by_rank_and_every_rank_prints_into_its_file(tmp_
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)]
     environment = dict(os.environ)
-    values = launch(place, "hello", to="all", nproc=2, log_dir=tmp_path / "logs", timeout=60)
+    values = launch(place, "hello", to="all", nproc=2, backend="gloo", log_dir=tmp_path / "logs", timeout=60)
     for number, (where, tensor, backend) in enumerate(values):
         assert where == (number, 2, number, number == 0, str(device()), "3")
         assert torch.equal(tensor, torch.full((3,), number))
@@ -100,7 +100,7 @@ def train(place, guilty, deed):
 def failed(*arguments, **options):
     begin = time.monotonic()
     with pytest.raises(LaunchError) as caught:
-        launch(*arguments, nproc=2, **options)
+        launch(*arguments, nproc=2, backend="gloo", **options)
     assert not multiprocessing.active_children()
     return caught.value, time.monotonic() - begin
 
@@ -120,7 +120,7 @@ from fit_distributed import launch
 from test_launch import boom, train
 
 if __name__ == "__main__":
-    launch(train, "callback", 1, boom, nproc=2, timeout=60)
+    launch(train, "callback", 1, boom, nproc=2, backend="gloo", timeout=60)
 """
 
 
@@ -182,7 +182,7 @@ def takes(timeout, rdzv=None):
 
 
 def nested():
-    return launch(never, nproc=2)
+    return launch(never, nproc=2, backend="gloo")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ UNGUARDED = """
 from fit_distributed import launch
 from test_launch import never
 
-launch(never, nproc=2)
+launch(never, nproc=2, backend="gloo")
 """
 
 
@@ -260,7 +260,7 @@ def test_d7_closures_and_lambdas_work_with_cloudpickle_also_after_threads_were_u
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     torch.randn(300, 300, requires_grad=True).square().sum().backward()
-    values = launch(lambda: Local(float(factor) * rank()), nproc=2, timeout=60)
+    values = launch(lambda: Local(float(factor) * rank()), nproc=2, backend="gloo", timeout=60)
     torch.set_num_threads(threads)
     assert [type(value) for value in values] == [Local, Local]
     assert [value.value for value in values] == [0.0, 3.0]
@@ -269,7 +269,7 @@ def test_d7_closures_and_lambdas_work_with_cloudpickle_also_after_threads_were_u
 def test_d7_without_cloudpickle_there_is_one_clear_sentence(monkeypatch):
     monkeypatch.setattr("fit_distributed.pickling._cloudpickle", lambda: None)
     with pytest.raises(TypeError) as caught:
-        launch(lambda: 3, nproc=2)
+        launch(lambda: 3, nproc=2, backend="gloo")
     assert "launch cannot send test_d7_without" in str(caught.value)
     assert str(caught.value).endswith("pass it what can be pickled, or pip install cloudpickle")
 
@@ -284,7 +284,7 @@ class Result:
         self.value = value
 def cell(x):
     return Result(base + x + rank())
-values = launch(cell, 2, nproc=2, timeout=60)
+values = launch(cell, 2, nproc=2, backend="gloo", timeout=60)
 print([type(value) is Result for value in values], [value.value for value in values])
 '''
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def train_all():
 @pytest.fixture(scope="module")
 def runs():
     pytest.importorskip("torchmetrics")
-    one, two = launch(train_all, nproc=2, timeout=120)
+    one, two = launch(train_all, nproc=2, backend="gloo", timeout=120)
     return launch(train_all, nproc=1)[0], one, two
 
 
@@ -133,7 +133,7 @@ def evaluate_all():
 
 def test_c1_evaluation_counts_each_sample_once_also_on_ranks_without_a_batch():
     alone = launch(evaluate_all, nproc=1)[0]
-    first, second = launch(evaluate_all, nproc=2, timeout=60)
+    first, second = launch(evaluate_all, nproc=2, backend="gloo", timeout=60)
     assert second[0][1] == 0
     for one, other, (expected, _) in zip(first, second, alone, strict=True):
         assert one[0] == other[0]
@@ -179,7 +179,7 @@ def separate():
 
 
 def test_c5_unequal_loaders_are_refused_and_evaluation_exchanges_nothing():
-    results = launch(separate, nproc=2, timeout=60)
+    results = launch(separate, nproc=2, backend="gloo", timeout=60)
     for (message, steps), _ in results:
         assert "the training loaders of the processes differ in length (rank 0: 5, rank 1: 4 batches)" in message
         assert steps == 0

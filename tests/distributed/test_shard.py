@@ -244,7 +244,7 @@ def orders(steps):
 
 
 def test_all_processes_go_by_the_order_of_rank_0():
-    first, second = launch(orders, 3, nproc=2, timeout=60)
+    first, second = launch(orders, 3, nproc=2, backend="gloo", timeout=60)
     for one, other in zip(first, second, strict=True):
         assert flat([one, other]) == list(range(10))
     assert first[0] != first[1]

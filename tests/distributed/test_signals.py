@@ -23,7 +23,7 @@ def sleep():
 if __name__ == "__main__":
     before = signal.getsignal(signal.SIGTERM)
     try:
-        launch(sleep, nproc=2, timeout=60)
+        launch(sleep, nproc=2, backend="gloo", timeout=60)
     except KeyboardInterrupt:
         print("interrupted", signal.getsignal(signal.SIGTERM) is before)
 """
@@ -82,7 +82,7 @@ from test_launch import boom
 
 def call():
     try:
-        launch(boom, nproc=2, timeout=60)
+        launch(boom, nproc=2, backend="gloo", timeout=60)
     except LaunchError as error:
         print(error.rank in (0, 1), str(error).splitlines()[-1])
 

@@ -76,8 +76,8 @@ def test_b3_killed_workers_and_restarts_leave_no_trace_in_the_weights(tmp_path):
     (tmp_path / "gold").mkdir()
     (tmp_path / "killed").mkdir()
     places = [(1, "training", 1, 0), (0, "validation", 4, 1), (1, "save", 5, 2)]
-    gold = launch(train, str(tmp_path / "gold"), [], nproc=2, timeout=60)
-    again = launch(train, str(tmp_path / "killed"), places, nproc=2, max_restarts=3, timeout=60)
+    gold = launch(train, str(tmp_path / "gold"), [], nproc=2, backend="gloo", timeout=60)
+    again = launch(train, str(tmp_path / "killed"), places, nproc=2, backend="gloo", max_restarts=3, timeout=60)
     assert Path(tmp_path / "killed" / "attempts1").read_text() == "||||"
     for (weights, history), (their_weights, their_history) in zip(gold, again, strict=True):
         assert all(torch.equal(value, their_weights[name]) for name, value in weights.items())
