@@ -127,7 +127,8 @@ def train(node):
 
 if __name__ == "__main__":
     node, port = sys.argv[1:]
-    values = launch(train, node, nproc=2, backend="gloo", nnodes=2, rdzv=f"localhost:{port}", max_restarts=3, timeout=120)
+    nodes = {"nnodes": 2, "rdzv": f"localhost:{port}", "max_restarts": 3}
+    values = launch(train, node, nproc=2, backend="gloo", timeout=120, **nodes)
     print(json.dumps(values))
 """
 
