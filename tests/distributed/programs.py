@@ -1,6 +1,7 @@
 """Scripts run as processes of their own, for what a launch does to the process that calls it."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -42,3 +43,10 @@ def numbers(folder, pattern):
     """The numbers in the files of a pattern, as soon as they are written."""
     texts = [path.read_text() for path in sorted(Path(folder).glob(pattern))]
     return [int(text) for text in texts if text.endswith("\n")]
+
+
+def port():
+    """A port that is free now."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fit_core import Callback, Runner
 from fit_distributed import LaunchError, barrier, device, is_main, launch, local_rank, parallel, rank, world_size
-from programs import start
+from programs import port, start
 from torch import nn
 
 pytestmark = pytest.mark.timeout(180)
@@ -229,6 +229,11 @@ def test_what_is_no_function_and_a_parameter_of_launch_itself_are_refused():
         launch(takes, 3)
     with pytest.raises(AssertionError, match="it was started"):
         launch(functools.partial(takes, timeout=3, rdzv=None))
+
+
+def test_machines_that_do_not_meet_are_told_so():
+    with pytest.raises(ConnectionError, match=r"the 2 machines did not meet at localhost:\d+ within 2 s \(Rendez"):
+        launch(never, nproc=1, nnodes=2, rdzv=f"localhost:{port()}", timeout=2)
 
 
 UNGUARDED = """

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from programs import is_alive, numbers, start, until
+from programs import is_alive, numbers, port, start, until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -35,12 +35,6 @@ if __name__ == "__main__":
 """
 
 EXPECTED = [[10, 2, 0, "DistributedDataParallel"], [11, 2, 1, "DistributedDataParallel"]]
-
-
-def port():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return str(free.getsockname()[1])
 
 
 def environments(kind):

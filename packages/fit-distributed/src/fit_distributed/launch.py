@@ -84,6 +84,7 @@ def launch(
 
     Raises:
         LaunchError: a process failed. The message ends with its traceback.
+        ConnectionError: the machines did not find each other.
         KeyboardInterrupt: somebody pressed Ctrl-C. The processes are gone.
         TypeError, ValueError: an argument does not fit; nothing was started.
         RuntimeError: launch was called by a function that runs in a launch; nothing was started.
@@ -95,11 +96,12 @@ def launch(
         ...     return runner.fit(shard(train_loader), epochs=5)
         >>> histories = launch(train, lr=0.1, nproc=2)
     """
-    count = _check(fn, nproc, nnodes, rdzv, max_restarts, backend, timeout)
+    _check(fn, nnodes, rdzv, max_restarts, backend, timeout)
     if has_group():
         return worker.call(fn, args, kwargs)
     if "RANK" in os.environ or (launcher_variables() and rdzv is None):
         return worker.call_in_group(fn, args, kwargs, backend, timeout)
+    count = _count(nproc, backend)
     if count == nnodes == 1:
         return worker.call(fn, args, kwargs)
     logs = os.path.abspath(log_dir) if log_dir else None
@@ -108,15 +110,9 @@ def launch(
 
 
 def _check(
-    fn: Callable[..., Any],
-    nproc: int | str,
-    nnodes: int,
-    rdzv: str | None,
-    max_restarts: int,
-    backend: str | None,
-    timeout: float,
-) -> int:
-    """Everything that can be refused before a process is started; returns the number of processes here."""
+    fn: Callable[..., Any], nnodes: int, rdzv: str | None, max_restarts: int, backend: str | None, timeout: float
+) -> None:
+    """Refuse what does not fit, wherever the processes come from."""
     if worker.is_running():
         raise RuntimeError("launch was called by a function that runs in a launch: call the inner function itself")
     if os.environ.get(_LAUNCHER) == str(os.getppid()):
@@ -143,7 +139,6 @@ def _check(
         )
     if backend is not None and not distributed.is_backend_available(backend.lower().split(":")[-1]):
         raise ValueError(f"backend {backend!r} is not in this build of torch: leave it out for the one of the device")
-    return _count(nproc, backend)
 
 
 def _parameters(fn: Callable[..., Any]) -> set[str]:
@@ -155,7 +150,7 @@ def _parameters(fn: Callable[..., Any]) -> set[str]:
 
 
 def _count(nproc: int | str, backend: str | None) -> int:
-    """The number of processes on this machine."""
+    """The number of processes to start on this machine."""
     devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     if nproc == "auto":
         return max(devices, 1)
@@ -174,6 +169,7 @@ def _on_elastic(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_
     # Imported here: it takes a moment, which a single process need not wait.
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     host = (rdzv or "localhost").partition(":")[0]
@@ -203,6 +199,11 @@ def _on_elastic(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_
             failed: Exception = _explain(Path(folder), rank, failure.exitcode, nproc * nnodes)
         except SignalException as error:
             failed = error
+        except RendezvousError as error:
+            failed = ConnectionError(
+                f"the {nnodes} machines did not meet at {config.rdzv_endpoint} within {job.timeout:g} s "
+                f"({type(error).__name__}: {error}): does each make the same call, and can it reach that address?"
+            )
         else:
             return next(values for values in returned.values() if values is not None)
     if isinstance(failed, SignalException):

@@ -241,8 +241,11 @@ def _report(error: BaseException, timeout: float) -> NoReturn:
     if told is not error:
         told.__cause__ = error
     report = attempt / f"failed{rank()}"
-    report.with_suffix(".part").write_text("".join(traceback.format_exception(told)))
+    text = "".join(traceback.format_exception(told))
+    report.with_suffix(".part").write_text(text)
     report.with_suffix(".part").rename(report)
+    if rank():  # Into its log. On the console it is the last word of the launcher's error.
+        sys.stderr.write(text)
     time.sleep(_LAST_WORD)
     raise told
 
