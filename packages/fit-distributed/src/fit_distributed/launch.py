@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import uuid
@@ -192,6 +193,7 @@ def _on_elastic(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(folder),
         )
+        sys.stdout.flush()  # What was printed before comes before what the processes print.
         try:
             returned = elastic_launch(config, worker.work)(job)
         except ChildFailedError as error:
