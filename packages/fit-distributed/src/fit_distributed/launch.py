@@ -100,7 +100,7 @@ def launch(
     _check(fn, nnodes, rdzv, max_restarts, backend, timeout)
     if has_group():
         return worker.call(fn, args, kwargs)
-    if "RANK" in os.environ or (launcher_variables() and rdzv is None):
+    if launcher_variables() and (rdzv is None or "RANK" in os.environ):
         return worker.call_in_group(fn, args, kwargs, backend, timeout)
     count = _count(nproc, backend)
     if count == nnodes == 1:
