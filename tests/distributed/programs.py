@@ -20,6 +20,7 @@ def start(folder, code, *arguments, module=(), **environment):
         text=True,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
         cwd=folder,
+        start_new_session=True,  # so that a signal to its group is what Ctrl-C sends
     )
 
 

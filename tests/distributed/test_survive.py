@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fit_callbacks import CheckpointSaver
 from fit_core import Callback, Runner
 from fit_distributed import launch, parallel, rank, shard
 from torch import distributed, nn
@@ -55,7 +56,7 @@ class Kill(Callback):
         self._at("save", state)
 
 
-def train(folder, places):
+def train(folder, places, own):
     generator = torch.Generator().manual_seed(1)
     dataset = TensorDataset(torch.randn(24, 4, generator=generator), torch.randint(3, (24,), generator=generator))
     torch.manual_seed(0)
@@ -63,7 +64,8 @@ def train(folder, places):
     torch.manual_seed(rank())  # each process has random numbers of its own
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     # The kill in a save comes before the others have gathered, or after.
-    callbacks = [Kill(places), Save(os.path.join(folder, "run.pt"))]
+    saver = Save(os.path.join(folder, "run.pt")) if own else CheckpointSaver(folder, every_steps=1, resume="auto")
+    callbacks = [Kill(places), saver]
     runner = Runner(model, optimizer, nn.CrossEntropyLoss(), callbacks=callbacks, accumulate_steps=2)
     loaders = [DataLoader(dataset, batch_size=3, shuffle=shuffle) for shuffle in (True, False)]
     with open(os.path.join(folder, f"attempts{rank()}"), "a") as file:
@@ -72,12 +74,13 @@ def train(folder, places):
     return runner.state.state_dict()["model"], history
 
 
-def test_b3_killed_workers_and_restarts_leave_no_trace_in_the_weights(tmp_path):
+@pytest.mark.parametrize("own", [True, False])
+def test_b3_killed_workers_and_restarts_leave_no_trace_in_the_weights(tmp_path, own):
     (tmp_path / "gold").mkdir()
     (tmp_path / "killed").mkdir()
     places = [(1, "training", 1, 0), (0, "validation", 4, 1), (1, "save", 5, 2)]
-    gold = launch(train, str(tmp_path / "gold"), [], nproc=2, backend="gloo", timeout=60)
-    again = launch(train, str(tmp_path / "killed"), places, nproc=2, backend="gloo", max_restarts=3, timeout=60)
+    gold = launch(train, str(tmp_path / "gold"), [], own, nproc=2, backend="gloo", timeout=60)
+    again = launch(train, str(tmp_path / "killed"), places, own, nproc=2, backend="gloo", max_restarts=3, timeout=60)
     assert Path(tmp_path / "killed" / "attempts1").read_text() == "||||"
     for (weights, history), (their_weights, their_history) in zip(gold, again, strict=True):
         assert all(torch.equal(value, their_weights[name]) for name, value in weights.items())

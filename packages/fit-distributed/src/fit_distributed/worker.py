@@ -51,8 +51,9 @@ class Job:
 def work(job: Job) -> list[bytes] | None:
     """The life of one new process. Returns what every process returned, on the first one of this machine."""
     _die_with(job.launcher)
+    if hasattr(os, "setpgrp"):  # Ctrl-C goes to the launcher alone, which passes it on: so it comes once, not twice.
+        os.setpgrp()
     with _output(job.log_dir):
-        signal.signal(signal.SIGINT, _interrupt)
         try:
             _tell_of_restart()
             fn, args, kwargs = pickle.loads(job.call)
@@ -134,11 +135,6 @@ def _gather(value: Any) -> list[bytes]:
     values = [b""] * world_size()
     distributed.all_gather_object(values, dump_value(value))
     return values
-
-
-def _interrupt(number: int, frame: Any) -> NoReturn:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Both the terminal and the launcher send it: once is enough.
-    raise KeyboardInterrupt
 
 
 def _die_with(launcher: int) -> None:
