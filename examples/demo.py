@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from fit_callbacks import CheckpointSaver, ConsoleLogger, Phase, PhasesScheduler, TensorBoard, Timer, plot_history
 from fit_core import Runner
+from fit_distributed import launch, parallel, shard, world_size
 from fit_metrics import Accuracy
 from mnist1d.data import get_dataset_args, make_dataset
 from torch import nn
@@ -40,36 +41,25 @@ def network(name: str) -> nn.Module:
 
 
 def loaders() -> tuple[DataLoader, DataLoader]:
-    """Training and test data."""
+    """Training and test data; the batches of all processes together are the paper's."""
     data = make_dataset(get_dataset_args())
 
     def dataset(x: str, y: str) -> TensorDataset:
         return TensorDataset(torch.tensor(data[x], dtype=torch.float32), torch.tensor(data[y]))
 
     train, test = dataset("x", "y"), dataset("x_test", "y_test")
-    return DataLoader(train, batch_size=100, shuffle=True), DataLoader(test, batch_size=1000)
+    return DataLoader(train, batch_size=100 // world_size(), shuffle=True), DataLoader(test, batch_size=1000)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", choices=PAPER, default="cnn", help="which network of the paper (default: cnn)")
-    parser.add_argument("--steps", type=int, default=6000, help="training steps (default: 6000, as in the paper)")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for results (default: runs/demo)")
-    arguments = parser.parse_args()
-
+def train(name: str, steps: int, folder: Path) -> list[dict[str, float]]:
+    """Train a network on this process, among others if there are any; returns the history."""
     torch.set_num_threads(1)  # Networks this small gain nothing from more, and lose much on a busy machine.
     torch.manual_seed(0)
-    model = network(arguments.model)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"MNIST-1D, {arguments.model} with {parameters} parameters, {arguments.steps} steps")
-
-    if arguments.steps < 1:
-        parser.error(f"--steps must be 1 or more, got {arguments.steps}")
+    model = parallel(network(name))
     train_loader, test_loader = loaders()
-    folder = arguments.out / arguments.model
     # An epoch here is 400 batches, ten passes over the small data set.
-    per_epoch = min(400, arguments.steps)
-    epochs = -(-arguments.steps // per_epoch)
+    per_epoch = min(400, steps)
+    epochs = -(-steps // per_epoch)
     schedule = [Phase(0, 1, lr=(1e-3, 2e-2)), Phase(1, max(2, epochs), lr=(2e-2, 2e-3), mode="cos")]
     runner = Runner(
         model,
@@ -84,7 +74,23 @@ def main() -> None:
             PhasesScheduler(schedule),
         ],
     )
-    history = runner.fit(train_loader, epochs=epochs, steps_per_epoch=per_epoch, val_loader=test_loader)
+    return runner.fit(shard(train_loader), epochs=epochs, steps_per_epoch=per_epoch, val_loader=shard(test_loader))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", choices=PAPER, default="cnn", help="which network of the paper (default: cnn)")
+    parser.add_argument("--steps", type=int, default=6000, help="training steps (default: 6000, as in the paper)")
+    parser.add_argument("--nproc", type=int, default=1, help="processes to train on (default: 1)")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for results (default: runs/demo)")
+    arguments = parser.parse_args()
+    if arguments.steps < 1:
+        parser.error(f"--steps must be 1 or more, got {arguments.steps}")
+
+    parameters = sum(parameter.numel() for parameter in network(arguments.model).parameters())
+    print(f"MNIST-1D, {arguments.model} with {parameters} parameters, {arguments.steps} steps")
+    folder = arguments.out / arguments.model
+    history = launch(train, arguments.model, arguments.steps, folder, nproc=arguments.nproc)[0]
 
     plot_history(history, folder / "curves.png")
     last, best = history[-1], max(row["val/Acc@1"] for row in history)

@@ -20,4 +20,4 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)
-    assert blocks or page.parent.name in ("fit-distributed", "docs")
+    assert blocks or page.parent.name == "docs"

@@ -26,6 +26,18 @@ def test_the_demo_trains(model, parameters, tmp_path):
     assert len(list((tmp_path / model).glob("events.out.tfevents.*"))) == 1
 
 
+def test_two_processes_tell_the_same(tmp_path):
+    accuracy = {}
+    for nproc in ("1", "2"):
+        command = [sys.executable, str(DEMO), "--model", "mlp", "--steps", "40", "--out", str(tmp_path)]
+        result = subprocess.run([*command, "--nproc", nproc], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.startswith("MNIST-1D, mlp")
+        assert result.stdout.count("Epoch 1/1") == 1
+        accuracy[nproc] = float(result.stdout.split("test accuracy ")[1].split("%")[0])
+    assert abs(accuracy["1"] - accuracy["2"]) <= 0.2  # of 1000 samples, two may lie on the edge
+
+
 def test_steps_that_mean_nothing_are_refused():
     result = subprocess.run([sys.executable, str(DEMO), "--steps", "0"], capture_output=True, text=True, check=False)
     assert result.returncode == 2

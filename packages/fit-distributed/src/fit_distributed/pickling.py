@@ -1,0 +1,71 @@
+"""How functions get into other processes, and values out of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["dump_call", "dump_value", "load_value"]
+
+
+def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """A call as bytes, for ``pickle.loads`` in another process.
+
+    Raises:
+        TypeError: a part of it cannot be sent, and what to do about it.
+    """
+    # A notebook has no file which the other process could import, so that names in it mean nothing there.
+    in_notebook = not hasattr(sys.modules["__main__"], "__file__")
+    cloudpickle = _cloudpickle()
+    if not (in_notebook and (cloudpickle or getattr(fn, "__module__", None) == "__main__")):
+        try:
+            return pickle.dumps((fn, args, kwargs))
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            reason = str(error)
+    else:
+        reason = "it is defined in a notebook"
+    if cloudpickle:
+        try:
+            return bytes(cloudpickle.dumps((fn, args, kwargs)))
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            reason = str(error)
+    advice = "" if cloudpickle else ", or pip install cloudpickle"
+    raise TypeError(
+        f"launch cannot send {getattr(fn, '__qualname__', fn)} and its arguments to other processes ({reason}): define "
+        f"the function at the top level of a file and pass it what can be pickled{advice}"
+    )
+
+
+def dump_value(value: Any) -> bytes:
+    """A value as bytes.
+
+    Raises:
+        TypeError: it cannot be pickled.
+    """
+    for module in (pickle, _cloudpickle()):
+        buffer = io.BytesIO()
+        try:
+            torch.save(value, buffer, pickle_module=module or pickle)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            reason = error
+        else:
+            return buffer.getvalue()
+    raise TypeError(
+        f"the function returned a {type(value).__name__} that cannot be sent back ({reason}): return numbers, tensors, "
+        "lists and dicts of them, or None"
+    )
+
+
+def load_value(data: bytes) -> Any:
+    """The value that :func:`dump_value` made bytes of, its tensors on the CPU."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+
+
+def _cloudpickle() -> Any:
+    return importlib.import_module("cloudpickle") if importlib.util.find_spec("cloudpickle") else None

@@ -1,0 +1,201 @@
+"""The part of a loader's data that this process reads."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from itertools import cycle, islice
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, SequentialSampler
+from torch.utils.data import _utils as data_utils
+from torch.utils.data.distributed import DistributedSampler
+
+from .environment import has_group, rank, world_size
+
+__all__ = ["ShardSampler", "shard"]
+
+Loader = TypeVar("Loader", bound="DataLoader[Any]")
+
+
+class ShardSampler(Sampler[Any]):
+    """Every ``world_size``-th of another sampler's indices, or of a batch sampler's batches.
+
+    The processes' k-th batches of B samples together are the k-th batch of N * B of one process. All go by the
+    order that rank 0 draws, whatever their random generators: each must begin a pass when the others do. Those of
+    a SequentialSampler know it without asking.
+
+    Args:
+        sampler: the indices of all processes, with a ``len``.
+        pad: repeat a few, so that every process gets equally many; else each is given once.
+        drop_last: with ``pad``, leave the few out instead.
+        rank: of this process, 0 to ``world_size - 1``; None: ask when iterated.
+        world_size: number of processes, 1 or more; None: ask when iterated.
+
+    Example:
+        >>> sampler = ShardSampler(WeightedRandomSampler(weights, 1000), pad=True)
+        >>> loader = DataLoader(dataset, batch_size=32, sampler=sampler)
+    """
+
+    def __init__(
+        self,
+        sampler: Iterable[Any],
+        *,
+        pad: bool,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if not hasattr(sampler, "__len__"):
+            raise TypeError(f"a {type(sampler).__name__} cannot be sharded: it has no len, give it a __len__")
+        self.sampler = sampler
+        self.pad = pad
+        self.drop_last = drop_last
+        self.rank = rank
+        self.world_size = world_size
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The random generator of the inner sampler, which the place of a run in its data needs."""
+        holders = (self.sampler, getattr(self.sampler, "sampler", None))
+        return next((found for one in holders if (found := getattr(one, "generator", None))), None)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the number of the pass on to the inner sampler, if it wants it."""
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        rank, size = self._place()
+        return len(range(rank, self._total(len(self.sampler), size), size))  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        rank, size = self._place()
+        indices = self._indices()
+        return islice(cycle(indices), rank, self._total(len(indices), size), size)
+
+    def _place(self) -> tuple[int, int]:
+        return (
+            rank() if self.rank is None else self.rank,
+            world_size() if self.world_size is None else self.world_size,
+        )
+
+    def _total(self, length: int, size: int) -> int:
+        """How many indices are given to all processes together."""
+        if not self.pad or length == 0:
+            return length
+        return (length // size if self.drop_last else -(-length // size)) * size
+
+    def _indices(self) -> list[Any]:
+        if not has_group() or isinstance(self.sampler, SequentialSampler):
+            return list(self.sampler)
+        message = [list(self.sampler) if distributed.get_rank() == 0 else None]
+        distributed.broadcast_object_list(message, src=0)
+        assert message[0] is not None
+        return message[0]
+
+
+def shard(loader: Loader, *, pad: bool | None = None) -> Loader:
+    """The part of a loader that this process reads; its batches are as large as before.
+
+    A loader that shuffles, or has a sampler of its own, is for training: every process gets equally many batches, for
+    which a few samples repeat (with ``drop_last`` they are left out). Any other is for evaluation: each sample is
+    given once, and a process may get fewer batches, or none.
+
+    Of an iterable dataset each process, and each worker in it, reads everything and keeps its part. It must give the
+    same order everywhere; that it splits itself among workers is taken care of.
+
+    Args:
+        loader: a DataLoader; all its options are kept.
+        pad: True: equally many batches; False: each sample once; None: by the rule above.
+
+    Returns:
+        A loader of the same class; for one process, the loader itself.
+
+    Raises:
+        TypeError: it is no DataLoader, or its sampler has no len.
+        ValueError: it is sharded already, or has an iterable dataset and ``pad`` is None.
+
+    Example:
+        >>> runner.fit(shard(train_loader), epochs=5, val_loader=shard(val_loader))
+    """
+    if not isinstance(loader, DataLoader):
+        raise TypeError(
+            f"shard takes a torch DataLoader, got {type(loader).__name__}: of batches of your own give each process "
+            "its part, batches[rank()::world_size()]"
+        )
+    if world_size() == 1:
+        return loader
+    batches: Any = loader.batch_sampler
+    new: dict[str, Any] = {"_iterator": None}  # Persistent workers are not shared.
+    if isinstance(loader.dataset, IterableDataset):
+        if pad is None:
+            raise ValueError(
+                "an iterable dataset does not tell what it is for: pass pad=True for training (every process gets "
+                "equally many samples, a few repeat) or pad=False for evaluation (each sample once)"
+            )
+        new["dataset"] = _IterableShard(loader.dataset, pad, rank(), world_size())
+    elif batches is None:
+        new["sampler"] = _sampler(loader.sampler, pad)
+    elif type(batches) is BatchSampler:
+        new["sampler"] = _sampler(batches.sampler, pad, drop_last=batches.drop_last)
+        new["batch_sampler"] = BatchSampler(new["sampler"], batches.batch_size, batches.drop_last)
+    else:
+        new["batch_sampler"] = _sampler(batches, pad)
+    sharded = copy.copy(loader)
+    vars(sharded).update(new)  # A DataLoader does not let its sampler be set, and a new one might lose an option.
+    return sharded
+
+
+def _sampler(sampler: Any, pad: bool | None, *, drop_last: bool = False) -> ShardSampler:
+    if isinstance(sampler, (DistributedSampler, ShardSampler)):
+        raise ValueError(
+            f"the loader is sharded already, by its {type(sampler).__name__}: use it as it is, or make it without one"
+        )
+    if pad is None:
+        pad = not isinstance(getattr(sampler, "sampler", sampler), SequentialSampler)
+    return ShardSampler(sampler, pad=pad, drop_last=drop_last)
+
+
+class _IterableShard(IterableDataset[Any]):
+    """One sample of every ``size``, dealt out to the workers of this process."""
+
+    def __init__(self, dataset: IterableDataset[Any], pad: bool, rank: int, size: int) -> None:
+        self.dataset = dataset
+        self.pad = pad
+        self.rank = rank
+        self.size = size
+
+    def __len__(self) -> int:
+        length = len(self.dataset)  # type: ignore[arg-type]  # TypeError says that it has none
+        return -(-length // self.size) if self.pad else len(range(self.rank, length, self.size))
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = data_utils.worker.get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        samples = _whole(self.dataset)
+        rounds = iter(lambda: list(islice(samples, self.size)), [])
+        for dealt in islice(rounds, number, None, workers):
+            if self.pad:
+                yield dealt[self.rank % len(dealt)]
+            elif self.rank < len(dealt):
+                yield dealt[self.rank]
+
+
+def _whole(dataset: IterableDataset[Any]) -> Iterator[Any]:
+    """All samples, also of a dataset that gives each worker a part: it is told that there are no workers."""
+    workers = data_utils.worker
+    info = workers._worker_info
+    samples: Iterator[Any] | None = None
+    while True:
+        workers._worker_info = None
+        try:
+            samples = iter(dataset) if samples is None else samples
+            sample = next(samples)
+        except StopIteration:
+            return
+        finally:
+            workers._worker_info = info
+        yield sample

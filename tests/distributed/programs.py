@@ -1,0 +1,53 @@
+"""Scripts run as processes of their own, for what a launch does to the process that calls it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def start(folder, code, *arguments, module=(), **environment):
+    """A process that runs `code` as a script; its output goes to a pipe."""
+    script = Path(folder) / "script.py"
+    script.write_text(code)
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    return subprocess.Popen(
+        [sys.executable, *module, str(script), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        cwd=folder,
+        start_new_session=True,  # so that a signal to its group is what Ctrl-C sends
+    )
+
+
+def until(condition, seconds=90):
+    """Wait for a condition; returns what it gave."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+    return value
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def numbers(folder, pattern):
+    """The numbers in the files of a pattern, as soon as they are written."""
+    texts = [path.read_text() for path in sorted(Path(folder).glob(pattern))]
+    return [int(text) for text in texts if text.endswith("\n")]
+
+
+def port():
+    """A port that is free now."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
