@@ -15,3 +15,10 @@ def test_resume_ends_with_the_same_bits():
     assert lines[1].startswith("kill -9, number 1, in step")
     assert lines[0].split()[-1] == lines[-2].split()[-1]
     assert lines[-1] == "the same bits"
+
+
+def test_a_worker_is_killed_and_the_run_survives():
+    command = [sys.executable, str(EXAMPLES / "survive.py"), "--kills", "1", "--epochs", "2"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "the same bits"
