@@ -1,7 +1,7 @@
 """Trains on two processes, of which one is killed again and again; ``launch`` restarts them, and no bit is lost.
 
-The killer is a process of its own, which sends SIGKILL to a worker at random moments. What the survivors leave behind, the
-checkpoint, is where all go on.
+The killer is a process of its own, which sends SIGKILL to a worker at random moments. What the survivors leave behind,
+the checkpoint, is where all go on.
 """
 
 import argparse

@@ -241,6 +241,41 @@ def test_b10_an_epoch_boundary_resume_does_the_steps_that_are_left(tmp_path, cap
     assert f"resumed from {tmp_path}/last.pt, in epoch 3 of 3" in capsys.readouterr().out
 
 
+def test_b9_other_settings_are_named_in_one_warning_and_the_run_goes_on(tmp_path):
+    make(CheckpointSaver(tmp_path)).fit(DataLoader(batches((1,) * 12), batch_size=4, collate_fn=joined), epochs=2)
+    other = DataLoader(batches((1,) * 10), batch_size=2, collate_fn=joined)
+    with pytest.warns(
+        UserWarning, match="with other settings: epochs 2 -> 3, batches an epoch 3 -> 5, batch_size 4 -> 2"
+    ):
+        history = make(CheckpointSaver(tmp_path, resume=True)).fit(other, epochs=3)
+    assert len(history) == 3
+
+
+def joined(samples):
+    return tuple(torch.cat(part) for part in zip(*samples, strict=True))
+
+
+def test_b9_another_number_of_processes_starts_the_interrupted_epoch_over(tmp_path):
+    class Stop(Callback):
+        def on_batch_end(self, state):
+            state.should_stop = state.epoch == 1 and state.step == 2
+
+    make(CheckpointSaver(tmp_path), Stop()).fit(batches(), epochs=3)
+    saved = read(tmp_path / "last.pt")
+    torch.save({**saved, "ranks": saved["ranks"] * 4}, tmp_path / "last.pt")
+    steps = []
+
+    class Count(Callback):
+        def on_batch_end(self, state):
+            steps.append((state.epoch, state.step))
+
+    with pytest.warns(
+        UserWarning, match="saved by 4 processes and is resumed by 1: .* an interrupted epoch starts over"
+    ):
+        make(CheckpointSaver(tmp_path, resume=True), Count()).fit(batches(), epochs=3)
+    assert steps == [(epoch, step) for epoch in (1, 2) for step in range(5)]
+
+
 def test_a7_nothing_to_resume_from(tmp_path, capsys):
     steps = Snapshots()
     with pytest.raises(FileNotFoundError, match=r'no checkpoint in .* to resume from; resume="auto" begins anew'):
