@@ -71,6 +71,16 @@ def test_the_files_of_a_run(tmp_path):
     assert last["callbacks"]["ModelEma"]["model"].keys() == last["model"].keys()
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_with_an_average_best_is_the_epoch_in_which_the_average_was(tmp_path, first):
+    saver, ema = CheckpointSaver(tmp_path, "val/loss"), ModelEma(0.7)
+    history = make(*((saver, ema) if first else (ema, saver))).fit(batches(), epochs=6, val_loader=batches(seed=1))
+    best = read(tmp_path / "best.pt")
+    average = network(seed=9)
+    average.load_state_dict(best["callbacks"]["ModelEma"]["model"])
+    assert make(model=average).evaluate(batches(seed=1))["val/loss"] == min(row["val/loss"] for row in history)
+
+
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_the_best_are_kept_by_name(tmp_path, mode):
     values = [5.0, 3.0, float("nan"), 4.0, 3.0, 1.0, float("inf"), 2.0]
