@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, mse_loss
+from torch.nn.functional import mse_loss, pad
 
 from .base import SumMetric
 from .inputs import number_inputs
@@ -106,17 +107,26 @@ class PSNR(ImageMetric):
 
 
 class SSIM(ImageMetric):
-    """Structural similarity of image and target, averaged over windows and channels, then over images; 1 at most.
+    """Structural similarity of image and target, averaged over pixels and channels, then over images; 1 at most.
 
     Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE
-    Transactions on Image Processing 13(4), 2004, with its Gaussian window of 11 x 11 pixels, sigma 1.5, over the places
-    where the window fits whole. torchmetrics' ``StructuralSimilarityIndexMeasure``.
+    Transactions on Image Processing 13(4), 2004: ``(2 mx my + c1) (2 sxy + c2) / ((mx^2 + my^2 + c1) (sx^2 + sy^2 +
+    c2))`` of means, variances and covariance under a Gaussian window of 11 x 11 pixels, sigma 1.5, with
+    ``c1 = (0.01 data_range)^2``, ``c2 = (0.03 data_range)^2``. At borders the images are mirrored, as in torchmetrics'
+    ``StructuralSimilarityIndexMeasure``.
 
     Args:
         data_range: the largest pixel less the smallest that there can be: 2 for pixels in -1..1. None means 1 for
             floating images and 255 for those of uint8.
 
-    Shapes, value, errors: see :class:`ImageMetric`; images are 11 pixels high and wide, or more.
+    Shapes, value, errors: see :class:`ImageMetric`; images are 6 pixels high and wide, or more.
+
+    Example:
+        >>> ssim = SSIM(data_range=255)
+        >>> image = torch.arange(64.0).view(1, 1, 8, 8)
+        >>> ssim.update(image, image)
+        >>> float(ssim.compute())
+        1.0
     """
 
     def __init__(self, data_range: float | None = None) -> None:
@@ -124,24 +134,28 @@ class SSIM(ImageMetric):
 
     def score(self, output: Tensor, target: Tensor, data_range: float) -> Tensor:
         """``(2 mx my + c1) (2 sxy + c2) / ((mx^2 + my^2 + c1) (sx^2 + sy^2 + c2))``, averaged over each image."""
-        if min(target.shape[2:]) < 11:
-            raise ValueError(f"SSIM looks through windows of 11 x 11 pixels, the images are {tuple(target.shape)}")
+        if min(target.shape[2:]) < 6:
+            raise ValueError(f"SSIM mirrors 5 pixels at each border, the images {tuple(target.shape)} are too small")
         c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
         maps = torch.cat([output, target, output * output + target * target, output * target], 1)
         mx, my, squares, product = _blur(maps).chunk(4, 1)
         both, means = mx * my, mx * mx + my * my
         similar = (2 * both + c1) * (2 * (product - both) + c2) / ((means + c1) * (squares - means + c2))
-        return similar.flatten(1).mean(1)
+        return similar.mean((1, 2, 3))
 
 
 def _blur(maps: Tensor) -> Tensor:
-    """Each channel under a Gaussian window, by rows and then by columns: ``(N, C, H, W)`` to ``(N, C, H-10, W-10)``."""
-    channels = maps.size(1)
-    place = torch.arange(-5, 6, device=maps.device, dtype=maps.dtype)
-    window = torch.exp(-place.square() / (2 * 1.5**2))
-    window = (window / window.sum()).expand(channels, 1, 1, 11)
-    with torch.autocast(maps.device.type, enabled=False):  # Variances are small differences: no halves here.
-        return conv2d(conv2d(maps, window, groups=channels), window.mT, groups=channels)
+    """Each channel under a Gaussian window, by rows and then by columns: ``(N, C, H, W)``, as it came."""
+    window = [math.exp(-place * place / (2 * 1.5**2)) for place in range(-5, 6)]
+    maps = pad(maps, (5, 5, 5, 5), mode="reflect")
+    # Not by conv2d: variances are small differences, and autocast or TF32 would make it round to 8 or 10 bits.
+    for dim in (2, 3):
+        size = maps.size(dim) - 10
+        blurred = maps.narrow(dim, 0, size) * (window[0] / sum(window))
+        for start, weight in enumerate(window[1:], 1):
+            blurred.add_(maps.narrow(dim, start, size), alpha=weight / sum(window))
+        maps = blurred
+    return maps
 
 
 def _usual_range(metric: str, *dtypes: torch.dtype) -> float:
