@@ -1,12 +1,13 @@
 """Top-k accuracy equals scikit-learn's, for inputs as people have them."""
 
-import copy
+import weakref
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from fit_metrics import Accuracy
+from fit_metrics.accuracy import _Ranked
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
+from torch.utils._python_dispatch import TorchDispatchMode
 
 LOGITS = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 TARGET = torch.randint(6, (40,), generator=torch.Generator().manual_seed(1))
@@ -63,33 +64,42 @@ def test_no_samples_are_nan_and_reset_forgets():
     assert torch.isnan(metric.compute())
 
 
-def test_state_round_trip():
-    metric, other = Accuracy(1), Accuracy(1)
-    metric.update(LOGITS, TARGET)
-    other.load_state_dict(metric.state_dict())
-    metric.update(LOGITS, TARGET)  # the state was a copy
-    assert int(other.samples) == 40
-    assert float(other.compute()) == float(metric.compute())
-
-
-def test_update_never_reads_a_value_back():
-    metric = Accuracy(2, ignore_index=0).to("meta")  # where there are no values to read
-    metric.update(LOGITS.to("meta"), TARGET.to("meta"))
-    assert metric.correct.device.type == "meta"
-
-
 @pytest.mark.parametrize(
     ("topk", "output", "target", "message"),
     [
-        (7, LOGITS, TARGET, r"Acc@7 needs 7 classes, output \(40, 6\) has 6"),
-        (1, LOGITS, TARGET[:9], r"target \(9,\) does not fit output \(40, 6\): expected class indices \(40,\)"),
-        (2, LOGITS[:, 0], TARGET, "Acc@2 of a single logit"),
-        (1, LOGITS[:, 0], TARGET[:9], r"output \(40,\) and target \(9,\) differ in their size"),
+        (7, LOGITS, TARGET, r"Acc@7 got output \(40, 6\) and target \(40,\): the 7 most likely of 6 classes"),
+        (1, LOGITS, TARGET[:9], r"got output \(40, 6\) and target \(9,\): expected .* class indices of shape \(40,\)"),
+        (2, LOGITS[:, 0], TARGET, r"Acc@2 got output \(40,\) and target \(40,\): the 2 most likely of 2 classes"),
+        (1, LOGITS[:, 0], TARGET[:9], r"got output \(40,\) and target \(9,\): expected .* of shape \(40,\)"),
+        (1, LOGITS, LOGITS[:, :5], r"got output \(40, 6\) and target \(40, 5\)"),
+        (1, LOGITS.view(4, 10, 6), TARGET.view(4, 10), r"expected .* class indices of shape \(4, 6\)"),
     ],
 )
 def test_shapes_that_do_not_fit(topk, output, target, message):
     with pytest.raises(ValueError, match=message):
         Accuracy(topk).update(output, target)
+
+
+def test_what_is_no_tensor_of_numbers():
+    with pytest.raises(TypeError, match="its output is a dict: pick the tensor in a subclass"):
+        Accuracy(1).update({"logits": LOGITS}, TARGET)
+    with pytest.raises(TypeError, match=r"real numbers, its output is torch\.complex64"):
+        Accuracy(1).update(LOGITS.to(torch.complex64), TARGET)
+    with pytest.raises(TypeError, match=r"class indices must be integers, not torch\.float32"):
+        Accuracy(1).update(LOGITS, TARGET.float())
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_targets_that_are_no_class_are_told(k):
+    target = TARGET.clone()
+    target[:3] = torch.tensor([-100, 6, 255])
+    metric = Accuracy(k)
+    metric.update(LOGITS, target)
+    with pytest.raises(ValueError, match=r"3 targets were outside of the classes .* pass ignore_index="):
+        metric.compute()
+    metric = Accuracy(k, ignore_index=-100)
+    target[:3] = -100
+    assert value(metric, (LOGITS, target)) == value(Accuracy(k), (LOGITS[3:], TARGET[3:]))
 
 
 @pytest.mark.parametrize("topk", [0, -1, 1.5, True])
@@ -98,29 +108,67 @@ def test_topk_that_means_nothing(topk):
         Accuracy(topk)
 
 
-def test_a_metric_can_be_copied():
-    metric = Accuracy(3)
-    metric.update(LOGITS, TARGET)
-    assert float(copy.deepcopy(metric).compute()) == float(metric.compute())
+class Counted(TorchDispatchMode):
+    """Counts the passes over all scores that find an order in them."""
+
+    orders = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.orders += function.overloadpacket.__name__ in ("argmax", "topk", "sort", "gather")
+        return function(*args, **(kwargs or {}))
 
 
-def _on_a_process(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    metric = Accuracy(2)
-    if rank == 0:  # the other has seen nothing
-        metric.update(LOGITS, TARGET)
-    metric.all_reduce()
-    torch.save(metric.compute(), f"{folder}/{rank}")
-    torch.distributed.barrier()  # gloo aborts a process whose peer is gone before it has come to rest itself
-    torch.distributed.destroy_process_group()
+def test_of_equal_scores_the_first_counts_as_the_more_likely():
+    scores = torch.tensor([[1.0, 1.0, 0.0, 1.0]]).expand(4, 4)
+    ranks = [0, 1, 3, 2]
+    for k in (1, 2, 3):
+        for beside in ([], [Accuracy(2)]):
+            metric = Accuracy(k)
+            for one in (*beside, metric):
+                one.update(scores, torch.arange(4))
+            assert int(metric.correct) == sum(rank < k for rank in ranks)
 
 
-@pytest.mark.timeout(120)
-def test_two_processes_one_of_them_without_a_batch(tmp_path):
-    mp.spawn(_on_a_process, (tmp_path,), nprocs=2)
-    values = [float(torch.load(tmp_path / str(rank), weights_only=True)) for rank in range(2)]
-    assert values == [top_k_accuracy_score(TARGET, LOGITS, k=2, labels=range(6))] * 2
+def test_several_of_one_batch_rank_it_once():
+    metrics = [Accuracy(1), Accuracy(2), Accuracy(5)]
+    for epoch in range(2):
+        with Counted() as counted:
+            for output, target in zip(LOGITS.split(20), TARGET.split(20), strict=True):
+                for metric in metrics:
+                    metric.update(output, target)
+        # The very first batch cannot know that Accuracy(2) comes after Accuracy(1).
+        assert counted.orders == 2 if epoch else counted.orders <= 3
+    for metric in metrics:
+        assert float(metric.compute()) == value(Accuracy(metric.topk), (LOGITS.clone(), TARGET))
+
+
+def test_a_batch_that_was_changed_in_place_is_ranked_anew():
+    output, target = LOGITS.clone(), TARGET.clone()
+    first = value(Accuracy(2), (output, target))
+    output.neg_()
+    second = value(Accuracy(2), (output, target))
+    assert second == value(Accuracy(2), (-LOGITS, TARGET)) != first
+    target.copy_(5 - TARGET)
+    assert value(Accuracy(2), (output, target)) == value(Accuracy(2), (-LOGITS, 5 - TARGET)) != second
+    assert value(Accuracy(2), (output, TARGET)) == second  # one of the two is another
+
+
+def test_what_inference_mode_made_is_not_taken_for_known():
+    with torch.inference_mode():
+        output = LOGITS.clone()
+        first = value(Accuracy(2), (output, TARGET))
+        output.neg_()
+        assert value(Accuracy(2), (output, TARGET)) == value(Accuracy(2), (-LOGITS, TARGET)) != first
+
+
+def test_nothing_of_a_batch_is_kept_alive():
+    output = LOGITS.clone()
+    Accuracy(2).update(output, TARGET)
+    alive = weakref.ref(output)
+    assert _Ranked.last.ranks is not None
+    del output
+    assert alive() is None
+    assert _Ranked.last.ranks is None
 
 
 def test_counts_do_not_drift_over_many_samples():

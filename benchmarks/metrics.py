@@ -1,0 +1,117 @@
+"""How long an update of fit-metrics takes against torchmetrics' (validate_args=False): python benchmarks/metrics.py.
+
+Both take in the same batch in turns, in blocks of equal length, so that whatever else the machine does meets both. A
+ratio is the median over the blocks of ours / theirs; below 1 we are quicker. Wants torchmetrics.
+"""
+
+import statistics
+import time
+
+import torch
+import torchmetrics.classification as classes
+import torchmetrics.image as images
+import torchmetrics.regression as numbers
+from fit_metrics import (
+    AUROC,
+    F1,
+    PSNR,
+    R2,
+    SSIM,
+    Accuracy,
+    ConfusionMatrix,
+    Jaccard,
+    MeanAbsoluteError,
+    MeanSquaredError,
+)
+
+BLOCKS, SECONDS = 15, 0.05
+
+
+class Both:
+    """Two metrics, one after the other."""
+
+    def __init__(self, *metrics):
+        self.metrics = metrics
+
+    def to(self, device):
+        for metric in self.metrics:
+            metric.to(device)
+        return self
+
+    def update(self, output, target):
+        for metric in self.metrics:
+            metric.update(output, target)
+
+    def reset(self):
+        for metric in self.metrics:
+            metric.reset()
+
+
+def cases():
+    """Name, ours, theirs, output and target."""
+    torch.manual_seed(0)
+    quick = {"validate_args": False}
+    top = {k: lambda c, k=k: classes.MulticlassAccuracy(c, top_k=k, average="micro", **quick) for k in (1, 5)}
+    for n, c in (256, 10), (256, 1000):
+        logits, target = torch.randn(n, c), torch.randint(c, (n,))
+        shape = f"({n}, {c})"
+        yield f"Accuracy(1) {shape}", Accuracy(1), top[1](c), logits, target
+        yield f"Accuracy(5) {shape}", Accuracy(5), top[5](c), logits, target
+        yield f"Accuracy(1), (5) {shape}", Both(Accuracy(1), Accuracy(5)), Both(top[1](c), top[5](c)), logits, target
+        yield f"F1 {shape}", F1(c), classes.MulticlassF1Score(c, **quick), logits, target
+        theirs = classes.MulticlassConfusionMatrix(c, **quick)
+        yield f"ConfusionMatrix {shape}", ConfusionMatrix(c), theirs, logits, target
+    logit, target = torch.randn(4096), torch.randint(2, (4096,))
+    yield "Accuracy of a logit (4096,)", Accuracy(1), classes.BinaryAccuracy(**quick), logit, target
+    yield "F1 of a logit (4096,)", F1(), classes.BinaryF1Score(**quick), logit, target
+    yield "AUROC of a logit (4096,)", AUROC(), classes.BinaryAUROC(**quick), logit, target
+    masks, target = torch.randn(4, 21, 128, 128), torch.randint(21, (4, 128, 128))
+    theirs = classes.MulticlassJaccardIndex(21, ignore_index=0, **quick)
+    yield "Jaccard (4, 21, 128, 128)", Jaccard(21, ignore_index=0), theirs, masks, target
+    output, target = torch.randn(4096, 8), torch.randn(4096, 8)
+    yield "MeanSquaredError (4096, 8)", MeanSquaredError(), numbers.MeanSquaredError(), output, target
+    yield "MeanAbsoluteError (4096, 8)", MeanAbsoluteError(), numbers.MeanAbsoluteError(), output, target
+    yield "R2 (4096, 8)", R2(8), numbers.R2Score(), output, target
+    image, truth = torch.rand(8, 3, 96, 96), torch.rand(8, 3, 96, 96)
+    theirs = images.PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3))
+    yield "PSNR (8, 3, 96, 96)", PSNR(), theirs, image, truth
+    theirs = images.StructuralSimilarityIndexMeasure(data_range=1.0)
+    yield "SSIM (8, 3, 96, 96)", SSIM(), theirs, image, truth
+
+
+def seconds(metric, output, target, updates):
+    """Of one update, over a block of them."""
+    device = output.device
+    metric.reset()  # Those that keep every score start afresh.
+    begin = time.perf_counter()
+    for _ in range(updates):
+        metric.update(output.detach(), target)  # another tensor each time: Accuracy knows a batch that it has seen
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return (time.perf_counter() - begin) / updates
+
+
+def main():
+    """Measure, and print the table."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    torch.set_num_threads(1)
+    print(f"{'':32} ours/us theirs/us ratio   on {device}, torch {torch.__version__}")
+    with torch.no_grad():
+        for name, ours, theirs, output, target in cases():
+            ours, theirs, output, target = (one.to(device) for one in (ours, theirs, output, target))
+            updates = 3
+            for metric in ours, theirs:
+                seconds(metric, output, target, 3)
+            updates = max(2, int(SECONDS / seconds(theirs, output, target, 3)))
+            blocks = []
+            for block in range(BLOCKS):
+                first, second = (ours, theirs) if block % 2 else (theirs, ours)
+                took = {id(metric): seconds(metric, output, target, updates) for metric in (first, second)}
+                blocks.append((took[id(ours)], took[id(theirs)]))
+            ratio = statistics.median(one / other for one, other in blocks)
+            one, other = (1e6 * statistics.median(column) for column in zip(*blocks, strict=True))
+            print(f"{name:32} {one:7.0f} {other:9.0f} {ratio:5.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""What holds of every metric: any split, any number of processes, states, copies, no wait for the device, Runner."""
+
+import copy
+import io
+import pickle
+
+import fit_metrics as fm
+import pytest
+import torch
+import torch.multiprocessing as mp
+from fit_core import Callback, Metric, Runner
+from torch import nn
+
+G = torch.Generator().manual_seed(0)
+SCORES = torch.randn(40, 4, generator=G), torch.randint(4, (40,), generator=G)
+LOGIT = torch.randn(40, generator=G), torch.randint(2, (40,), generator=G)
+NUMBERS = 100 + torch.randn(40, generator=G), 100 + torch.randn(40, generator=G)
+COLUMNS = torch.randn(40, 3, generator=G), torch.randn(40, 3, generator=G)
+IMAGES = torch.rand(40, 1, 11, 12, generator=G), torch.rand(40, 1, 11, 12, generator=G)
+
+METRICS = {
+    "Acc@1": (lambda: fm.Accuracy(1), SCORES),
+    "Acc@3": (lambda: fm.Accuracy(3, ignore_index=0), SCORES),
+    "BalancedAcc": (lambda: fm.BalancedAccuracy(4), SCORES),
+    "ConfusionMatrix": (lambda: fm.ConfusionMatrix(4), SCORES),
+    "Precision": (lambda: fm.Precision(4, average="weighted", ignore_index=0), SCORES),
+    "Recall": (lambda: fm.Recall(), LOGIT),
+    "F1": (lambda: fm.F1(4), SCORES),
+    "F1/micro": (lambda: fm.F1(4, average="micro", name="F1/micro"), SCORES),
+    "Dice": (lambda: fm.Dice(), LOGIT),
+    "Jaccard": (lambda: fm.Jaccard(4, average=None), SCORES),
+    "MSE": (lambda: fm.MeanSquaredError(), NUMBERS),
+    "RMSE": (lambda: fm.MeanSquaredError(root=True), NUMBERS),
+    "MAE": (lambda: fm.MeanAbsoluteError(), COLUMNS),
+    "R2": (lambda: fm.R2(), NUMBERS),
+    "R2 of 3": (lambda: fm.R2(3), COLUMNS),
+    "PSNR": (lambda: fm.PSNR(), IMAGES),
+    "SSIM": (lambda: fm.SSIM(), IMAGES),
+    "AUROC": (lambda: fm.AUROC(), LOGIT),
+    "AUROC of 4": (lambda: fm.AUROC(4), SCORES),
+    "AP": (lambda: fm.AveragePrecision(), LOGIT),
+    "AP of 4": (lambda: fm.AveragePrecision(4, average="weighted", ignore_index=0), SCORES),
+}
+each_metric = pytest.mark.parametrize("name", METRICS)
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-12, equal_nan=True)
+
+
+def fed(name, start=0, stop=40, size=40):
+    make, (output, target) = METRICS[name]
+    metric = make()
+    for at in range(start, stop, size):
+        metric.update(output[at : min(at + size, stop)], target[at : min(at + size, stop)])
+    return metric
+
+
+@each_metric
+def test_any_split_and_an_empty_batch_in_it(name):
+    whole = fed(name).compute()
+    for size in (1, 7, 32):
+        metric = fed(name, size=size)
+        _, (output, target) = METRICS[name]
+        metric.update(output[:0], target[:0])
+        close(metric.compute(), whole)
+
+
+@each_metric
+def test_names(name):
+    metric = METRICS[name][0]()
+    assert metric.name == name.split(" ")[0]
+    assert isinstance(metric, Metric)
+
+
+@each_metric
+def test_reset_forgets_and_compute_does_not(name):
+    metric = fed(name)
+    first = metric.compute()
+    close(metric.compute(), first)
+    metric.reset()
+    close(metric.compute(), METRICS[name][0]().compute())
+    metric.update(*METRICS[name][1])
+    close(metric.compute(), first)
+
+
+@each_metric
+def test_a_state_goes_through_a_file(name):
+    metric, other = fed(name, stop=25), METRICS[name][0]()
+    file = io.BytesIO()
+    torch.save(metric.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    metric.update(*METRICS[name][1])  # the state was a copy
+    other.load_state_dict(state)
+    close(other.compute(), fed(name, stop=25).compute())
+    output, target = METRICS[name][1]
+    other.update(output[25:], target[25:])
+    close(other.compute(), fed(name).compute())
+    with pytest.raises(ValueError, match="the state is of another metric"):
+        other.load_state_dict({"nothing": torch.zeros(())})
+
+
+@each_metric
+def test_copies_are_of_their_own(name):
+    metric = fed(name, stop=25)
+    for other in (copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):
+        metric.update(*METRICS[name][1])
+        close(other.compute(), fed(name, stop=25).compute())
+
+
+@each_metric
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_computed_as_their_values(name, dtype):
+    make, (output, target) = METRICS[name]
+    metric, wide = make(), make()
+    metric.update(output.to(dtype), target)
+    wide.update(output.to(dtype).float(), target)
+    close(metric.compute(), wide.compute())
+
+
+@each_metric
+def test_update_never_reads_a_value_back(name):
+    make, (output, target) = METRICS[name]
+    metric = make().to("meta")  # where there are no values to read
+    for _ in range(2):
+        metric.update(output.to("meta"), target.to("meta"))
+    assert all(one.device.type == "meta" for one in metric.state_dict().values())
+
+
+@each_metric
+def test_inference_mode_and_then_training(name):
+    metric = METRICS[name][0]()
+    output, target = METRICS[name][1]
+    with torch.inference_mode():
+        metric.update(output.clone(), target)
+        inside = metric.compute()
+    close(inside, fed(name).compute())
+    metric.reset()
+    metric.update(output.clone().requires_grad_(), target)
+    close(metric.compute(), inside)
+    assert not any(one.requires_grad for one in metric.state_dict().values())
+
+
+class Seen(Callback):
+    """Keeps what ``compute`` gives at the end of a loader, before the logs take the numbers."""
+
+    def on_loader_end(self, state):
+        self.values = [metric.compute() for metric in state.metrics]
+
+
+@each_metric
+def test_in_a_runner(name):
+    make, (output, target) = METRICS[name]
+    batches = list(zip(output.split(16), target.split(16), strict=True))
+    model = nn.Identity()
+    model.scale = nn.Parameter(torch.ones(()))
+    seen = Seen()
+    runner = Runner(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), lambda output, _: model.scale * 0, [make()], [seen]
+    )
+    row = runner.fit(batches, val_loader=batches)[-1] | runner.evaluate(batches)
+    expected = fed(name).compute()
+    close(seen.values[0], expected)
+    if expected.numel() == 1:
+        for part in ("train", "val"):
+            assert row[f"{part}/{make().name}"] == pytest.approx(float(expected), rel=1e-6)
+    else:
+        assert f"val/{make().name}" not in row
+
+
+def _on_a_process(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    values = {}
+    for name in METRICS:
+        for split in (0, 17):  # process 0 has the first samples, process 1 the others
+            metric = fed(name, *((0, split) if rank == 0 else (split, 40)))
+            metric.all_reduce()
+            values[f"{name} {split}"] = metric.compute()
+        metric = METRICS[name][0]()
+        metric.all_reduce()
+        values[f"{name} none"] = metric.compute()
+    torch.save(values, f"{folder}/{rank}")
+    torch.distributed.barrier()  # gloo aborts a process whose peer is gone before it has come to rest itself
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_of_which_one_or_both_are_empty(tmp_path):
+    mp.spawn(_on_a_process, (tmp_path,), nprocs=2)
+    for rank in range(2):
+        values = torch.load(tmp_path / str(rank), weights_only=True)
+        for name in METRICS:
+            whole = fed(name).compute()
+            close(values[f"{name} 0"], whole)
+            close(values[f"{name} 17"], whole)
+            close(values[f"{name} none"], METRICS[name][0]().compute())
+
+
+@each_metric
+def test_all_reduce_of_one_process_changes_nothing(name):
+    metric = fed(name)
+    metric.all_reduce()
+    close(metric.compute(), fed(name).compute())
+
+
+def test_one_message_a_dtype(monkeypatch):
+    sent = []
+    monkeypatch.setattr("fit_metrics.base.several_processes", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda packed: sent.append(packed.dtype))
+    fed("PSNR").all_reduce()
+    assert sorted(sent, key=str) == [torch.float64, torch.int64]

@@ -1,0 +1,94 @@
+"""PSNR and SSIM equal torchmetrics'."""
+
+import numpy as np
+import pytest
+import torch
+from fit_metrics import PSNR, SSIM
+from torchmetrics import image as theirs
+
+G = torch.Generator().manual_seed(0)
+TARGET = torch.rand(5, 3, 20, 17, generator=G)
+OUTPUT = (TARGET + 0.1 * torch.randn(5, 3, 20, 17, generator=G)).clamp(0, 1)
+
+
+def psnr(data_range):
+    return theirs.PeakSignalNoiseRatio(data_range=data_range, dim=(1, 2, 3))
+
+
+def ssim(data_range):
+    return theirs.StructuralSimilarityIndexMeasure(data_range=data_range)
+
+
+PAIRS = [(PSNR, psnr, 1e-6), (SSIM, ssim, 1e-5)]
+
+
+def value(metric, *pairs):
+    for output, target in pairs:
+        metric.update(output, target)
+    return float(metric.compute())
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize(("metric", "other", "tolerance"), PAIRS)
+def test_equals_torchmetrics_on_any_split(metric, other, tolerance, size):
+    expected = value(other(1.0), (OUTPUT, TARGET))
+    assert value(metric(), *zip(OUTPUT.split(size), TARGET.split(size), strict=True)) == pytest.approx(
+        expected, rel=tolerance
+    )
+    assert metric().name == metric.__name__
+
+
+@pytest.mark.parametrize(("metric", "other", "tolerance"), PAIRS)
+def test_bytes_and_halves_and_other_ranges(metric, other, tolerance):
+    output, target = (255 * OUTPUT).byte(), (255 * TARGET).byte()
+    expected = pytest.approx(value(other(255.0), (output.float(), target.float())), rel=tolerance)
+    assert value(metric(), (output, target)) == expected
+    assert value(metric(255), (output.int(), target.int())) == expected
+    assert value(metric(data_range=255), (output.float(), target.float())) == expected
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        output, target = OUTPUT.to(dtype), TARGET.to(dtype)
+        expected = value(other(1.0), (output.double(), target.double()))
+        assert value(metric(), (output, target)) == pytest.approx(expected, rel=10 * tolerance)
+    expected = value(other(2.0), (2 * OUTPUT - 1, 2 * TARGET - 1))
+    assert value(metric(2.0), (2 * OUTPUT - 1, 2 * TARGET - 1)) == pytest.approx(expected, rel=tolerance)
+
+
+def test_perfect_images():
+    assert value(PSNR(), (TARGET, TARGET)) == np.inf
+    assert value(SSIM(), (TARGET, TARGET)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("metric", [PSNR, SSIM])
+def test_no_images_are_nan(metric):
+    assert np.isnan(value(metric()))
+    assert np.isnan(value(metric(), (OUTPUT[:0], TARGET[:0])))
+
+
+@pytest.mark.parametrize("metric", [PSNR, SSIM])
+def test_what_does_not_fit(metric):
+    with pytest.raises(ValueError, match=r"got output \(5, 3, 20, 17\) and target \(4, 3, 20, 17\): expected equal"):
+        metric().update(OUTPUT, TARGET[:4])
+    with pytest.raises(ValueError, match=r"output \(3, 20, 17\) and target \(3, 20, 17\), expected \(N, C, H, W\)"):
+        metric().update(OUTPUT[0], TARGET[0])
+    with pytest.raises(ValueError, match=r"range of pixels of torch\.float32 and torch\.uint8: pass data_range="):
+        metric().update(OUTPUT, TARGET.byte())
+    with pytest.raises(ValueError, match="data_range must be above 0, got 0"):
+        metric(0)
+    metric = metric()
+    metric.update(OUTPUT, 2 * TARGET - 1)
+    with pytest.raises(
+        ValueError, match=r"targets of 1 batches have a larger range than .* pass data_range=2 for -1..1"
+    ):
+        metric.compute()
+
+
+def test_ssim_wants_pixels_to_mirror():
+    assert value(SSIM(), (OUTPUT[..., :6], TARGET[..., :6])) < 1
+    with pytest.raises(ValueError, match=r"mirrors 5 pixels at each border, the images \(5, 3, 20, 5\) are too small"):
+        SSIM().update(OUTPUT[..., :5], TARGET[..., :5])
+
+
+def test_autocast_leaves_ssim_alone():
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = value(SSIM(), (OUTPUT, TARGET))
+    assert inside == value(SSIM(), (OUTPUT, TARGET))
