@@ -47,6 +47,19 @@ class Both:
             metric.reset()
 
 
+class TopK:
+    """One topk, and nothing made of it."""
+
+    def to(self, device):
+        return self
+
+    def update(self, output, target):
+        output.topk(5, 1)
+
+    def reset(self):
+        pass
+
+
 def cases():
     """Name, ours, theirs, output and target."""
     torch.manual_seed(0)
@@ -58,6 +71,7 @@ def cases():
         yield f"Accuracy(1) {shape}", Accuracy(1), top[1](c), logits, target
         yield f"Accuracy(5) {shape}", Accuracy(5), top[5](c), logits, target
         yield f"Accuracy(1), (5) {shape}", Both(Accuracy(1), Accuracy(5)), Both(top[1](c), top[5](c)), logits, target
+        yield f"    against one bare topk {shape}", Both(Accuracy(1), Accuracy(5)), TopK(), logits, target
         yield f"F1 {shape}", F1(c), classes.MulticlassF1Score(c, **quick), logits, target
         theirs = classes.MulticlassConfusionMatrix(c, **quick)
         yield f"ConfusionMatrix {shape}", ConfusionMatrix(c), theirs, logits, target
@@ -71,6 +85,7 @@ def cases():
     output, target = torch.randn(4096, 8), torch.randn(4096, 8)
     yield "MeanSquaredError (4096, 8)", MeanSquaredError(), numbers.MeanSquaredError(), output, target
     yield "MeanAbsoluteError (4096, 8)", MeanAbsoluteError(), numbers.MeanAbsoluteError(), output, target
+    yield "R2 (4096,)", R2(), numbers.R2Score(), output[:, 0].contiguous(), target[:, 0].contiguous()
     yield "R2 (4096, 8)", R2(8), numbers.R2Score(), output, target
     image, truth = torch.rand(8, 3, 96, 96), torch.rand(8, 3, 96, 96)
     theirs = images.PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3))
@@ -95,7 +110,7 @@ def main():
     """Measure, and print the table."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     torch.set_num_threads(1)
-    print(f"{'':32} ours/us theirs/us ratio   on {device}, torch {torch.__version__}")
+    print(f"{'':40} ours/us theirs/us ratio   on {device}, torch {torch.__version__}")
     with torch.no_grad():
         for name, ours, theirs, output, target in cases():
             ours, theirs, output, target = (one.to(device) for one in (ours, theirs, output, target))
@@ -110,7 +125,7 @@ def main():
                 blocks.append((took[id(ours)], took[id(theirs)]))
             ratio = statistics.median(one / other for one, other in blocks)
             one, other = (1e6 * statistics.median(column) for column in zip(*blocks, strict=True))
-            print(f"{name:32} {one:7.0f} {other:9.0f} {ratio:5.2f}")
+            print(f"{name:40} {one:7.0f} {other:9.0f} {ratio:5.2f}")
 
 
 if __name__ == "__main__":

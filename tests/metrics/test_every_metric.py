@@ -1,6 +1,8 @@
 """What holds of every metric: any split, any number of processes, states, copies, no wait for the device, Runner."""
 
 import copy
+import doctest
+import importlib
 import io
 import pickle
 
@@ -87,11 +89,11 @@ def test_reset_forgets_and_compute_does_not(name):
 @each_metric
 def test_a_state_goes_through_a_file(name):
     metric, other = fed(name, stop=25), METRICS[name][0]()
-    file = io.BytesIO()
-    torch.save(metric.state_dict(), file)
+    state, file = metric.state_dict(), io.BytesIO()
+    metric.update(*METRICS[name][1])  # the state was a copy
+    torch.save(state, file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    metric.update(*METRICS[name][1])  # the state was a copy
     other.load_state_dict(state)
     close(other.compute(), fed(name, stop=25).compute())
     output, target = METRICS[name][1]
@@ -211,3 +213,11 @@ def test_one_message_a_dtype(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda packed: sent.append(packed.dtype))
     fed("PSNR").all_reduce()
     assert sorted(sent, key=str) == [torch.float64, torch.int64]
+
+
+@pytest.mark.parametrize("file", ["accuracy", "base", "confusion", "image", "ranking", "regression", "segmentation"])
+def test_examples_in_docstrings(file):
+    module = importlib.import_module(f"fit_metrics.{file}")
+    failed, tried = doctest.testmod(module, extraglobs={"torch": torch, **vars(fm)})
+    assert tried
+    assert not failed

@@ -47,6 +47,7 @@ def test_integers_do_not_wrap_around():
     assert value(MeanAbsoluteError(), (output, target)) == 170
     big = 2**24 + torch.arange(3)
     assert value(MeanSquaredError(), (big + 1, big)) == 1
+    assert value(MeanSquaredError(), (torch.full((3,), 2.0**24), big)) == pytest.approx(5 / 3)
 
 
 def test_names():

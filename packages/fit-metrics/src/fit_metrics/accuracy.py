@@ -18,8 +18,8 @@ class Accuracy(SumMetric):
     """The share of samples whose class is among the k that the model holds most likely: ``correct / samples``.
 
     What scikit-learn's ``accuracy_score`` and ``top_k_accuracy_score`` compute. Of equal scores the lower class index
-    counts as the more likely, as in ``argmax``, on every device. Several of them rank a batch once: ``Accuracy(5)``
-    costs next to nothing beside ``Accuracy(1)``.
+    counts as the more likely, as in ``argmax``, on every device. Several of them rank a batch once: ``Accuracy(1)``
+    costs next to nothing beside ``Accuracy(5)``.
 
     Args:
         topk: how many guesses a sample has, 1 or more.
@@ -138,6 +138,6 @@ class _Ranked:
 def _ranks(scores: Tensor, classes: Tensor) -> Tensor:
     """Where in 0..C-1 each class stands. Not ``topk``: its choice among equal scores differs between devices."""
     classes = classes.unsqueeze(1)
-    index = torch.arange(scores.size(1), device=scores.device).view(-1, *[1] * (scores.dim() - 2))
+    index = torch.arange(scores.size(1), dtype=torch.int32, device=scores.device).view(-1, *[1] * (scores.dim() - 2))
     own = scores.gather(1, classes)
-    return ((scores > own) | ((scores == own) & (index < classes))).sum(1, dtype=torch.int32)
+    return ((scores > own) | ((scores == own) & (index < classes.int()))).sum(1, dtype=torch.int32)
