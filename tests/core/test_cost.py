@@ -1,0 +1,117 @@
+"""What a step costs beside the loop written by hand, counted and not timed: operations of torch, calls of Python."""
+
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from fit_core import Callback, Runner
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+STEPS = 20
+
+
+def parts():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    data = [(torch.randn(4, 8), torch.randint(4, (4,))) for _ in range(2 * STEPS)]
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), data
+
+
+def by_hand(steps):
+    """The loop: the running loss is kept on the device, in float64, as the Runner keeps it."""
+    model, optimizer, criterion, data = parts()
+
+    def run():
+        total = torch.zeros((), dtype=torch.float64)
+        for input, target in data[:steps]:
+            optimizer.zero_grad()
+            loss = criterion(model(input), target)
+            loss.backward()
+            optimizer.step()
+            total.add_(loss.detach(), alpha=len(input))
+
+    return run
+
+
+def runner(steps, *callbacks, **options):
+    model, optimizer, criterion, data = parts()
+    fit = Runner(model, optimizer, criterion, callbacks=callbacks, **options).fit
+    return lambda: fit(data[:steps])
+
+
+class Operations(TorchDispatchMode):
+    """Counts what reaches torch, backward and optimizer included."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not str(function).startswith(
+            "profiler."
+        ):  # marks of step() and of zero_grad(), which the Runner does without
+            self.seen[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def operations(run):
+    with Operations() as counted:
+        run()
+    return counted.seen
+
+
+def calls(run):
+    """Calls of Python functions, and from Python of built-in ones."""
+    count = Counter()
+
+    def note(frame, event, argument):
+        count[event] += 1
+
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return count["call"], count["c_call"]
+
+
+def a_step(measure, make):
+    """Of twice as many steps, what is more than of as many, by step; a whole number, since each step is alike."""
+    make(STEPS)()  # what happens once in a process is done
+    few, many = measure(make(STEPS)), measure(make(2 * STEPS))
+    if isinstance(few, Counter):
+        many.subtract(few)
+        return {name: number / STEPS for name, number in many.items() if number}
+    return tuple((more - less) / STEPS for less, more in zip(few, many, strict=True))
+
+
+def test_a_step_asks_of_torch_what_the_loop_by_hand_asks():
+    assert a_step(operations, runner) == a_step(operations, by_hand)
+
+
+def test_a_step_makes_no_more_calls_than_the_loop_by_hand():
+    ours, theirs = a_step(calls, runner), a_step(calls, by_hand)
+    assert ours[0] <= theirs[0]  # of Python functions: 97 and 97 when this was written
+    assert ours[1] <= theirs[1]  # of built-in ones: 81 and 92, since gradients are dropped without zero_grad()
+
+
+def test_callbacks_cost_the_hooks_that_they_override():
+    class Silent(Callback):
+        """Overrides nothing."""
+
+    class Nothing(Callback):
+        def on_batch_end(self, state):
+            pass
+
+    lean = a_step(calls, runner)
+    assert a_step(calls, lambda steps: runner(steps, *[Silent() for _ in range(10)])) == lean
+    ten = a_step(calls, lambda steps: runner(steps, *[Nothing() for _ in range(10)]))
+    assert ten == (lean[0] + 10, lean[1])
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_steps": 2}, {"use_bf16": True}])
+def test_no_step_reads_a_value_back(options):
+    seen = a_step(operations, lambda steps: runner(steps, **options))
+    assert not [name for name in seen if "_local_scalar_dense" in name or "item" in name]
