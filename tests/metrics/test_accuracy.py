@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 from fit_metrics import Accuracy
-from fit_metrics.accuracy import _Ranked
+from fit_metrics.accuracy import _Batch
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -166,10 +166,18 @@ def test_nothing_of_a_batch_is_kept_alive():
     output = LOGITS.clone()
     Accuracy(2).update(output, TARGET)
     alive = weakref.ref(output)
-    assert _Ranked.last.ranks is not None
+    batch = weakref.ref(_Batch.last)
+    assert batch().ranks is not None
     del output
     assert alive() is None
-    assert _Ranked.last.ranks is None
+    assert _Batch.last is batch() is None
+    output, other = LOGITS.clone(), LOGITS.clone()
+    Accuracy(2).update(output, TARGET)
+    batch = weakref.ref(_Batch.last)
+    Accuracy(2).update(other, TARGET)
+    assert batch() is None  # at once, and not when garbage is collected
+    del output
+    assert _Batch.last is not None
 
 
 def test_counts_do_not_drift_over_many_samples():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import SumMetric, real
-from .inputs import class_inputs
+from .inputs import Classes, class_inputs
 
 __all__ = ["Accuracy"]
 
@@ -64,22 +64,23 @@ class Accuracy(SumMetric):
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Count a batch. Shapes are told in the class."""
-        batch = class_inputs(self.name, output, target, self.ignore_index)
-        classes = batch.scores.size(1) if batch.is_scored else 1
+        batch = _Batch.of(self.name, output, target, self.ignore_index)
+        form = batch.form
+        classes = form.scores.size(1) if form.is_scored else 1
         if self.topk > classes:
             raise ValueError(
                 f"{self.name} got output {tuple(output.shape)} and target {tuple(target.shape)}: the {self.topk} most "
-                f"likely of {classes if batch.is_scored else 2} classes do not tell anything"
+                f"likely of {classes if form.is_scored else 2} classes do not tell anything"
             )
-        if batch.is_scored:
-            hits = _Ranked.hits(self.topk, output, target, batch.scores, batch.target)
-        elif batch.scores.is_floating_point():
-            hits = (batch.scores > self.threshold) == batch.target
+        if form.is_scored:
+            hits = batch.hits(self.topk)
+        elif form.scores.is_floating_point():
+            hits = (form.scores > self.threshold) == form.target
         else:
-            hits = batch.scores == batch.target
-        self.correct += (hits if batch.counted is None else hits & batch.counted).sum()
-        self.samples += batch.target.numel() if batch.counted is None else batch.counted.sum()
-        self.outside += batch.outside.sum()
+            hits = form.scores == form.target
+        self.correct += (hits if form.counted is None else hits & form.counted).sum()
+        self.samples += form.target.numel() if form.counted is None else form.counted.sum()
+        self.outside += batch.outside
 
     def compute(self) -> Tensor:
         """The share over all batches; waits for the device, to see that all targets were classes."""
@@ -91,48 +92,64 @@ class Accuracy(SumMetric):
         return real(self.correct) / self.samples
 
 
-class _Ranked:
-    """How many classes come before the target's, in the last batch that somebody asked about; shared by all metrics.
+class _Batch:
+    """The last batch that somebody asked about, in one form and, if need be, ranked; shared by all Accuracy objects.
 
     A batch is known by its two tensors, weakly held, and the version that autograd gives a tensor whenever it is
     changed in place. What was made in inference mode has no version, and is not shared. A captured graph that writes
     outputs where it wrote those of the last batch gives them no new version; its target, which was copied in, has one.
 
-    Args:
-        tensors: output and target of the batch.
+    Attributes:
+        form: output and target as :func:`class_inputs` gives them.
+        outside: number of targets that are no class, 0-dim.
+        ranks: how many classes come before the target's; None until somebody asks.
     """
 
-    last: _Ranked | None = None
+    last: _Batch | None = None
+    was_ranked = is_ranked = False
+    """Whether somebody asked for the ranks of the batch before; of this one."""
 
-    def __init__(self, *tensors: Tensor) -> None:
-        self.tensors = [weakref.ref(one, self._forget) for one in tensors]
-        self.versions = [None if one.is_inference() else one._version for one in tensors]
+    def __init__(self, form: Classes, output: Tensor, target: Tensor, ignore_index: int | None) -> None:
+        self.form = form
+        self.outside = form.outside.sum()
         self.ranks: Tensor | None = None
-        self.is_asked_for_ranks = False
+        self.ignore_index = ignore_index
+        self.versions = _versions(output, target)
+        self.tensors = [weakref.ref(one, _Batch.forget) for one in (output, target)]
 
     @classmethod
-    def hits(cls, k: int, output: Tensor, target: Tensor, scores: Tensor, classes: Tensor) -> Tensor:
-        """Whether the class is among the first k: bool, of the shape of ``classes``."""
-        batch, last = cls(output, target), cls.last
+    def of(cls, name: str, output: Tensor, target: Tensor, ignore_index: int | None) -> _Batch:
+        """The batch of these tensors: the last one, if they are the same and unchanged."""
+        last = cls.last
+        if last is None or not last.is_of(output, target, ignore_index):
+            cls.last = last = cls(class_inputs(name, output, target, ignore_index), output, target, ignore_index)
+            cls.was_ranked, cls.is_ranked = cls.is_ranked, False
+        return last
+
+    def is_of(self, output: Tensor, target: Tensor, ignore_index: int | None) -> bool:
+        """It is of these tensors, and they are unchanged."""
+        mine, its = self.tensors
+        same = mine() is output and its() is target and self.ignore_index == ignore_index
+        return same and None not in self.versions and self.versions == _versions(output, target)
+
+    def hits(self, k: int) -> Tensor:
+        """Whether the class is among the first k: bool, of the shape of the target."""
+        _Batch.is_ranked |= k > 1
         # The best one alone is cheaper to find. But where the last batch had to be ranked, this one will have to be.
-        rank_at_once = last is not None and last.is_asked_for_ranks
-        if last is not None and last.is_of(batch):
-            batch, rank_at_once = last, last.ranks is not None
-        cls.last = batch
-        batch.is_asked_for_ranks |= k > 1
-        if k == 1 and not rank_at_once:
-            return scores.argmax(1) == classes
-        if batch.ranks is None:
-            batch.ranks = _ranks(scores, classes)
-        return batch.ranks < k
+        if k == 1 and self.ranks is None and not _Batch.was_ranked:
+            return self.form.scores.argmax(1) == self.form.target
+        if self.ranks is None:
+            self.ranks = _ranks(self.form.scores, self.form.target)
+        return self.ranks < k
 
-    def is_of(self, other: _Ranked) -> bool:
-        """It is the same batch, unchanged."""
-        same = all(mine() is its() for mine, its in zip(self.tensors, other.tensors, strict=True))
-        return same and None not in self.versions and self.versions == other.versions
+    @staticmethod
+    def forget(_: Any) -> None:
+        """Let go of the last batch, of which output or target is gone. A batch that has been replaced does not ask."""
+        _Batch.last = None
 
-    def _forget(self, _: Any) -> None:
-        self.ranks = None
+
+def _versions(*tensors: Tensor) -> list[int | None]:
+    return [None if one.is_inference() else one._version for one in tensors]
 
 
 def _ranks(scores: Tensor, classes: Tensor) -> Tensor:
