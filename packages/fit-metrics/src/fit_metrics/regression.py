@@ -126,6 +126,7 @@ class R2(SumMetric):
         column = (torch.float64, num_outputs)
         super().__init__("R2", shift=column, first=column, second=column, residual=column, count=torch.long)
         self.num_outputs = num_outputs
+        self._is_shifted = False  # Known here, so that not every batch has to look for the first one.
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add up a batch. Shapes are told in the class."""
@@ -139,12 +140,24 @@ class R2(SumMetric):
             )
         if not len(target):
             return
+        if not self._is_shifted:
+            self.shift.copy_(torch.where(self.count > 0, self.shift, target[0]))
+            self._is_shifted = True
         self.residual += real(output - target).square_().sum(0)
-        self.shift.copy_(torch.where(self.count > 0, self.shift, target[0]))
-        away = real(target) - self.shift
+        away = target - self.shift
         self.first += away.sum(0)
         self.second += away.square_().sum(0)
         self.count += len(target)
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        super().reset()
+        self._is_shifted = False
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Take the sums from a state, of which the shift is a part. See :meth:`SumMetric.load_state_dict`."""
+        super().load_state_dict(state_dict)
+        self._is_shifted = False
 
     def compute(self) -> Tensor:
         """The share over all batches."""
