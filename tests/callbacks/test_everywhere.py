@@ -1,5 +1,7 @@
 """Each callback works wherever a run does: accumulation, fp16, any loader, resumed, alone, compiled, in processes."""
 
+import os
+
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -213,7 +215,8 @@ def _on_a_process(rank, folder):
     with pytest.raises(FloatingPointError, match=rf"in epoch 1, batch 3 .* on rank {rank}"):
         make(StopOnNonFinite(), model=nn.parallel.DistributedDataParallel(nn.Linear(6, 3))).fit(bad)
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    # torch with gloo and DistributedDataParallel aborts now and then as the interpreter ends; so it does not end.
+    os._exit(0)
 
 
 @pytest.mark.timeout(200)
