@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from fit_metrics import Accuracy
+from fit_metrics import Accuracy, accuracy
 from fit_metrics.accuracy import _Batch
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -130,7 +130,8 @@ def test_of_equal_scores_the_first_counts_as_the_more_likely():
                 assert int(metric.correct) == (rank < k)
 
 
-def test_several_of_one_batch_rank_it_once():
+def test_several_of_one_batch_rank_it_once(monkeypatch):
+    monkeypatch.setattr(accuracy, "SMALL", 0)
     metrics = [Accuracy(1), Accuracy(2), Accuracy(5)]
     for epoch in range(2):
         with Counted() as counted:
@@ -141,6 +142,52 @@ def test_several_of_one_batch_rank_it_once():
         assert counted.orders == 2 if epoch else counted.orders <= 3
     for metric in metrics:
         assert float(metric.compute()) == value(Accuracy(metric.topk), (LOGITS.clone(), TARGET))
+
+
+def test_small_batches_are_counted_together():
+    metric = Accuracy(2)
+    with Counted() as counted:
+        for _ in range(3):
+            for output, target in zip(LOGITS.split(1), TARGET.split(1), strict=True):
+                metric.update(output, target)
+        assert float(metric.compute()) == top_k_accuracy_score(TARGET, LOGITS, k=2, labels=range(6))
+    assert counted.orders == 1 + 8  # the first of its kind; the 119 others by sixteen
+    assert int(metric.samples) == 120
+
+
+def test_a_small_batch_may_be_changed_or_freed_after_update():
+    metric = Accuracy(1)
+    output, target = torch.empty(4, 6, requires_grad=True), torch.empty(4, dtype=torch.long)
+    for scores, classes in zip(LOGITS.split(4), TARGET.split(4), strict=True):
+        with torch.no_grad():  # one place in memory for all batches, as a captured graph has it
+            output.copy_(scores)
+        target.copy_(classes)
+        metric.update(output, target)
+    assert not any(kept.requires_grad for pair in metric._waiting for kept in pair)
+    assert float(metric.compute()) == accuracy_score(TARGET, LOGITS.argmax(1))
+
+
+def test_what_waits_is_in_the_state_and_forgotten_by_reset():
+    metric, other = Accuracy(1), Accuracy(1)
+    for output, target in zip(LOGITS.split(10), TARGET.split(10), strict=True):
+        metric.update(output, target)
+    other.load_state_dict(metric.state_dict())
+    assert float(other.compute()) == accuracy_score(TARGET, LOGITS.argmax(1))
+    metric.update(LOGITS[:10], TARGET[:10])
+    metric.reset()
+    assert value(metric, (LOGITS[:10], TARGET[:10])) == accuracy_score(TARGET[:10], LOGITS[:10].argmax(1))
+
+
+def test_a_bad_batch_is_refused_at_once_among_small_ones():
+    metric = Accuracy(1)
+    for _ in range(3):
+        metric.update(LOGITS, TARGET)
+    with pytest.raises(ValueError, match=r"expected a target of class indices of shape \(40,\)"):
+        metric.update(LOGITS, TARGET[:7])
+    assert int(metric.state_dict()["samples"]) == 120  # and nothing is lost
+    metric.update(LOGITS, TARGET + 6)
+    with pytest.raises(ValueError, match="targets were outside of the classes"):
+        metric.compute()
 
 
 def test_a_batch_that_was_changed_in_place_is_ranked_anew():

@@ -128,7 +128,9 @@ class TensorBoard(Callback):
             self.writer.add_figure(tag, figure, self._now(state))
 
     def state_dict(self) -> dict[str, Any]:
-        """How far it has written."""
+        """How far it has written; what is before a checkpoint is in the file by then."""
+        if self.writer is not None:
+            self.writer.flush()
         return {"epochs": self._epochs, "since": self._since, "last_x": self._last_x, "last": dict(self._last)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -144,7 +146,7 @@ class TensorBoard(Callback):
 
         # TensorBoard drops what older files have from this x on; what belongs to this very x is written again.
         now = self._now(state)
-        self.writer = SummaryWriter(self.log_dir, purge_step=now)
+        self.writer = SummaryWriter(self.log_dir, purge_step=now, flush_secs=1)
         if self._last_x == now:
             self._last_x, last = -1, self._last
             self._write(state, last)
@@ -159,7 +161,6 @@ class TensorBoard(Callback):
             if tag not in self._last:  # one point at each x
                 self.writer.add_scalar(tag, value, now)
         self._last |= values
-        self.writer.flush()  # a checkpoint may follow, and nothing before it may be lost
 
     def _write_epochs(self, state: RunnerState) -> None:
         for row in state.history[self._epochs :]:
