@@ -1,0 +1,59 @@
+"""One contestant in this process: ``python benchmarks/alone.py NAME WORK EPOCHS``. Prints its figures as JSON."""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+
+import torch
+from peers import PEERS
+from works import WORKS
+
+GOAL = 0.91
+
+
+class Reached(BaseException):
+    """The goal is reached; no library is to catch it."""
+
+
+def main(name, work_name, epochs):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    work = WORKS[work_name]()
+    if name in PEERS:
+        run = PEERS[name][0]
+    else:  # Peers' environments need not have the packages of fit.
+        from ours import CONTESTANTS
+
+        run = CONTESTANTS[name]
+    times, memory = [], []
+
+    def mark(*_):
+        times.append(time.perf_counter())
+        memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        if work.test is not None:
+            work.model.eval()
+            with torch.no_grad():
+                right = (work.model(work.test[0]).argmax(1) == work.test[1]).double().mean()
+            work.model.train()
+            if right >= GOAL:
+                raise Reached
+
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        try:
+            run(work, epochs, mark, folder)
+        except Reached:
+            figures["reached"] = time.perf_counter() - begin
+            figures["epochs"] = len(times)
+    if len(times) > 1:
+        figures["step"] = (times[-1] - times[0]) / ((len(times) - 1) * len(work.loader))
+        figures["each"] = [(b - a) / len(work.loader) for a, b in zip(times, times[1:], strict=False)]
+    figures["memory"] = memory
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
