@@ -1,5 +1,6 @@
 """One contestant in this process: ``python benchmarks/alone.py NAME WORK EPOCHS``. Prints its figures as JSON."""
 
+import itertools
 import json
 import resource
 import sys
@@ -50,7 +51,7 @@ def main(name, work_name, epochs):
             figures["epochs"] = len(times)
     if len(times) > 1:
         figures["step"] = (times[-1] - times[0]) / ((len(times) - 1) * len(work.loader))
-        figures["each"] = [(b - a) / len(work.loader) for a, b in zip(times, times[1:], strict=False)]
+        figures["each"] = [(b - a) / len(work.loader) for a, b in itertools.pairwise(times)]
     figures["memory"] = memory
     print(json.dumps(figures))
 

@@ -96,7 +96,7 @@ def full(work, epochs, mark, folder):
 
 
 def by_hand(feature):
-    """The plain loop with one feature, which ``feature(work, folder)`` prepares; it returns what is called each step."""
+    """The plain loop with one feature, which ``feature(work, folder)`` prepares: what is called after and before a step."""
 
     def run(work, epochs, mark, folder):
         model, optimizer, criterion = work.model, work.make_optimizer(), work.criterion

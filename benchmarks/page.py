@@ -4,8 +4,8 @@ import statistics
 
 HEAD = """# Benchmarks
 
-What a step costs with `fit`, beside the loop that you would write by hand and beside other libraries. Everything on this
-page is written by one command, which installs the other libraries into environments of their own:
+What a step costs with `fit`, beside the loop that you would write by hand and beside other libraries. Everything on
+this page is written by one command, which installs the other libraries into environments of their own:
 
 ```
 hatch run bench
@@ -13,10 +13,10 @@ hatch run bench
 
 Measured on {machine}.
 
-Each contestant runs in a fresh process, pinned to one core, with one thread; all run in turn, {rounds} rounds ({few} with
-other libraries), and a ratio is taken within its round. The tables give the median and, in brackets, the range. A ratio
-below 1 is quicker than the loop by hand. Another machine gives other times; ratios differ less, and counted instructions
-least.
+Each contestant runs in a fresh process, pinned to one core, with one thread; all run in turn, {rounds} rounds ({few}
+with other libraries), and a ratio is taken within its round. The tables give the median and, in brackets, the range. A
+ratio below 1 is quicker than the loop by hand. Another machine gives other times; ratios differ less, and counted
+instructions least.
 """
 
 NAMES = {"mlp": "MLP 32-64-10, batch 32", "conv": "small convnet, batch 32", "mnist1d": "MNIST-1D to 91 %"}
@@ -37,7 +37,7 @@ def micro(rows):
 
 
 def write(result, features, ratios):
-    """The text of the page, of the parts that were measured."""
+    """The text of the page: of the parts that were measured."""
     few = max(3, result["rounds"] // 2)
     parts = [HEAD.format(machine=result["machine"], rounds=result["rounds"], few=few)]
     if "loop" in result:
@@ -50,8 +50,8 @@ def write(result, features, ratios):
         parts.append(scale(result, ratios))
     parts.append(
         "## Accelerators\n\nThese figures are of a CPU, where the time between two operations shows most. "
-        "`python benchmarks/gpu.py` measures an MLP, a residual network and a transformer in fp32, bf16 and fp16 on the "
-        "accelerator that it finds. It has not been run for this page.\n"
+        "`python benchmarks/gpu.py` measures an MLP, a residual network and a transformer in fp32, bf16 and fp16 on "
+        "the accelerator that it finds. It has not been run for this page.\n"
     )
     return "\n".join(parts)
 
@@ -69,8 +69,8 @@ def loop(result, ratios):
         instructions = f"{one:,.0f} ({one / base:.3f})".replace(",", " ") if one and base else ""
         rows.append([what, micro(seen[name]), shown(ratios(seen[name], seen[other])), instructions])
     return (
-        "## Beside the loop by hand\n\nMLP 32-64-10, batch 32, SGD. The ratio is that to the loop by hand with the same "
-        "features. The plain loop keeps its running loss on the device; the careful one reads values only when they are "
+        "## Beside the loop by hand\n\nMLP 32-64-10, batch 32, SGD. The ratio is that to the loop by hand with the "
+        "same features. The plain loop keeps its running loss on the device; the careful one reads values only when they are "
         "shown.\n\n" + table(["", "us a step", "ratio", "instructions a step (ratio)"], rows) + "\n"
     )
 
@@ -93,10 +93,11 @@ def peers(result, ratios):
         rows.append(row)
     text = (
         "## Beside other libraries\n\n![A step's time, as a multiple of the loop by hand](pictures/benchmarks.png)\n\n"
-        "Each at the leanest setting that its documentation has: no bar, no log, no checkpoint, no metric. The first two "
-        "are the time of a step, MNIST-1D the time of `fit` until 91 % of the test set are right, looked at "
-        "after each epoch by the same lines for all. All begin from the same weights; who passes the same batches to the same "
-        "optimizer needs the same number of epochs.\n\n" + table(["", *NAMES.values(), "wall", "epochs"], rows) + "\n"
+        "Each at the leanest setting that its documentation has: no bar, no log, no checkpoint, no metric. The first "
+        "two are the time of a step, MNIST-1D the time of `fit` until 91 % of the test set are right, looked at after "
+        "each epoch by the same lines for all. All begin from the same weights; who passes the same batches to the "
+        "same optimizer needs the same number of epochs. The numbers of epochs differ for Keras, whose Adam and losses "
+        "are its own.\n\n" + table(["", *NAMES.values(), "wall", "epochs"], rows) + "\n"
     )
     if result["failed"]:
         text += "\nCould not run:\n\n" + "".join(f"* {name}: `{why}`\n" for name, why in result["failed"].items())
@@ -110,9 +111,9 @@ def peers(result, ratios):
         elif got := result["installed"][name]:
             rows.append([name, got[0], str(got[1] - 1), f"{got[2]:.1f}", took])
     return text + (
-        "\nWhat comes with an installation, beside torch and all that was installed with it for these measurements, and how "
-        "long the import takes after `import torch`. Packages that were there already (NumPy, tqdm, ...) are not counted, "
-        "in favour of those that need them.\n\n"
+        "\nWhat comes with an installation, beside torch and all that was installed with it for these measurements, and "
+        "how long the import takes after `import torch`. Packages that were there already (NumPy, tqdm, ...) are not "
+        "counted, in favour of those that need them.\n\n"
         + table(["", "version", "further packages", "MB installed", "import"], rows)
         + "\n"
     )
@@ -127,8 +128,8 @@ def costs(result, features, ratios):
         rows.append([what, *(f"{one:+.0f}" for one in more), shown(ratios(seen[with_it], seen[by_hand]))])
     return (
         "## What each feature costs\n\nThe same MLP. Microseconds a step on top of the bare loop by hand "
-        f"({1e6 * base:.0f}), and the ratio of the whole step to that of a loop with the same feature written by hand. A Runner that "
-        "is quicker than the bare loop shows as a negative cost.\n\n"
+        f"({1e6 * base:.0f}), and the ratio of the whole step to that of a loop with the same feature written by hand. "
+        "A Runner that is quicker than the bare loop shows as a negative cost.\n\n"
         + table(["", "Runner", "by hand", "ratio"], rows)
         + "\n"
     )
@@ -153,7 +154,8 @@ def scale(result, ratios):
         + table(["", "by hand, us a step", "Runner", "ratio"], rows)
         + f"\n\nTen callbacks with a hook at every batch, against none: {shown(ratios(ten['ten'], ten['lean']))}.\n\n"
         f"Over {long['steps']} steps: {first:.0f} us a step in the first tenth and {last:.0f} in the last; "
-        f"the most memory held was {long['memory'][0]:.1f} MB after the first tenth and {long['memory'][1]:.1f} MB at the end.\n"
+        f"the most memory held was {long['memory'][0]:.1f} MB after the first tenth and {long['memory'][1]:.1f} MB at "
+        "the end.\n"
     )
 
 

@@ -26,8 +26,15 @@ def lightning(work, epochs, mark, folder):
         def on_train_epoch_end(self):
             mark()
 
+    class Loader:  # Lightning takes a list for several loaders.
+        def __len__(self):
+            return len(work.loader)
+
+        def __iter__(self):
+            return iter(work.loader)
+
     trainer = lightning.Trainer(barebones=True, accelerator="cpu", devices=1, max_epochs=epochs)
-    trainer.fit(Module(), work.loader)
+    trainer.fit(Module(), Loader())
 
 
 def fabric(work, epochs, mark, folder):
@@ -167,7 +174,7 @@ PEERS = {
     "Ignite": (ignite, ["pytorch-ignite"], "ignite.engine"),
     "accelerate": (accelerate, ["accelerate"], "accelerate"),
     "Keras": (keras, ["keras"], "keras"),
-    "TorchTNT": (torchtnt, ["torchtnt"], "torchtnt.framework.train"),
+    "TorchTNT": (torchtnt, ["torchtnt", "setuptools<81"], "torchtnt.framework.train"),
     "skorch": (skorch, ["skorch"], "skorch"),
     "Poutyne": (poutyne, ["poutyne"], "poutyne"),
     "argus": (argus, ["pytorch-argus"], "argus"),
