@@ -142,6 +142,12 @@ def installed(name):
     return version, len(found), size / 1e6
 
 
+def own_size(*packages):
+    """Megabytes of packages of this repository."""
+    sources = [file for name in packages for file in (HERE.parent / "packages" / name / "src").rglob("*")]
+    return sum(file.stat().st_size for file in sources if file.suffix in (".py", ".typed")) / 1e6
+
+
 def import_time(name, module):
     """Seconds that importing takes after torch, the least of five."""
     python, problem = python_of(name)
@@ -205,10 +211,18 @@ def main():
             seen, failed = compare(work, names, max(3, rounds // 2), "reached" if work == "mnist1d" else "step")
             result["peers"][work] = seen
             result["failed"].update({name: reason for name, reason in failed.items() if name not in result["failed"]})
+        all_four = ["fit-core", "fit-callbacks", "fit-metrics", "fit-distributed"]
         result["installed"] = {name: installed(name) for name in PEERS}
-        modules = {"fit": "fit_core", "fit, all four": "fit_core, fit_callbacks, fit_metrics, fit_distributed"}
+        result["installed"]["**fit-core**"] = ("", 1, own_size("fit-core"))
+        result["installed"]["**fit, all four**"] = ("", len(all_four), own_size(*all_four))
+        modules = {
+            "**fit-core**": "fit_core",
+            "**fit, all four**": ", ".join(name.replace("-", "_") for name in all_four),
+        }
         modules |= {name: peer[2] for name, peer in PEERS.items()}
         result["import"] = {name: import_time(name, module) for name, module in modules.items()}
+    (HERE.parent / ".bench").mkdir(exist_ok=True)
+    (HERE.parent / ".bench" / "result.json").write_text(json.dumps(result))
     text = write(result, FEATURES, ratios)
     print(text)
     if only is None:

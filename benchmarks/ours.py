@@ -96,7 +96,7 @@ def full(work, epochs, mark, folder):
 
 
 def by_hand(feature):
-    """The plain loop with one feature, which ``feature(work, folder)`` prepares: what is called after and before a step."""
+    """The plain loop with a feature: ``feature(work, folder)`` gives what to call after, and before, each step."""
 
     def run(work, epochs, mark, folder):
         model, optimizer, criterion = work.model, work.make_optimizer(), work.criterion

@@ -70,8 +70,8 @@ def loop(result, ratios):
         rows.append([what, micro(seen[name]), shown(ratios(seen[name], seen[other])), instructions])
     return (
         "## Beside the loop by hand\n\nMLP 32-64-10, batch 32, SGD. The ratio is that to the loop by hand with the "
-        "same features. The plain loop keeps its running loss on the device; the careful one reads values only when they are "
-        "shown.\n\n" + table(["", "us a step", "ratio", "instructions a step (ratio)"], rows) + "\n"
+        "same features. The plain loop keeps its running loss on the device; the careful one reads values only when "
+        "they are shown.\n\n" + table(["", "us a step", "ratio", "instructions a step (ratio)"], rows) + "\n"
     )
 
 
@@ -104,18 +104,13 @@ def peers(result, ratios):
     rows = []
     for name, seconds in result["import"].items():
         took = "-" if seconds is None else f"{1000 * seconds:.0f} ms"
-        if name == "fit":
-            rows.append(["fit-core", "", "0", "0.07", took])
-        elif name.startswith("fit"):
-            rows.append(["all four of fit", "", "tensorboard, tqdm and what they bring", "0.4", took])
-        elif got := result["installed"][name]:
-            rows.append([name, got[0], str(got[1] - 1), f"{got[2]:.1f}", took])
+        if got := result["installed"][name]:
+            rows.append([name, got[0], str(got[1] - 1), f"{got[2]:.2f}", took])
     return text + (
-        "\nWhat comes with an installation, beside torch and all that was installed with it for these measurements, and "
+        "\nWhat comes with an installation, beside torch and all that was installed for these measurements, and "
         "how long the import takes after `import torch`. Packages that were there already (NumPy, tqdm, ...) are not "
-        "counted, in favour of those that need them.\n\n"
-        + table(["", "version", "further packages", "MB installed", "import"], rows)
-        + "\n"
+        "counted, in favour of those that need them; of fit, fit-callbacks needs TensorBoard and tqdm, and the others "
+        "nothing.\n\n" + table(["", "version", "further packages", "MB installed", "import"], rows) + "\n"
     )
 
 
