@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from fit_core import Callback, Runner
+from fit_metrics import Accuracy
 from torch import nn
 
 pytestmark = [
@@ -55,3 +56,22 @@ def test_no_step_waits_for_the_accelerator(options):
         Runner(model, optimizer, nn.CrossEntropyLoss(), callbacks=[NoWaits()], **options).fit(pinned)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_captured_graphs_of_a_compiled_model_equal_the_loop_by_hand():
+    device, model, batches = parts()
+    if device.type != "cuda":
+        pytest.skip("only CUDA captures graphs")
+    ours, criterion = copy.deepcopy(model), nn.CrossEntropyLoss()
+    compiled = [torch.compile(one, mode="reduce-overhead") for one in (model, ours)]
+    optimizers = [torch.optim.SGD(one.parameters(), lr=0.1) for one in (model, ours)]
+    right = 0
+    for input, target in batches * 3:  # the first ones warm up, then the graph is replayed
+        optimizers[0].zero_grad()
+        output = compiled[0](input.to(device))
+        criterion(output, target.to(device)).backward()
+        optimizers[0].step()
+        right += int((output.argmax(1).cpu() == target).sum())
+    history = Runner(compiled[1], optimizers[1], criterion, [Accuracy(1)]).fit(batches * 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), ours.parameters(), strict=True))
+    assert history[-1]["train/Acc@1"] == right / sum(len(target) for _, target in batches * 3)
