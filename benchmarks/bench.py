@@ -182,50 +182,63 @@ def machine():
     )
 
 
+def measure_loop(rounds, steps):
+    """The lean and the full Runner beside loops written by hand."""
+    loop, _ = compare("mlp", ["plain", "lean", "careful", "full"], rounds)
+    return {"loop": loop, "instructions": {name: instructions(name) for name in loop if shutil.which("valgrind")}}
+
+
+def measure_features(rounds, steps):
+    """One feature at a time."""
+    return {"features": compare("mlp", [name for pair in FEATURES.values() for name in pair], rounds)[0]}
+
+
+def measure_scale(rounds, steps):
+    """Other models, many callbacks, and a long run."""
+    works = ("conv", "thousand", "big", "workers")
+    return {
+        "scale": {work: compare(work, ["plain", "lean"], rounds)[0] for work in works},
+        "ten": compare("mlp", ["lean", "ten"], rounds)[0],
+        "flat": flat(steps),
+    }
+
+
+def measure_peers(rounds, steps):
+    """Other libraries: their speed, what they install, how long they take to import."""
+    peers, failed = {}, {}
+    for work in ("mlp", "conv", "mnist1d"):
+        figure = "reached" if work == "mnist1d" else "step"
+        peers[work], wrong = compare(work, ["plain", "lean", *PEERS], max(3, rounds // 2), figure)
+        failed = {**wrong, **failed}
+    all_four = ["fit-core", "fit-callbacks", "fit-metrics", "fit-distributed"]
+    brings = {name: installed(name) for name in PEERS}
+    brings["**fit-core**"] = ("", 1, own_size("fit-core"))
+    brings["**fit, all four**"] = ("", len(all_four), own_size(*all_four))
+    modules = {"**fit-core**": "fit_core", "**fit, all four**": ", ".join(one.replace("-", "_") for one in all_four)}
+    modules |= {name: peer[2] for name, peer in PEERS.items()}
+    imports = {name: import_time(name, module) for name, module in modules.items()}
+    return {"peers": peers, "failed": failed, "installed": brings, "import": imports}
+
+
+PARTS = {"loop": measure_loop, "features": measure_features, "scale": measure_scale, "peers": measure_peers}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", choices=["loop", "features", "scale", "peers"], help="one part, printed and not kept")
+    parser.add_argument("--only", choices=PARTS, help="measure one part, and keep what was measured of the others")
     parser.add_argument("--steps", type=int, default=200_000, help="of the long run")
     arguments = parser.parse_args()
-    only, rounds = arguments.only, arguments.rounds
-    result = {"machine": machine(), "rounds": rounds}
-    if only in (None, "loop"):
-        result["loop"], _ = compare("mlp", ["plain", "lean", "careful", "full"], rounds)
-        result["instructions"] = {
-            name: instructions(name) for name in result["loop"] if shutil.which("valgrind") is not None
-        }
-    if only in (None, "features"):
-        pairs = [name for pair in FEATURES.values() for name in pair]
-        result["features"], _ = compare("mlp", pairs, rounds)
-    if only in (None, "scale"):
-        result["scale"] = {
-            work: compare(work, ["plain", "lean"], rounds)[0] for work in ("conv", "thousand", "big", "workers")
-        }
-        result["ten"] = compare("mlp", ["lean", "ten"], rounds)[0]
-        result["flat"] = flat(arguments.steps)
-    if only in (None, "peers"):
-        names = ["plain", "lean", *PEERS]
-        result["peers"], result["failed"] = {}, {}
-        for work in ("mlp", "conv", "mnist1d"):
-            seen, failed = compare(work, names, max(3, rounds // 2), "reached" if work == "mnist1d" else "step")
-            result["peers"][work] = seen
-            result["failed"].update({name: reason for name, reason in failed.items() if name not in result["failed"]})
-        all_four = ["fit-core", "fit-callbacks", "fit-metrics", "fit-distributed"]
-        result["installed"] = {name: installed(name) for name in PEERS}
-        result["installed"]["**fit-core**"] = ("", 1, own_size("fit-core"))
-        result["installed"]["**fit, all four**"] = ("", len(all_four), own_size(*all_four))
-        modules = {
-            "**fit-core**": "fit_core",
-            "**fit, all four**": ", ".join(name.replace("-", "_") for name in all_four),
-        }
-        modules |= {name: peer[2] for name, peer in PEERS.items()}
-        result["import"] = {name: import_time(name, module) for name, module in modules.items()}
-    (HERE.parent / ".bench").mkdir(exist_ok=True)
-    (HERE.parent / ".bench" / "result.json").write_text(json.dumps(result))
-    text = write(result, FEATURES, ratios)
-    print(text)
-    if only is None:
+    kept = HERE.parent / ".bench" / "result.json"
+    kept.parent.mkdir(exist_ok=True)
+    result = json.loads(kept.read_text()) if arguments.only and kept.exists() else {}
+    for part in [arguments.only] if arguments.only else PARTS:
+        result |= {"machine": machine(), "rounds": arguments.rounds}
+        result |= PARTS[part](arguments.rounds, arguments.steps)
+        kept.write_text(json.dumps(result))
+    if all(part in result for part in PARTS):
+        text = write(result, FEATURES, ratios)
+        print(text)
         (HERE.parent / "docs" / "benchmarks.md").write_text(text)
         draw(result, ratios, HERE.parent / "docs" / "pictures" / "benchmarks.png")
 
