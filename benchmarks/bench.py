@@ -58,8 +58,8 @@ def python_of(name):
 
 
 def environment():
-    """Of a contestant: one thread, and nothing of this process's path."""
-    rest = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    """Of a contestant: one thread, nothing of this process's path, and bytecode kept, as after an installation."""
+    rest = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
     return {**rest, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -81,11 +81,7 @@ def run(name, work, epochs, *before):
     if problem:
         return None, "", problem
     command = pinned(*before, python, str(HERE / "alone.py"), name, work, str(epochs))
-    env = (
-        environment()
-        if name in PEERS
-        else {**os.environ, **environment(), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    )
+    env = environment() if name in PEERS else {**environment(), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     try:
         result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
     except subprocess.TimeoutExpired:
