@@ -6,6 +6,7 @@
 import argparse
 
 import torch
+from fit_callbacks import Phase, PhasesScheduler
 from fit_core import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -84,7 +85,8 @@ def main() -> None:
     points = CENTRES[torch.randint(8, (50_000,))] + SPREAD * torch.randn(50_000, 2)
     model = nn.ModuleDict({"generator": network(16, 2), "discriminator": network(2, 1)})
     adams = [torch.optim.Adam(part.parameters(), lr=1e-3, betas=(0.5, 0.9)) for part in model.values()]
-    runner = GanRunner(model, Both(*adams), nn.BCEWithLogitsLoss(), [good])
+    schedule = PhasesScheduler([Phase(0, 1, lr=(1e-3, 0), mode="cos")])
+    runner = GanRunner(model, Both(*adams), nn.BCEWithLogitsLoss(), [good], [schedule])
     runner.fit(DataLoader(points, batch_size=256, shuffle=True), steps_per_epoch=arguments.steps)
 
     drawn = runner.predict(DataLoader(torch.randn(8000, 16), batch_size=1000))

@@ -28,14 +28,16 @@ class Lines(IterableDataset):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         worker = get_worker_info()
         mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        order = torch.Generator().manual_seed(seed)
         buffer: list[str] = []
         with self.path.open() as lines:
             for number, line in enumerate(lines):
                 if number % workers == mine:
                     buffer.append(line)
                 if len(buffer) > self.buffer_size:
-                    yield self.parse(buffer.pop(int(torch.randint(len(buffer), ()))))
-        for index in torch.randperm(len(buffer)).tolist():
+                    yield self.parse(buffer.pop(int(torch.randint(len(buffer), (), generator=order))))
+        for index in torch.randperm(len(buffer), generator=order).tolist():
             yield self.parse(buffer[index])
 
     @staticmethod
