@@ -53,7 +53,8 @@ def train(epochs: int, augment: bool, seed: int) -> float:
         callbacks.append(Mixup(num_classes=10, alpha=0.2))
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     runner = Runner(model, optimizer, nn.CrossEntropyLoss(), [Accuracy()], callbacks)
-    return runner.fit(train_loader, epochs=epochs, val_loader=test_loader)[-1]["val/Acc@1"]
+    runner.fit(train_loader, epochs=epochs)
+    return runner.evaluate(test_loader)["val/Acc@1"]
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ class Both:
 
 
 class GanRunner(Runner):
-    """Trains on batches of points ``(N, 2)``; evaluates and predicts on batches of noise ``(N, 16)``."""
+    """Trains on batches of points ``(N, 2)``; evaluates and predicts on batches of noise ``(N, 8)``."""
 
     def _make_step(self) -> None:
         state = self.state
@@ -47,7 +47,7 @@ class GanRunner(Runner):
             state.output = generator(state.input)
             return
         real = state.input.requires_grad_()
-        state.output = generator(torch.randn(len(real), 16, device=real.device))
+        state.output = generator(torch.randn(len(real), 8, device=real.device))
         ones, zeros = torch.ones(len(real), 1), torch.zeros(len(real), 1)
 
         score = discriminator(real)
@@ -70,26 +70,27 @@ def good(points: Tensor, _: None) -> Tensor:
 
 
 def network(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(inputs, 128), nn.LeakyReLU(0.2), nn.Linear(128, 128), nn.LeakyReLU(0.2), nn.Linear(128, outputs)
-    )
+    layers: list[nn.Module] = []
+    for before in (inputs, 128, 128):
+        layers += [nn.Linear(before, 128), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(128, outputs))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=5000, help="training steps (default: 5000)")
+    parser.add_argument("--steps", type=int, default=3000, help="training steps (default: 3000)")
     parser.add_argument("--seed", type=int, default=0, help="of points, weights and noise (default: 0)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     points = CENTRES[torch.randint(8, (50_000,))] + SPREAD * torch.randn(50_000, 2)
-    model = nn.ModuleDict({"generator": network(16, 2), "discriminator": network(2, 1)})
-    adams = [torch.optim.Adam(part.parameters(), lr=1e-3, betas=(0.5, 0.9)) for part in model.values()]
-    schedule = PhasesScheduler([Phase(0, 1, lr=(1e-3, 0), mode="cos")])
+    model = nn.ModuleDict({"generator": network(8, 2), "discriminator": network(2, 1)})
+    adams = [torch.optim.Adam(part.parameters(), lr=2e-3, betas=(0, 0.99)) for part in model.values()]
+    schedule = PhasesScheduler([Phase(0, 1, lr=(2e-3, 0), mode="cos")])
     runner = GanRunner(model, Both(*adams), nn.BCEWithLogitsLoss(), [good], [schedule])
     runner.fit(DataLoader(points, batch_size=256, shuffle=True), steps_per_epoch=arguments.steps)
 
-    drawn = runner.predict(DataLoader(torch.randn(8000, 16), batch_size=1000))
+    drawn = runner.predict(DataLoader(torch.randn(8000, 8), batch_size=1000))
     counts = torch.cdist(drawn, CENTRES).argmin(1).bincount(minlength=8)
     print(f"{good(drawn, None):.1%} of 8000 points lie on a Gaussian; of the data {good(points, None):.1%}")
     print(f"points of each of the eight: {' '.join(map(str, counts.tolist()))}")
