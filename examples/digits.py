@@ -60,12 +60,13 @@ def train(epochs: int, augment: bool, seed: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--epochs", type=int, default=30, help="passes over the training digits (default: 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order, augmentation (default: 0)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0, to average over (default: 3)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for augment in (False, True):
-        accuracy = train(arguments.epochs, augment, arguments.seed)
-        print(f"{'augmented and mixed' if augment else 'plain':<19}  test accuracy {accuracy:.1%}")
+        accuracies = [train(arguments.epochs, augment, seed) for seed in range(arguments.seeds)]
+        mean, each = sum(accuracies) / len(accuracies), ", ".join(f"{accuracy:.1%}" for accuracy in accuracies)
+        print(f"{'augmented and mixed' if augment else 'plain':<19}  test accuracy {mean:.1%} ({each})")
 
 
 if __name__ == "__main__":

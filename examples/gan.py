@@ -85,7 +85,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     points = CENTRES[torch.randint(8, (50_000,))] + SPREAD * torch.randn(50_000, 2)
     model = nn.ModuleDict({"generator": network(8, 2), "discriminator": network(2, 1)})
-    adams = [torch.optim.Adam(part.parameters(), lr=2e-3, betas=(0, 0.99)) for part in model.values()]
+    adams = [torch.optim.Adam(part.parameters(), lr=2e-3, betas=(0.0, 0.99)) for part in model.values()]
     schedule = PhasesScheduler([Phase(0, 1, lr=(2e-3, 0), mode="cos")])
     runner = GanRunner(model, Both(*adams), nn.BCEWithLogitsLoss(), [good], [schedule])
     runner.fit(DataLoader(points, batch_size=256, shuffle=True), steps_per_epoch=arguments.steps)
