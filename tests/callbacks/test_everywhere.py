@@ -2,6 +2,7 @@
 
 import os
 
+import fit_callbacks
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -75,6 +76,14 @@ KINDS = {
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
+# Callbacks that do not fit the batches here, and where they are tried instead.
+ELSEWHERE = {
+    "CheckpointSaver": "writes the states that the others go through: test_checkpoint.py, test_crash.py",
+    "Cutmix": "wants images: test_cutmix_resumes_too, test_mixing.py",
+    "LRFinder": "ends the run by itself and puts the state back: test_see.py",
+    "SegmCutmix": "wants images and masks: test_mixing.py",
+}
+
 
 class Endless:
     """A loader without a len."""
@@ -89,6 +98,14 @@ def memory(state):
     for row in (saved["logs"], *saved["history"]):
         row.pop("data_wait", None)
     return flat({key: value for key, value in saved.items() if key != "settings"})
+
+
+def test_no_callback_is_forgotten(tmp_path):
+    tried = {type(callback).__name__ for make_all in KINDS.values() for callback in make_all(tmp_path)}
+    shipped = (getattr(fit_callbacks, name) for name in fit_callbacks.__all__)
+    callbacks = {one.__name__ for one in shipped if isinstance(one, type) and issubclass(one, Callback)}
+    assert tried | ELSEWHERE.keys() == callbacks
+    assert not tried & ELSEWHERE.keys()
 
 
 @every_kind
