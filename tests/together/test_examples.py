@@ -7,6 +7,15 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+def test_minimal_tells_the_arms_apart():
+    command = [sys.executable, str(EXAMPLES / "minimal.py"), "--epochs", "10"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    accuracy = float(result.stdout.split()[2].rstrip("%"))
+    assert accuracy > 95
+    assert result.stdout.endswith("after 10 epochs\n")
+
+
 def test_resume_ends_with_the_same_bits():
     command = [sys.executable, str(EXAMPLES / "resume.py"), "--kills", "2", "--epochs", "1"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
