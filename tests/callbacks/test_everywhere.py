@@ -1,8 +1,10 @@
-"""Each callback works wherever a run does: accumulation, fp16, any loader, resumed, alone, compiled, in processes."""
+"""Each callback works wherever a run does: accumulation, fp16, any loader, resumed, alone, compiled, in processes.
+
+What any callback must keep, of whomever, is in tests/protocol; here they are tried at every point and together.
+"""
 
 import os
 
-import fit_callbacks
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -11,7 +13,6 @@ from fit_callbacks import (
     BatchOverfit,
     ConfusionMatrix,
     ConsoleLogger,
-    Cutmix,
     EarlyStopping,
     FileLogger,
     GradientClipping,
@@ -76,14 +77,6 @@ KINDS = {
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
-# Callbacks that do not fit the batches here, and where they are tried instead.
-ELSEWHERE = {
-    "CheckpointSaver": "writes the states that the others go through: test_checkpoint.py, test_crash.py",
-    "Cutmix": "wants images: test_cutmix_resumes_too, test_mixing.py",
-    "LRFinder": "ends the run by itself and puts the state back: test_see.py",
-    "SegmCutmix": "wants images and masks: test_mixing.py",
-}
-
 
 class Endless:
     """A loader without a len."""
@@ -98,14 +91,6 @@ def memory(state):
     for row in (saved["logs"], *saved["history"]):
         row.pop("data_wait", None)
     return flat({key: value for key, value in saved.items() if key != "settings"})
-
-
-def test_no_callback_is_forgotten(tmp_path):
-    tried = {type(callback).__name__ for make_all in KINDS.values() for callback in make_all(tmp_path)}
-    shipped = (getattr(fit_callbacks, name) for name in fit_callbacks.__all__)
-    callbacks = {one.__name__ for one in shipped if isinstance(one, type) and issubclass(one, Callback)}
-    assert tried | ELSEWHERE.keys() == callbacks
-    assert not tried & ELSEWHERE.keys()
 
 
 @every_kind
@@ -147,22 +132,6 @@ def test_without_a_len_and_without_validation(kind, tmp_path):
             make(*KINDS[kind](tmp_path)).fit(Endless())
     else:
         assert len(make(*KINDS[kind](tmp_path)).fit(Endless(), epochs=2)) == 2
-
-
-def test_cutmix_resumes_too(tmp_path):
-    data = [(torch.rand(4, 1, 6, 6), torch.randint(3, (4,))) for _ in range(3)]
-
-    def run(saved=None):
-        torch.manual_seed(0)
-        snapshots = Snapshots()
-        runner = make(Cutmix(3, p=0.5), snapshots, model=nn.Sequential(nn.Flatten(), nn.Linear(36, 3)))
-        if saved:
-            runner.state.load_state_dict(load(saved))
-        runner.fit(data, epochs=3)
-        return memory(runner.state), snapshots.saved
-
-    gold, saved = run()
-    assert run(saved[5])[0] == gold
 
 
 @pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel])

@@ -49,7 +49,7 @@ class CallbackCase:
     Attributes:
         make: new callbacks that may write into a folder: the one to check, after others that it needs.
         network: a new model.
-        batches: five batches of (input, target), of a seed.
+        batches: five batches of (input, target) or more, of a seed.
         metrics: new metrics, when the callback looks at some.
         clock: names of results that a clock has told, which no two runs have alike.
     """
@@ -93,16 +93,17 @@ def check_training(case, folder):
         runner = case.runner(case.make(folder / str(number)), **options)
         for _ in range(2):
             history = runner.fit(case.batches(0), epochs=2, val_loader=case.batches(1))
-            assert len(history) == 2 or runner.state.should_stop
-            assert all(parameter.isfinite().all() for parameter in runner.state.model.parameters())
+            assert len(history) == 2 or runner.state.should_stop, f"the run ended by itself with {options}"
+            weights = list(runner.state.model.parameters())
+            assert all(one.isfinite().all() for one in weights), f"weights are not finite with {options}"
 
 
 def check_evaluation(case, folder):
     """``evaluate`` and ``predict`` give without a run what they give without the callback, and work after one."""
     plain, runner = case.runner([]), case.runner(case.make(folder))
     batches = case.batches(1)
-    assert flat(runner.evaluate(batches)) == flat(plain.evaluate(batches))
-    assert flat(runner.predict(batches)) == flat(plain.predict(batches))
+    assert flat(runner.evaluate(batches)) == flat(plain.evaluate(batches)), "evaluate differs"
+    assert flat(runner.predict(batches)) == flat(plain.predict(batches)), "predict differs"
     runner.fit(case.batches(0), epochs=2, val_loader=batches)
     assert flat(runner.evaluate(batches)) == flat(runner.evaluate(batches))
     assert flat(runner.predict(batches)) == flat(runner.predict(batches))
@@ -141,7 +142,7 @@ def check_state(case, folder):
         saved = snapshots.load(number)
         runner.state.load_state_dict(saved)
         runner.fit(case.batches(0), epochs=2, val_loader=case.batches(1))
-        assert first.memories == flat(saved["callbacks"])
+        assert first.memories == flat(saved["callbacks"]), "what was loaded is not what was saved"
 
 
 def check_resume(case, folder):
@@ -338,8 +339,8 @@ def check_ranks(one, other):
     """Two ranks end alike, and only the first of them has printed and written."""
     for key in ("weights", "epochs", "steps"):
         assert flat(one[key]) == flat(other[key]), f"the ranks differ in {key}"
-    assert not other["printed"]
-    assert not other["files"]
+    assert not other["printed"], f"rank 1 has printed {other['printed']!r}"
+    assert not other["files"], f"rank 1 has written {other['files']}"
 
 
 def measure_on_rank(case, rank):

@@ -66,8 +66,8 @@ class CalibrationError:
     def compute(self) -> Tensor:
         """The error over all batches since :meth:`reset`, a 0-dim tensor; nan when there were none."""
         samples, confidence, right = self._sums
-        distance: Tensor = (confidence - right).abs()
-        return distance.sum() / samples.sum()
+        error: Tensor = (confidence - right).abs().sum() / samples.sum()
+        return error
 
     def all_reduce(self) -> None:
         """Add the sums of all processes.
