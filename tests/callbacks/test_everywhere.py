@@ -1,4 +1,7 @@
-"""Each callback works wherever a run does: accumulation, fp16, any loader, resumed, alone, compiled, in processes."""
+"""Each callback works wherever a run does: accumulation, fp16, any loader, resumed, alone, compiled, in processes.
+
+What any callback must keep, of whomever, is in tests/protocol; here they are tried at every point and together.
+"""
 
 import os
 
@@ -11,7 +14,6 @@ from fit_callbacks import (
     BatchOverfit,
     ConfusionMatrix,
     ConsoleLogger,
-    Cutmix,
     EarlyStopping,
     FileLogger,
     GradientClipping,
@@ -147,22 +149,6 @@ def test_without_a_len_and_without_validation(kind, tmp_path):
             make(*KINDS[kind](tmp_path)).fit(Endless())
     else:
         assert len(make(*KINDS[kind](tmp_path)).fit(Endless(), epochs=2)) == 2
-
-
-def test_cutmix_resumes_too(tmp_path):
-    data = [(torch.rand(4, 1, 6, 6), torch.randint(3, (4,))) for _ in range(3)]
-
-    def run(saved=None):
-        torch.manual_seed(0)
-        snapshots = Snapshots()
-        runner = make(Cutmix(3, p=0.5), snapshots, model=nn.Sequential(nn.Flatten(), nn.Linear(36, 3)))
-        if saved:
-            runner.state.load_state_dict(load(saved))
-        runner.fit(data, epochs=3)
-        return memory(runner.state), snapshots.saved
-
-    gold, saved = run()
-    assert run(saved[5])[0] == gold
 
 
 @pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel])

@@ -1,0 +1,19 @@
+"""Both in two processes, which are started once."""
+
+import test_calibration
+import test_milestones
+from conformance import check_measures, check_ranks, in_two_processes, measure_on_rank, train_on_rank
+
+
+def on_a_rank(rank, folder):
+    return {
+        "milestones": train_on_rank(test_milestones.CASE, rank, folder),
+        "calibration": measure_on_rank(test_calibration.CASE, rank),
+    }
+
+
+def test_two_processes(tmp_path):
+    one, other = in_two_processes(on_a_rank, tmp_path)
+    check_ranks(one["milestones"], other["milestones"])
+    assert "train/loss has reached 0.5" in one["milestones"]["printed"]
+    check_measures(test_calibration.CASE, one["calibration"], other["calibration"])

@@ -1,0 +1,131 @@
+"""Every callback of fit_callbacks keeps the protocol, as the checks of conformance.py have it."""
+
+import functools
+
+import pytest
+import torch
+from conformance import (
+    CALLBACK_CHECKS,
+    CallbackCase,
+    check_ranks,
+    check_resume,
+    in_two_processes,
+    train_on_rank,
+    vectors,
+)
+from fit_core import Callback
+from torch import nn
+from torch.optim import lr_scheduler
+
+fit_callbacks = pytest.importorskip("fit_callbacks")
+
+
+def one_cycle(optimizer, steps):
+    return lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=steps + 1)
+
+
+def images(seed, size=()):
+    """Batches of images, with a class each, or one for each pixel when ``size`` is that of an image."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.rand(n, 1, 6, 6, generator=generator), torch.randint(3, (n, *size), generator=generator))
+        for n in (8, 8, 8, 8, 5)
+    ]
+
+
+def classifier():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+
+
+def segmenter():
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+
+def confusion(folder):
+    board = fit_callbacks.TensorBoard(folder)
+    return [board, fit_callbacks.ConfusionMatrix(board, 3)]
+
+
+def phases(folder):
+    Phase = fit_callbacks.Phase
+    return [fit_callbacks.PhasesScheduler([Phase(0, 1, (0, 0.2)), Phase(1, 9, (0.2, 0), "cos")])]
+
+
+def case(make, **options):
+    """A case for a callback that needs no others."""
+    return CallbackCase(lambda folder: [make(fit_callbacks, folder)], **options)
+
+
+CASES = {
+    "AdaptiveGradientClipping": case(lambda fit, folder: fit.AdaptiveGradientClipping(0.1)),
+    "BatchOverfit": case(lambda fit, folder: fit.BatchOverfit(2)),
+    "CheckpointSaver": case(lambda fit, folder: fit.CheckpointSaver(folder, every_steps=2)),
+    "ConfusionMatrix": CallbackCase(confusion),
+    "ConsoleLogger": case(lambda fit, folder: fit.ConsoleLogger()),
+    "Cutmix": case(lambda fit, folder: fit.Cutmix(3, p=0.7), network=classifier, batches=images),
+    "EarlyStopping": case(lambda fit, folder: fit.EarlyStopping(patience=1)),
+    "FileLogger": case(lambda fit, folder: fit.FileLogger(folder / "log.csv")),
+    "GradientClipping": case(lambda fit, folder: fit.GradientClipping(0.5)),
+    "LRFinder": case(lambda fit, folder: fit.LRFinder(1e-3, steps=12), batches=lambda seed: vectors(seed) * 8),
+    "LRScheduler": case(lambda fit, folder: fit.LRScheduler(one_cycle)),
+    "Mixup": case(lambda fit, folder: fit.Mixup(3, p=0.7)),
+    "ModelEma": case(lambda fit, folder: fit.ModelEma(0.8)),
+    "PhasesScheduler": CallbackCase(phases),
+    "Profiler": case(lambda fit, folder: fit.Profiler(folder, wait=1, warmup=1, active=2)),
+    "ReduceLROnPlateau": case(lambda fit, folder: fit.ReduceLROnPlateau(patience=0, factor=0.5)),
+    "ResetOptimizer": case(lambda fit, folder: fit.ResetOptimizer([1, 2])),
+    "ScheduledDropout": case(lambda fit, folder: fit.ScheduledDropout(0.1, 0.6)),
+    "SegmCutmix": case(
+        lambda fit, folder: fit.SegmCutmix(p=0.7),
+        network=segmenter,
+        batches=functools.partial(images, size=(6, 6)),
+    ),
+    "StopOnNonFinite": case(lambda fit, folder: fit.StopOnNonFinite()),
+    "TensorBoard": case(lambda fit, folder: fit.TensorBoard(folder, every=1)),
+    "Timer": case(lambda fit, folder: fit.Timer(), clock=("data_wait",)),
+}
+each = pytest.mark.parametrize("name", CASES)
+
+# Checks that say nothing of a callback, and why.
+EXEMPT = {
+    ("LRFinder", check_resume): "a search puts the weights back when it ends; one that was cut off begins anew",
+}
+WRITERS = {"CheckpointSaver", "ConfusionMatrix", "FileLogger", "Profiler", "TensorBoard"}
+
+
+def test_no_callback_is_forgotten(tmp_path):
+    shipped = {name: getattr(fit_callbacks, name) for name in fit_callbacks.__all__}
+    callbacks = {name for name, one in shipped.items() if isinstance(one, type) and issubclass(one, Callback)}
+    assert callbacks == CASES.keys()
+    for name, one in CASES.items():
+        assert type(one.make(tmp_path / name)[-1]) is shipped[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [(name, check) for name in CASES for check in CALLBACK_CHECKS if (name, check) not in EXEMPT],
+    ids=lambda one: getattr(one, "__name__", one),
+)
+def test_a_callback_keeps_the_protocol(name, check, tmp_path):
+    check(CASES[name], tmp_path)
+
+
+def on_a_rank(rank, folder):
+    return {name: train_on_rank(one, rank, folder / name) for name, one in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return in_two_processes(on_a_rank, tmp_path_factory.mktemp("ranks"))
+
+
+@each
+def test_two_processes_end_alike_and_one_speaks(name, ranks):
+    one, other = (results[name] for results in ranks)
+    check_ranks(one, other)
+    assert bool(one["files"]) == (name in WRITERS)
+    assert one["steps"] > 0
+
+
+def test_the_words_of_rank_0_are_seen(ranks):
+    assert "val loss" in ranks[0]["ConsoleLogger"]["printed"]

@@ -1,0 +1,271 @@
+"""The checks of conformance.py find what breaks the protocol: each of these does in one way."""
+
+import pickle
+
+import pytest
+import torch
+from conformance import (
+    CallbackCase,
+    MetricCase,
+    check_device,
+    check_evaluation,
+    check_hooks,
+    check_logs,
+    check_measures,
+    check_metric_resume,
+    check_metric_state,
+    check_ranks,
+    check_reset,
+    check_resume,
+    check_split,
+    check_state,
+    check_training,
+    in_two_processes,
+    measure_on_rank,
+    train_on_rank,
+)
+from fit_core import Callback
+
+
+class Misspelt:
+    """A class that others mix in is not looked at when a callback is made of it."""
+
+    def on_batch_ended(self, state):
+        """Never called."""
+
+
+class Typo(Misspelt, Callback):
+    pass
+
+
+class WantsMore(Callback):
+    def on_batch_end(self, state, batch=None):
+        pass
+
+
+class OnlyOnce(Callback):
+    def on_end(self, state):
+        self.done = True
+
+    def on_begin(self, state):
+        assert not hasattr(self, "done"), "has run before"
+
+
+class Explodes(Callback):
+    def on_before_step(self, state):
+        if state.accumulate_steps > 1:
+            next(state.model.parameters()).grad.fill_(torch.inf)
+
+
+class MixesInEvaluation(Callback):
+    def on_batch_begin(self, state):
+        state.input = 2 * state.input
+
+
+class Drops(Callback):
+    """Counts batches, and makes the rate smaller now and then, but forgets its count."""
+
+    def __init__(self):
+        self.count = 0
+
+    def on_batch_begin(self, state):
+        self.count += 1
+        if state.is_train and self.count % 4 == 0:
+            state.optimizer.param_groups[0]["lr"] *= 0.5
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state_dict):
+        pass
+
+
+class SavesAnObject(Drops):
+    def state_dict(self):
+        return {"count": slice(self.count)}
+
+
+class HasNoState(Callback):
+    def __init__(self):
+        self.count = 0
+
+    on_batch_begin = Drops.on_batch_begin
+
+
+class OwnRandomness(Callback):
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(0)
+
+    def on_batch_begin(self, state):
+        if state.is_train:
+            state.input = state.input + torch.randn(state.input.shape, generator=self.generator)
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "error"),
+    [
+        (Typo, check_hooks, "on_batch_ended is no hook"),
+        (WantsMore, check_hooks, "on_batch_end takes the state and nothing else"),
+        (OnlyOnce, check_training, "has run before"),
+        (Explodes, check_training, "weights are not finite with {'accumulate_steps': 3}"),
+        (MixesInEvaluation, check_evaluation, "evaluate differs"),
+        (Drops, check_state, "what was loaded is not what was saved"),
+        (SavesAnObject, check_state, "slice"),
+        (Drops, check_resume, "stopped after checkpoint"),
+        (HasNoState, check_resume, "stopped after checkpoint"),
+        (OwnRandomness, check_resume, "stopped after checkpoint"),
+    ],
+)
+def test_a_callback_that_breaks_the_protocol_is_found(kind, check, error, tmp_path):
+    with pytest.raises((AssertionError, pickle.UnpicklingError), match=error):
+        check(CallbackCase(lambda folder: [kind()]), tmp_path)
+
+
+class Good:
+    """The mean of the target; the others differ from it in one thing."""
+
+    name = "mean"
+
+    def __init__(self):
+        self.reset()
+
+    def to(self, device):
+        self.sum, self.count = self.sum.to(device), self.count
+
+    def reset(self):
+        self.sum, self.count = torch.zeros((), dtype=torch.float64), 0
+
+    def update(self, output, target):
+        self.sum = self.sum.to(target.device) + target.double().sum()
+        self.count += len(target)
+
+    def compute(self):
+        return self.sum / self.count
+
+    def all_reduce(self):
+        both = torch.stack([self.sum, torch.tensor(float(self.count), dtype=torch.float64)])
+        torch.distributed.all_reduce(both)
+        self.sum, self.count = both
+
+    def state_dict(self):
+        return {"sum": self.sum, "count": self.count}
+
+    def load_state_dict(self, state_dict):
+        self.sum, self.count = state_dict["sum"], state_dict["count"]
+
+
+class MeanOfMeans(Good):
+    def update(self, output, target):
+        super().update(output, target.double().mean()[None])
+
+
+class ForgetsWhenAsked(Good):
+    def compute(self):
+        value = super().compute()
+        self.reset()
+        return value
+
+
+class RemembersAfterReset(Good):
+    def reset(self):
+        if not hasattr(self, "sum"):
+            super().reset()
+
+
+class SharesItsState(Good):
+    def update(self, output, target):
+        self.sum += target.double().sum().to(self.sum.device)
+        self.count += len(target)
+
+
+class ReadsBack(Good):
+    def update(self, output, target):
+        self.sum = self.sum + target.double().sum().item()
+        self.count += len(target)
+
+
+class WantsGradients(Good):
+    def update(self, output, target):
+        if torch.is_grad_enabled():
+            super().update(output, target)
+
+
+class LosesItsState(Good):
+    def load_state_dict(self, state_dict):
+        pass
+
+
+class MeanOverRanks(Good):
+    def all_reduce(self):
+        self.sum, self.count = self.sum / max(self.count, 1), 1
+        super().all_reduce()
+
+
+G = torch.Generator().manual_seed(0)
+SAMPLES = torch.randn(40, 3, generator=G), torch.randn(40, generator=G)
+
+
+@pytest.mark.parametrize(
+    ("kind", "check"),
+    [
+        (MeanOfMeans, check_split),
+        (ForgetsWhenAsked, check_reset),
+        (RemembersAfterReset, check_reset),
+        (SharesItsState, check_metric_state),
+        (LosesItsState, check_metric_state),
+        (ReadsBack, check_device),
+        (WantsGradients, check_logs),
+        (LosesItsState, check_metric_resume),
+    ],
+)
+def test_a_metric_that_breaks_the_protocol_is_found(kind, check, tmp_path):
+    check(MetricCase(Good, *SAMPLES), tmp_path)
+    with pytest.raises((AssertionError, RuntimeError)):
+        check(MetricCase(kind, *SAMPLES), tmp_path)
+
+
+class Speaks(Callback):
+    def on_epoch_end(self, state):
+        print("an epoch")
+
+
+class Writes(Callback):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_end(self, state):
+        self.folder.mkdir(parents=True)
+        (self.folder / "done").touch()
+
+
+class GoesItsOwnWay(Callback):
+    def on_before_step(self, state):
+        for parameter in state.model.parameters():
+            parameter.grad.clamp_(-0.1 / (1 + state.rank), 0.1)
+
+
+CALLBACKS = {
+    "Callback": lambda folder: [Callback()],
+    "Speaks": lambda folder: [Speaks()],
+    "Writes": lambda folder: [Writes(folder)],
+    "GoesItsOwnWay": lambda folder: [GoesItsOwnWay()],
+}
+METRICS = {"Good": Good, "MeanOverRanks": MeanOverRanks}
+
+
+def on_a_rank(rank, folder):
+    trained = {name: train_on_rank(CallbackCase(make), rank, folder / name) for name, make in CALLBACKS.items()}
+    return {**trained, **{name: measure_on_rank(MetricCase(make, *SAMPLES), rank) for name, make in METRICS.items()}}
+
+
+def test_what_differs_between_two_processes_is_found(tmp_path):
+    one, other = in_two_processes(on_a_rank, tmp_path)
+    check_ranks(one["Callback"], other["Callback"])
+    for name, error in {"Speaks": "has printed", "Writes": "has written", "GoesItsOwnWay": "differ in weights"}.items():
+        with pytest.raises(AssertionError, match=error):
+            check_ranks(one[name], other[name])
+    with pytest.raises(AssertionError, match="differ in epochs"):
+        check_ranks(one["Callback"], {**other["Callback"], "epochs": 2})
+    check_measures(MetricCase(Good, *SAMPLES), one["Good"], other["Good"])
+    with pytest.raises(AssertionError):
+        check_measures(MetricCase(Good, *SAMPLES), one["MeanOverRanks"], other["MeanOverRanks"])
