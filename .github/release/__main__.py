@@ -1,0 +1,80 @@
+"""The commands of a release."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .build import build
+from .check import check
+from .prepare import prepare
+from .project import PACKAGES, PARTS, Package, Refusal
+from .rehearse import rehearse
+from .trial import smoke, test_released_dependents, test_wheel
+
+ROOT = Path(__file__).parents[2]
+DIST = ROOT / "dist"
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command that the arguments name."""
+    given = parser().parse_args(arguments)
+    package = Package(ROOT, given.package)
+    match given.command:
+        case "check":
+            check(package, given.version, merged=given.merged)
+            print(f"{package.name} {package.version} may be released")
+        case "prepare":
+            print(f"{package.name} {prepare(package, given.part)}: look at the change, commit it, and tag it when merged")
+        case "build":
+            for path in build(package, DIST):
+                print(f"{path.relative_to(ROOT)}  {path.stat().st_size} bytes")
+        case "test-wheel":
+            print(test_wheel(package, DIST, core=given.core, torch=given.torch, quick=given.quick))
+        case "test-dependents":
+            print(*test_released_dependents(package, DIST, torch=given.torch, quick=given.quick), sep="\n")
+        case "smoke":
+            print(smoke(package, given.version.removeprefix(f"{package.name}-v"), torch=given.torch))
+        case "notes":
+            print(package.notes)
+        case "rehearse":
+            rehearse(package, given.part, torch=given.torch, quick=given.quick, record=given.record)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What can be typed."""
+    whole = argparse.ArgumentParser(prog="hatch run release:", description="Release one of the four packages.")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, words: str, **options: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=words, description=words)
+        one.add_argument("package", choices=PACKAGES)
+        return one
+
+    check = command("check", "refuse a release whose tag, version, changelog, floor and protocol disagree")
+    check.add_argument("version", help="a version, 1.2.0, or a tag, fit-core-v1.2.0")
+    check.add_argument("--merged", action="store_true", help="the commit must be on origin's main, or NAME-N.x")
+    prepare = command("prepare", "write the next version and the changelog's heading")
+    command("build", "build wheel and sources into dist/, twice, and look into them")
+    test_wheel = command("test-wheel", "try the wheel in dist/ with its tests, in a fresh environment")
+    test_wheel.add_argument("--core", choices=["lowest", "highest"], default="highest", help="which fit-core release")
+    dependents = command("test-dependents", "try the fit-core wheel in dist/ with the released dependents")
+    smoke = command("smoke", "install a release from the registry, and run the program of its README")
+    smoke.add_argument("version", help="its version or tag")
+    command("notes", "print the newest section of the changelog")
+    rehearse = command("rehearse", "walk the whole path of a release, and leave nothing behind")
+    for one in (prepare, rehearse):
+        one.add_argument("--part", choices=PARTS, help="which part of the version to step (default: what is needed)")
+    for one in (test_wheel, dependents, smoke, rehearse):
+        one.add_argument("--torch", default="pinned", help="pinned (as in hatch.toml), lowest, newest or a version")
+    for one in (test_wheel, dependents, rehearse):
+        one.add_argument("--quick", action="store_true", help="run the tests of the protocol alone")
+    rehearse.add_argument("--record", type=Path, help="keep the wheel, and what tests it, in this folder")
+    return whole
+
+
+try:
+    main(sys.argv[1:])
+except Refusal as refusal:
+    sys.exit(f"refused: {refusal}")

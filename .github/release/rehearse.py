@@ -1,0 +1,85 @@
+"""The whole path of a release, walked in a copy of the repository that is thrown away."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from .build import build, wheel_of
+from .check import check
+from .prepare import prepare
+from .project import Package, git
+from .trial import smoke, test_released_dependents, test_wheel
+
+__all__ = ["rehearse"]
+
+
+def rehearse(
+    package: Package,
+    part: str | None = None,
+    *,
+    torch: str = "pinned",
+    quick: bool = False,
+    record: Path | None = None,
+) -> None:
+    """Release a package into an index folder, from the version's step to the program of its README.
+
+    Everything happens in a clone in a temporary folder; nothing is left behind, here or there.
+
+    Args:
+        package: what to release.
+        part: see :func:`~release.prepare.prepare`.
+        torch: see :class:`~release.trial.Environment`.
+        quick: run the tests of the protocol alone.
+        record: a folder to keep the wheel and its tests of the protocol in.
+
+    Raises:
+        Refusal: a release would be refused, or would not work.
+    """
+    if git(package.root, "status", "--porcelain"):
+        check(package, package.version)  # says which files
+    with tempfile.TemporaryDirectory() as scratch:
+        root, index = Path(scratch, "clone"), Path(scratch, "index")
+        git(package.root, "clone", "--quiet", "--no-hardlinks", str(package.root), str(root))
+        core, copy = Package(root, "fit-core"), Package(root, package.name)
+        if package.name != "fit-core" and not core.releases():
+            print("fit-core was never released, and goes first:")
+            _release(core, None, index)
+        _release(copy, part, index)
+        if package.name == "fit-core":
+            print(f"  wheel alone: {test_wheel(copy, index, torch=torch, quick=quick)}")
+            for line in test_released_dependents(copy, index, torch=torch, quick=quick):
+                print(f"  dependents: {line}")
+        else:
+            for which in ("lowest", "highest")[: len(copy.cores())]:
+                print(f"  {which} core: {test_wheel(copy, index, core=which, torch=torch, quick=quick)}")
+        print(f"  from the index: {smoke(copy, copy.version, index=index, torch=torch)}")
+        print("  notes:\n" + "\n".join(f"    {line}" for line in copy.notes.splitlines()))
+        if record:
+            _keep(copy, index, record)
+    print(f"{package.name} {copy.version} could be released. Nothing was; no file and no tag is left.")
+
+
+def _release(package: Package, part: str | None, index: Path) -> None:
+    """Version, changelog, commit, tag, check and build, as on the way to a real release."""
+    before = package.version
+    version = prepare(package, part)
+    print(f"{package.name} {before} -> {version}, {package.heading}" if version != before else f"{package.name} {version}")
+    who = ["-c", "user.name=rehearsal", "-c", "user.email=rehearsal@example.org", "-c", "commit.gpgsign=false"]
+    git(package.root, *who, "commit", "--quiet", "--all", "--no-verify", "--message", f"Release {package.tag}")
+    git(package.root, "tag", package.tag)
+    check(package, package.tag)
+    for path in build(package, index):
+        print(f"  built: {path.name}, {path.stat().st_size} bytes")
+
+
+def _keep(package: Package, index: Path, folder: Path) -> None:
+    """Put the wheel, and its tests of the protocol, where these look for a last release until there are tags."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{package.module}-*"):
+        old.unlink()
+    shutil.copy(wheel_of(package, index), folder)
+    tests = folder.resolve() / f"{package.module}-{package.version}-tests.tar.gz"
+    paths = ["tests/protocol/conformance.py", *package.protocol_tests]
+    git(package.root, "archive", "--format=tar.gz", f"--output={tests}", "HEAD", "--", *paths)
