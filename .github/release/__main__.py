@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .build import build
+from .build import build, inspect
 from .check import check
 from .prepare import prepare
 from .project import PACKAGES, PARTS, Package, Refusal
@@ -28,7 +28,9 @@ def main(arguments: list[str]) -> None:
         case "prepare":
             print(f"{package.name} {prepare(package, given.part)}: look at the change, commit it, and tag it when merged")
         case "build":
-            for path in build(package, DIST):
+            files = build(package, DIST)
+            inspect(files)
+            for path in files:
                 print(f"{path.relative_to(ROOT)}  {path.stat().st_size} bytes")
         case "test-wheel":
             print(test_wheel(package, DIST, core=given.core, torch=given.torch, quick=given.quick))

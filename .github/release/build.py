@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .project import DEPENDENTS, Package, Refusal, extract
 
-__all__ = ["build", "built_at", "faults", "wheel_of"]
+__all__ = ["build", "built_at", "faults", "inspect", "wheel_of"]
 
 LARGEST = 60_000
 """Bytes that a wheel may have."""
@@ -50,6 +50,21 @@ def build(package: Package, dist: Path, commit: str = "HEAD") -> list[Path]:
     if wrong:
         raise Refusal(f"the wheel of {package.name} is not as it should be: {'; '.join(wrong)}")
     return files
+
+
+def inspect(files: list[Path]) -> None:
+    """Ask twine and check-wheel-contents what they think of the files of a release.
+
+    Raises:
+        Refusal: one of them objects.
+    """
+    wheels = [path for path in files if path.suffix == ".whl"]
+    for tool, *paths in (["twine", "check", "--strict", *files], ["check_wheel_contents", *wheels]):
+        result = subprocess.run(
+            [sys.executable, "-m", str(tool), *map(str, paths)], capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            raise Refusal(f"{tool} objects:\n{result.stdout}{result.stderr}")
 
 
 def built_at(package: Package, commit: str, folder: Path) -> Path:

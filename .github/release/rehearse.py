@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .build import build, wheel_of
+from .build import build, inspect, wheel_of
 from .check import check
 from .prepare import prepare
 from .project import Package, git
@@ -70,7 +70,9 @@ def _release(package: Package, part: str | None, index: Path) -> None:
     git(package.root, *who, "commit", "--quiet", "--all", "--no-verify", "--message", f"Release {package.tag}")
     git(package.root, "tag", package.tag)
     check(package, package.tag)
-    for path in build(package, index):
+    files = build(package, index)
+    inspect(files)
+    for path in files:
         print(f"  built: {path.name}, {path.stat().st_size} bytes")
 
 
