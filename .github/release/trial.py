@@ -27,12 +27,13 @@ class Environment:
         folder: where to make it.
         torch: which torch: ``pinned`` as in hatch.toml, ``lowest`` that fit-core allows, ``newest``, or a version.
         root: the repository.
+        tools: also install what the tests need.
     """
 
-    def __init__(self, folder: Path, torch: str, root: Path) -> None:
+    def __init__(self, folder: Path, torch: str, root: Path, *, tools: bool = False) -> None:
         self.python = folder / "bin" / "python"
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        self.install(_torch(torch, root))
+        self.install(_torch(torch, root), *(_test_tools(root) if tools else []))
 
     def install(self, *requirements: str) -> None:
         """Install from the registry.
@@ -45,7 +46,8 @@ class Environment:
     def install_wheels(self, *wheels: Path) -> None:
         """Install files of ours; what they need beside each other must be said in their metadata."""
         needs = {str(need) for wheel in wheels for need in _needs(wheel) if not need.name.startswith("fit-")}
-        self.install(*sorted(needs))
+        if needs:
+            self.install(*sorted(needs))
         named = [f"{wheel}[{','.join(_extras(wheel))}]" if _extras(wheel) else str(wheel) for wheel in wheels]
         self.install("--no-index", "--force-reinstall", "--no-deps", *map(str, wheels))
         self.install("--no-index", *named)  # refuses a requirement that is not met
@@ -103,8 +105,7 @@ def test_wheel(
         if package.name != "fit-core":
             wheel, version = core_for(package, dist, core, Path(scratch, "core"))
             wheels, words = [wheel, *wheels], f"{words} on fit-core {version}"
-        environment = Environment(Path(scratch, "venv"), torch, package.root)
-        environment.install(*_test_tools(package.root))
+        environment = Environment(Path(scratch, "venv"), torch, package.root, tools=True)
         environment.install_wheels(*wheels)
         return f"{words}, {_versions(environment)}: {environment.test(package, 'HEAD', quick=quick)}"
 
@@ -118,8 +119,7 @@ def test_released_dependents(
     """
     told = []
     with tempfile.TemporaryDirectory() as scratch:
-        environment = Environment(Path(scratch, "venv"), torch, core.root)
-        environment.install(*_test_tools(core.root))
+        environment = Environment(Path(scratch, "venv"), torch, core.root, tools=True)
         for name in DEPENDENTS:
             dependent = Package(core.root, name)
             released = dependent.releases()
