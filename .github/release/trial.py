@@ -151,7 +151,7 @@ def smoke(package: Package, version: str, *, index: Path | None = None, torch: s
         else:
             _ask_until_it_is_there(environment, f"{package.name}[{','.join(package.extras)}]=={version}", tries)
         code = f"import importlib.metadata as m, {package.module} as p; print(m.version({package.name!r}), p.__file__)"
-        found, where = environment.run("-c", code, cwd=Path(scratch)).split()
+        found, where = environment.run("-c", code, cwd=Path(scratch)).splitlines()[-1].split(maxsplit=1)
         if found != version or not Path(where).with_name("py.typed").exists():
             raise Refusal(f"{package.name} {version} was installed, but {found} without types was found at {where}")
         program = re.search(r"^```python\n(.*?)^```", (package.folder / "README.md").read_text(), re.M | re.S)
@@ -216,7 +216,7 @@ def _needs(wheel: Path) -> list[Requirement]:
 
 def _versions(environment: Environment) -> str:
     code = "import platform, torch; print('Python', platform.python_version() + ', torch', torch.__version__)"
-    return environment.run("-c", code).strip()
+    return environment.run("-c", code).splitlines()[-1]  # torch may have warned that there is no NumPy
 
 
 def _ask_until_it_is_there(environment: Environment, requirement: str, tries: int) -> None:
