@@ -7,8 +7,7 @@ import pytest
 import torch
 from fit_callbacks import ConfusionMatrix, FileLogger, TensorBoard
 from fit_core import Callback
-from fit_metrics import Accuracy
-from scene import Snapshots, Watch, batches, flat, load, make, network
+from scene import Snapshots, Watch, accuracy, batches, flat, load, make, network
 from sklearn.metrics import confusion_matrix
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
@@ -37,17 +36,17 @@ def test_a_point_an_epoch_and_running_values_between(tmp_path):
     lr = Watch("on_epoch_end", lambda state: state.optimizer.param_groups[0].update(lr=0.05))
     losses = Watch("on_batch_end", lambda state: (state.is_train, state.loss.item(), state.batch_size))
     board = TensorBoard(tmp_path, every=2)
-    history = make(board, lr, losses, metrics=[Accuracy(1)]).fit(batches(), epochs=2, val_loader=batches(seed=1))
+    history = make(board, lr, losses, metrics=[accuracy]).fit(batches(), epochs=2, val_loader=batches(seed=1))
     assert board.writer is None
     read = curves(tmp_path)
-    for tag in ("train/loss", "val/loss", "train/Acc@1", "val/Acc@1"):
+    for tag in ("train/loss", "val/loss", "train/accuracy", "val/accuracy"):
         assert read[tag] == [(5, close(history[0][tag])), (10, close(history[1][tag]))]
     assert [step for step, _ in read["train_step/loss"]] == [2, 4, 6, 8, 10]
     steps = [(loss, size) for is_train, loss, size in losses.seen if is_train]
     since = [steps[0:2], steps[2:4], steps[5:6], steps[6:8], steps[8:10]]  # each epoch begins anew
     means = [sum(loss * size for loss, size in part) / sum(size for _, size in part) for part in since]
     assert [value for _, value in read["train_step/loss"]] == close(means)
-    assert read["train_step/Acc@1"][-1] == (10, close(history[1]["train/Acc@1"]))
+    assert read["train_step/accuracy"][-1] == (10, close(history[1]["train/accuracy"]))
     assert read["lr"][0] == (2, close(0.1))
     assert [value for _, value in read["lr"]] == close([0.1, 0.1, 0.1, 0.05, 0.05, 0.05])  # at 2 4 5 6 8 10
 
@@ -147,7 +146,7 @@ def test_b7_no_step_twice_and_none_missing(tmp_path, before, accumulate_steps, m
         snapshots = Snapshots()
         board, file = TensorBoard(folder, every=1), FileLogger(folder / "log.csv")
         callbacks = [board, file, snapshots] if before else [snapshots, board, file]
-        runner = make(*callbacks, metrics=[Accuracy(1)], accumulate_steps=accumulate_steps)
+        runner = make(*callbacks, metrics=[accuracy], accumulate_steps=accumulate_steps)
         if resume:
             runner.state.load_state_dict(load(resume))
         if stop is not None:

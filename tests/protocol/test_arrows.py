@@ -19,17 +19,31 @@ if not ROOT.exists():
     pytest.skip("needs the source tree", allow_module_level=True)
 
 
+def imports(path):
+    """The first names of all that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
 @pytest.mark.parametrize("package", ALLOWED)
 def test_sources_import_only_what_the_house_allows(package):
     folder = ROOT / package.replace("_", "-") / "src" / package
-    imported = set()
-    for path in folder.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                imported.add(node.module.split(".")[0])
+    imported = set().union(*(imports(path) for path in folder.rglob("*.py")))
     assert imported - set(sys.stdlib_module_names) - {package} <= ALLOWED[package]
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_the_tests_of_a_package_need_no_sibling(package):
+    """So a wheel can be tried alone, with tests/<package>; what needs several packages is in tests/together."""
+    folder = Path(__file__).parents[1] / package.removeprefix("fit_")
+    imported = set().union(*(imports(path) for path in folder.rglob("*.py")))
+    assert package in imported
+    assert imported & set(ALLOWED) <= {package, "fit_core"}
 
 
 LOADED = {
