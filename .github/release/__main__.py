@@ -11,7 +11,7 @@ from .check import check
 from .prepare import prepare
 from .project import PACKAGES, PARTS, Package, Refusal
 from .rehearse import rehearse
-from .trial import smoke, test_released_dependents, test_wheel
+from .trial import smoke, try_dependents, try_wheel
 
 ROOT = Path(__file__).parents[2]
 DIST = ROOT / "dist"
@@ -26,16 +26,18 @@ def main(arguments: list[str]) -> None:
             check(package, given.version, merged=given.merged)
             print(f"{package.name} {package.version} may be released")
         case "prepare":
-            print(f"{package.name} {prepare(package, given.part)}: look at the change, commit it, and tag it when merged")
+            print(
+                f"{package.name} {prepare(package, given.part)}: look at the change, commit it, and tag it when merged"
+            )
         case "build":
             files = build(package, DIST)
             inspect(files)
             for path in files:
                 print(f"{path.relative_to(ROOT)}  {path.stat().st_size} bytes")
         case "test-wheel":
-            print(test_wheel(package, DIST, core=given.core, torch=given.torch, quick=given.quick))
+            print(try_wheel(package, DIST, core=given.core, torch=given.torch, quick=given.quick))
         case "test-dependents":
-            print(*test_released_dependents(package, DIST, torch=given.torch, quick=given.quick), sep="\n")
+            print(*try_dependents(package, DIST, torch=given.torch, quick=given.quick), sep="\n")
         case "smoke":
             print(smoke(package, given.version.removeprefix(f"{package.name}-v"), torch=given.torch))
         case "notes":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .project import DEPENDENTS, Package, Refusal, extract
 
-__all__ = ["build", "built_at", "faults", "inspect", "wheel_of"]
+__all__ = ["build", "built_at", "faults", "hatchling", "inspect", "wheel_of"]
 
 LARGEST = 60_000
 """Bytes that a wheel may have."""
@@ -35,7 +35,9 @@ def build(package: Package, dist: Path, commit: str = "HEAD") -> list[Path]:
         old.unlink()
     with tempfile.TemporaryDirectory() as scratch:
         one, other = (
-            _build(extract(package.root, commit, Path(scratch, name)) / "packages" / package.name, Path(scratch, out))
+            hatchling(
+                extract(package.root, commit, Path(scratch, name)) / "packages" / package.name, Path(scratch, out)
+            )
             for name, out in (("here", "first"), ("a longer path", "second"))
         )
         _are_the_same(one, other, "built twice")
@@ -44,7 +46,7 @@ def build(package: Package, dist: Path, commit: str = "HEAD") -> list[Path]:
             tar.extractall(Path(scratch, "unpacked"), filter="data")
         (source,) = Path(scratch, "unpacked").iterdir()
         wheels = [path for path in one if path.suffix == ".whl"]
-        _are_the_same(wheels, _build(source, Path(scratch, "third"), "-t", "wheel"), "built from its own sources")
+        _are_the_same(wheels, hatchling(source, Path(scratch, "third"), "-t", "wheel"), "built from its own sources")
         files = [Path(shutil.copy(path, dist)) for path in one]
     wrong = [sentence for path in files if path.suffix == ".whl" for sentence in faults(package, path)]
     if wrong:
@@ -71,7 +73,7 @@ def built_at(package: Package, commit: str, folder: Path) -> Path:
     """The wheel of a package as it was at a commit or tag, built into a new folder."""
     with tempfile.TemporaryDirectory() as scratch:
         source = extract(package.root, commit, Path(scratch, "source"), f"packages/{package.name}")
-        (wheel,) = _build(source / "packages" / package.name, folder, "-t", "wheel")
+        (wheel,) = hatchling(source / "packages" / package.name, folder, "-t", "wheel")
     return wheel
 
 
@@ -98,7 +100,9 @@ def faults(package: Package, wheel: Path) -> list[str]:
         licence = f"{info}/licenses/LICENSE"
         licence_is_ours = licence in names and archive.read(licence) == (package.root / "LICENSE").read_bytes()
     strangers = sorted({name.split("/")[0] for name in names} - {package.module, info})
-    others = [name for name in names if name.startswith(f"{package.module}/") and not name.endswith((".py", "py.typed"))]
+    others = [
+        name for name in names if name.startswith(f"{package.module}/") and not name.endswith((".py", "py.typed"))
+    ]
     tests = [name for name in names if re.search(r"(^|/)(tests?|conftest)(/|_|\.)|_test\.py$", name)]
     checks = {
         f"it installs {', '.join(strangers)} beside {package.module}": strangers,
@@ -136,7 +140,8 @@ def _faults_of_metadata(package: Package, metadata: Message) -> list[str]:
     return [sentence for sentence, is_so in checks.items() if is_so]
 
 
-def _build(source: Path, out: Path, *options: str) -> list[Path]:
+def hatchling(source: Path, out: Path, *options: str) -> list[Path]:
+    """What the folder of a package gives when it is built, with options of ``hatchling build``."""
     command = [sys.executable, "-m", "hatchling", "build", "-d", str(out), *options]
     result = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -145,6 +150,8 @@ def _build(source: Path, out: Path, *options: str) -> list[Path]:
 
 
 def _are_the_same(one: list[Path], other: list[Path], how: str) -> None:
-    hashes, others = ({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in side} for side in (one, other))
+    hashes, others = (
+        {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in side} for side in (one, other)
+    )
     if different := sorted(name for name in hashes.keys() | others.keys() if hashes.get(name) != others.get(name)):
         raise Refusal(f"{how}, {', '.join(different)} differs: a release must be the same bytes wherever it is built")

@@ -95,8 +95,8 @@ def _floor_is_released(package: Package) -> None:
     floor = ".".join(map(str, numbers(package.floor)))
     if floor not in Package(package.root, "fit-core").releases():
         raise Refusal(
-            f"{package.name} needs fit-core>={package.floor}, and fit-core {floor} was never released: release it first, "
-            f"or lower the floor in packages/{package.name}/pyproject.toml"
+            f"{package.name} needs fit-core>={package.floor}, and fit-core {floor} was never released: "
+            f"release it first, or lower the floor in packages/{package.name}/pyproject.toml"
         )
 
 

@@ -17,7 +17,7 @@ PARTS = ("patch", "minor", "major")
 """The parts of a version, from the last to the first."""
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818  # nothing is in error, and somebody has said no
     """A release that must not be; the sentence says what to change."""
 
 
@@ -146,4 +146,3 @@ class Package:
         if found is None:
             raise Refusal(f"packages/{self.name}/{file} has no line like {pattern}")
         return found.group(1)
-

@@ -10,7 +10,7 @@ from .build import build, inspect, wheel_of
 from .check import check
 from .prepare import prepare
 from .project import Package, git
-from .trial import smoke, test_released_dependents, test_wheel
+from .trial import smoke, try_dependents, try_wheel
 
 __all__ = ["rehearse"]
 
@@ -48,12 +48,12 @@ def rehearse(
             _release(core, None, index)
         _release(copy, part, index)
         if package.name == "fit-core":
-            print(f"  wheel alone: {test_wheel(copy, index, torch=torch, quick=quick)}")
-            for line in test_released_dependents(copy, index, torch=torch, quick=quick):
+            print(f"  wheel alone: {try_wheel(copy, index, torch=torch, quick=quick)}")
+            for line in try_dependents(copy, index, torch=torch, quick=quick):
                 print(f"  dependents: {line}")
         else:
             for which in ("lowest", "highest")[: len(copy.cores())]:
-                print(f"  {which} core: {test_wheel(copy, index, core=which, torch=torch, quick=quick)}")
+                print(f"  {which} core: {try_wheel(copy, index, core=which, torch=torch, quick=quick)}")
         print(f"  from the index: {smoke(copy, copy.version, index=index, torch=torch)}")
         print("  notes:\n" + "\n".join(f"    {line}" for line in copy.notes.splitlines()))
         if record:
@@ -65,7 +65,9 @@ def _release(package: Package, part: str | None, index: Path) -> None:
     """Version, changelog, commit, tag, check and build, as on the way to a real release."""
     before = package.version
     version = prepare(package, part)
-    print(f"{package.name} {before} -> {version}, {package.heading}" if version != before else f"{package.name} {version}")
+    print(
+        f"{package.name} {before} -> {version}, {package.heading}" if version != before else f"{package.name} {version}"
+    )
     who = ["-c", "user.name=rehearsal", "-c", "user.email=rehearsal@example.org", "-c", "commit.gpgsign=false"]
     git(package.root, *who, "commit", "--quiet", "--all", "--no-verify", "--message", f"Release {package.tag}")
     git(package.root, "tag", package.tag)

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from .build import built_at, wheel_of
 from .project import DEPENDENTS, Package, Refusal, extract
 
-__all__ = ["Environment", "core_for", "smoke", "test_released_dependents", "test_wheel"]
+__all__ = ["Environment", "core_for", "smoke", "try_dependents", "try_wheel"]
 
 
 class Environment:
@@ -82,7 +82,7 @@ class Environment:
         return told.strip().splitlines()[-1]
 
 
-def test_wheel(
+def try_wheel(
     package: Package, dist: Path, *, core: str = "highest", torch: str = "pinned", quick: bool = False
 ) -> str:
     """Try the wheel in ``dist`` with the tests of its package.
@@ -110,9 +110,7 @@ def test_wheel(
         return f"{words}, {_versions(environment)}: {environment.test(package, 'HEAD', quick=quick)}"
 
 
-def test_released_dependents(
-    core: Package, dist: Path, *, torch: str = "pinned", quick: bool = False
-) -> list[str]:
+def try_dependents(core: Package, dist: Path, *, torch: str = "pinned", quick: bool = False) -> list[str]:
     """Try the wheel of fit-core in ``dist`` with the newest release of each dependent, and tests of its own.
 
     A dependent that was never released is tried as it is in the tree.
@@ -126,7 +124,9 @@ def test_released_dependents(
             commit = f"{name}-v{released[-1]}" if released else "HEAD"
             wheel = built_at(dependent, commit, Path(scratch, name))
             environment.install_wheels(wheel_of(core, dist), wheel)
-            told.append(f"{commit if released else f'{name} of the tree'}: {environment.test(dependent, commit, quick=quick)}")
+            told.append(
+                f"{commit if released else f'{name} of the tree'}: {environment.test(dependent, commit, quick=quick)}"
+            )
             environment.run("-m", "pip", "uninstall", "--quiet", "--yes", name)
     return told
 

@@ -1,8 +1,8 @@
 """The newest dependents run on the oldest core that they allow, and the last released ones on the newest core.
 
-A release is a tag, ``fit-core-v1.2.0``; its sources are taken from there. As long as there is none, those of the tree
-stand for it: then wheels are tried without the tree around them, and the rest begins with the first tag. In a clone
-without tags (``git fetch --tags`` brings them) it is the same.
+A release is a tag, ``fit-core-v1.2.0``; its sources are taken from there. As long as there is none, the wheel and the
+tests that ``hatch run release:record`` has put into ``tests/recorded`` stand for it. A clone without tags falls back on
+those too (``git fetch --tags`` brings tags), and where there are none, on the tree.
 """
 
 import ast
@@ -12,68 +12,72 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = {
-    "fit-callbacks": "test_callbacks_conform.py",
-    "fit-metrics": "test_metrics_conform.py",
-    "fit-distributed": "test_distributed_conform.py",
-}
-
 if not (ROOT / "packages").exists():
     pytest.skip("needs the source tree", allow_module_level=True)
 
-
-def git(root, *command):
-    return subprocess.run(["git", *command], cwd=root, capture_output=True, check=False).stdout
-
-
-def version(text):
-    return tuple(int(part) for part in text.split("."))
+sys.path.insert(0, str(ROOT / ".github"))
+from release.build import built_at, hatchling  # noqa: E402
+from release.project import DEPENDENTS, Package, extract, git  # noqa: E402
 
 
-def releases(root, package):
-    """The tags of a package's final releases, oldest first."""
-    tags = git(root, "tag", "--list", f"{package}-v*").decode().split()
-    final = [tag for tag in tags if re.fullmatch(rf"{package}-v\d+\.\d+\.\d+", tag)]
-    return sorted(final, key=lambda tag: version(tag.rpartition("v")[2]))
+def recorded(root, package):
+    """The wheel of a rehearsed release, or None."""
+    return next((root / "tests" / "recorded").glob(f"{package.replace('-', '_')}-*.whl"), None)
 
 
 def oldest_core(root, package):
-    """The tag of the oldest core that the tree's ``package`` allows; None, the tree, when none is released."""
-    project = (root / "packages" / package / "pyproject.toml").read_text()
-    floor = version(re.search(r'"fit-core>=([\d.]+),<2"', project).group(1))
-    return next((tag for tag in releases(root, "fit-core") if version(tag.rpartition("v")[2]) >= floor), None)
+    """The oldest core that the tree's ``package`` allows: a tag, a recorded wheel, or None, the tree."""
+    released = Package(root, package).cores()
+    return f"fit-core-v{released[0]}" if released else recorded(root, "fit-core")
+
+
+def last_release(root, package):
+    """The newest release of a package: a tag, a recorded wheel, or None, the tree."""
+    released = Package(root, package).releases()
+    return f"{package}-v{released[-1]}" if released else recorded(root, package)
 
 
 def pairs(root):
-    """Which core to try with which dependent: (dependent, tag of the core, tag of the dependent), None for the tree."""
-    for package in PROGRAMS:
+    """Which core to try with which dependent: (name, the core, the dependent); None is what the tree has."""
+    for package in DEPENDENTS:
         yield from dict.fromkeys(
-            [(package, oldest_core(root, package), None), (package, None, (releases(root, package) or [None])[-1])]
+            [(package, oldest_core(root, package), None), (package, None, last_release(root, package))]
         )
 
 
-def sources(root, tag, folder):
-    """The folder with the whole project as it was at a tag, or the tree."""
-    if tag is None:
-        return root
-    with tarfile.open(fileobj=BytesIO(git(root, "archive", "--format=tar", tag))) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+def wheel_of(root, package, release, folder):
+    """The wheel of a release: from its tag, the recorded one, or built of the tree."""
+    if isinstance(release, Path):
+        return release
+    if release:
+        return built_at(Package(root, package), release, folder)
+    (wheel,) = hatchling(root / "packages" / package, folder, "-t", "wheel")
+    return wheel
 
 
-def install(project, package, folder):
-    """Build the wheel of a package and install it, alone, into ``folder``/site."""
-    dist = folder / "dist" / package
-    python("-m", "hatchling", "build", "-t", "wheel", "-d", str(dist), cwd=project / "packages" / package)
-    (wheel,) = dist.glob("*.whl")
+def install(root, package, release, folder):
+    """Put a wheel, alone, into ``folder``/site."""
+    wheel = wheel_of(root, package, release, folder / package)
     options = ["--quiet", "--no-index", "--no-deps", "--target", str(folder / "site")]
     python("-m", "pip", "install", *options, str(wheel), cwd=folder)
+
+
+def own_tests(root, package, release, folder):
+    """The folder with the dependent's own tests of the protocol."""
+    if isinstance(release, Path):
+        version = release.name.split("-")[1]
+        with tarfile.open(release.with_name(f"{package.replace('-', '_')}-{version}-tests.tar.gz")) as tar:
+            tar.extractall(folder, filter="data")
+    elif release:
+        extract(root, release, folder, "tests/protocol")
+    else:
+        folder = root
+    return folder / "tests" / "protocol"
 
 
 def python(*command, cwd, **variables):
@@ -89,14 +93,6 @@ def python(*command, cwd, **variables):
     return result.stdout
 
 
-def installed(root, package, core_tag, tag, folder):
-    """A core and a dependent as wheels, with the dependent's own tests. Returns the project that these are of."""
-    install(sources(root, core_tag, folder / "core"), "fit-core", folder)
-    project = sources(root, tag, folder / "dependent")
-    install(project, package, folder)
-    return project
-
-
 # Editable installs make the tree importable: what was not installed is hidden, what was must come from there.
 CONFTEST = """
 import importlib
@@ -109,15 +105,16 @@ for name in {shown}:
 """
 
 
-@pytest.mark.parametrize(("package", "core_tag", "tag"), list(pairs(ROOT)))
-def test_a_dependent_runs_on_a_core_of_another_age(package, core_tag, tag, tmp_path):
-    project = installed(ROOT, package, core_tag, tag, tmp_path)
+@pytest.mark.parametrize(("package", "core", "dependent"), list(pairs(ROOT)))
+def test_a_dependent_runs_on_a_core_of_another_age(package, core, dependent, tmp_path):
+    install(ROOT, "fit-core", core, tmp_path)
+    install(ROOT, package, dependent, tmp_path)
     tests = tmp_path / "tests"
     tests.mkdir()
-    for name in ("conformance.py", "test_stranger.py", PROGRAMS[package]):
-        shutil.copy(project / "tests" / "protocol" / name, tests)
+    for name in ("conformance.py", *(Path(path).name for path in Package(ROOT, package).protocol_tests)):
+        shutil.copy(own_tests(ROOT, package, dependent, tmp_path / "released") / name, tests)
     site, shown = str(tmp_path / "site"), ["fit_core", package.replace("-", "_")]
-    hidden = [name.replace("-", "_") for name in PROGRAMS if name != package]
+    hidden = [name.replace("-", "_") for name in DEPENDENTS if name != package]
     (tests / "conftest.py").write_text(CONFTEST.format(hidden=hidden, shown=shown, site=site))
     told = python(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", cwd=tmp_path, PYTHONPATH=site, PYTEST_ADDOPTS=""
@@ -161,12 +158,23 @@ def test_which_core_is_tried_with_which_dependent(project):
         assert oldest_core(project, "fit-metrics") == tag
 
 
+def test_a_recorded_wheel_stands_for_a_release_that_is_not_there_yet(project):
+    folder = project / "tests" / "recorded"
+    folder.mkdir(parents=True)
+    for name in ("fit_callbacks-0.0.1", "fit_metrics-0.1.0"):
+        folder.joinpath(f"{name}-py3-none-any.whl").touch()
+    assert last_release(project, "fit-callbacks") == "fit-callbacks-v0.2.0"
+    assert last_release(project, "fit-metrics") == folder / "fit_metrics-0.1.0-py3-none-any.whl"
+    assert last_release(project, "fit-distributed") is None
+
+
 def test_a_core_that_breaks_its_promise_is_found(project, tmp_path):
     """The core of the tree has renamed a hook: released callbacks fail on it, and work on the core of their time."""
     old, new = tmp_path / "old", tmp_path / "new"
-    for folder, core_tag in ((old, "fit-core-v1.0.0"), (new, None)):
+    for folder, core in ((old, "fit-core-v1.0.0"), (new, None)):
         folder.mkdir()
-        installed(project, "fit-callbacks", core_tag, "fit-callbacks-v0.1.0", folder)
+        install(project, "fit-core", core, folder)
+        install(project, "fit-callbacks", "fit-callbacks-v0.1.0", folder)
     python("-c", "import fit_callbacks", cwd=tmp_path, PYTHONPATH=str(old / "site"))
     with pytest.raises(AssertionError, match="unknown hook on_before_step in GradientClipping"):
         python("-c", "import fit_callbacks", cwd=tmp_path, PYTHONPATH=str(new / "site"))
@@ -198,7 +206,7 @@ def asked_for(folder):
     return names, fields
 
 
-@pytest.mark.parametrize("folder", [*(f"packages/{package}/src" for package in PROGRAMS), "docs/template/src"])
+@pytest.mark.parametrize("folder", [*(f"packages/{package}/src" for package in DEPENDENTS), "docs/template/src"])
 def test_a_dependent_asks_for_nothing_that_is_not_promised(folder):
     names, fields = asked_for(ROOT / folder)
     promised_names, promised_fields = promised()

@@ -1,0 +1,324 @@
+"""A release whose tag, version, changelog, floor or protocol disagree is refused, and the sentence says what to do."""
+
+import re
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+if not (ROOT / "packages").exists():
+    pytest.skip("needs the source tree", allow_module_level=True)
+
+sys.path.insert(0, str(ROOT / ".github"))
+from release.build import build, faults  # noqa: E402
+from release.check import SURFACE, check, step_needed  # noqa: E402
+from release.prepare import prepare  # noqa: E402
+from release.project import PACKAGES, Package, Refusal, git, stepped  # noqa: E402
+from release.surface import changes  # noqa: E402
+
+
+class Project:
+    """A copy of the repository that was never released, in which one can."""
+
+    def __init__(self, root):
+        self.root = root
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / "packages", root / "packages", ignore=ignored)
+        (root / SURFACE).parent.mkdir(parents=True)
+        for name in (SURFACE, "LICENSE", ".gitignore"):
+            shutil.copy(ROOT / name, root / name)
+        git(root, "init", "--quiet", "--initial-branch=main")
+        for name in PACKAGES:  # however far the tree is on its way to a release
+            self.write(name, "CHANGELOG.md", r"\A(?:.|\n)*?^## .*", "# Changelog\n\n## Unreleased")
+        self.commit()
+
+    def package(self, name):
+        return Package(self.root, name)
+
+    def write(self, name, file, pattern, text):
+        path = self.root / "packages" / name / file
+        path.write_text(re.sub(pattern, text, path.read_text(), count=1, flags=re.MULTILINE))
+
+    def add_to_changelog(self, name, entry):
+        self.write(name, "CHANGELOG.md", r"\A", f"## Unreleased\n\n{entry}\n\n")
+
+    def commit(self):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        git(self.root, "add", "--all")
+        git(self.root, *who, "commit", "--quiet", "--allow-empty", "--no-verify", "--message", "a change")
+
+    def release(self, name, part=None):
+        package = self.package(name)
+        prepare(package, part)
+        self.commit()
+        git(self.root, "tag", package.tag)
+        return package
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path / "project")
+
+
+@pytest.fixture
+def released(project):
+    """Fit-core and fit-callbacks are released, and have changed since."""
+    for name in ("fit-core", "fit-callbacks"):
+        project.release(name)
+        project.add_to_changelog(name, "### Fixed\n\n- A bug.")
+    project.commit()
+    return project
+
+
+def test_a_first_release_keeps_its_version(project):
+    package = project.package("fit-core")
+    before = package.version
+    assert prepare(package) == before
+    assert re.fullmatch(rf"{before} - \d{{4}}-\d\d-\d\d", package.heading)
+    project.commit()
+    check(package, before)
+    check(package, package.tag)
+    git(project.root, "tag", package.tag)
+    check(package, package.tag)
+    assert package.releases() == [before]
+    assert "### Added" in package.notes
+    assert "## " not in package.notes.replace("### ", "")
+
+
+@pytest.mark.parametrize(
+    ("entry", "part", "step"),
+    [
+        ("### Fixed\n\n- A bug.", None, "patch"),
+        ("### Added\n\n- A callback.", None, "minor"),
+        ("### Fixed\n\n- A bug.", "major", "major"),
+    ],
+)
+def test_the_next_version_follows_from_the_changelog(released, entry, part, step):
+    package = released.release("fit-callbacks")  # of the fixed bug
+    before = package.version
+    released.add_to_changelog("fit-callbacks", entry)
+    assert prepare(package, part) == stepped(before, step)
+    assert package.notes == entry
+    released.commit()
+    check(package, stepped(before, step))
+
+
+def test_a_version_that_was_stepped_with_its_change_is_kept(released):
+    package = released.package("fit-callbacks")
+    released.write(
+        "fit-callbacks", "pyproject.toml", r'^version = ".*"', f'version = "{stepped(package.version, "minor")}"'
+    )
+    assert prepare(package) == package.version
+    released.commit()
+    check(package, package.version)
+
+
+def test_nothing_new_is_no_release(project):
+    package = project.release("fit-core")
+    with pytest.raises(Refusal, match="has nothing under a heading 'Unreleased'"):
+        prepare(package)
+    project.add_to_changelog("fit-core", "### Fixed\n")
+    with pytest.raises(Refusal, match="say there what changes for users"):
+        prepare(package)
+
+
+def test_what_is_no_version_of_the_package_is_refused(released):
+    package = released.package("fit-core")
+    for wanted in ("1.0", "fit-callbacks-v0.1.0", "v1.0.0", "1.0.0rc1", ""):
+        with pytest.raises(Refusal, match=r"is no release of fit-core: a version is 1.2.3, a tag fit-core-v1.2.3"):
+            check(package, wanted)
+    with pytest.raises(Refusal, match="there is no package 'core'; there are fit-core, fit-callbacks"):
+        released.package("core")
+
+
+def test_a_dirty_tree_is_refused(released):
+    package = released.release("fit-core")
+    check(package, package.version)
+    released.root.joinpath("notes.txt").touch()
+    with pytest.raises(Refusal, match=r"the tree is dirty \(notes.txt\)"):
+        check(package, package.version)
+
+
+def test_a_tag_that_is_not_the_version_is_refused(released):
+    package = released.release("fit-core")
+    with pytest.raises(
+        Refusal, match=f"fit-core-v7.0.0 is wanted, but packages/fit-core/pyproject.toml says {package.version}"
+    ):
+        check(package, "fit-core-v7.0.0")
+
+
+def test_a_changelog_that_does_not_tell_of_the_version_is_refused(released):
+    package = released.package("fit-core")
+    with pytest.raises(Refusal, match=r"newest heading of .*CHANGELOG.md is 'Unreleased', expected '.* - YYYY-MM-DD'"):
+        check(package, package.version)
+    prepare(package)
+    released.write("fit-core", "CHANGELOG.md", "^- A bug.$", "")
+    released.commit()
+    with pytest.raises(Refusal, match="tells nothing of"):
+        check(package, package.version)
+
+
+def test_a_version_is_released_once(released):
+    package = released.release("fit-core")
+    released.commit()
+    with pytest.raises(Refusal, match=f"the tag {package.tag} is there already, on another commit"):
+        check(package, package.tag)
+
+
+def test_a_version_that_skips_one_is_refused(released):
+    package = released.package("fit-callbacks")
+    last = package.version
+    released.write("fit-callbacks", "pyproject.toml", r'^version = ".*"', 'version = "0.7.0"')
+    prepare(package)
+    released.commit()
+    steps = ", ".join(stepped(last, part) for part in ("patch", "minor", "major"))
+    with pytest.raises(Refusal, match=f"fit-callbacks 0.7.0 cannot follow {last}: the next ones are {steps}"):
+        check(package, "0.7.0")
+
+
+def test_a_floor_that_was_never_released_is_refused(project):
+    package = project.package("fit-metrics")
+    prepare(package)
+    project.commit()
+    with pytest.raises(Refusal, match=r"fit-core 1.0.0 was never released: release it first, or lower the floor"):
+        check(package, package.version)
+    git(project.root, "tag", "fit-core-v1.0.0")
+    check(package, package.version)
+    project.write("fit-metrics", "pyproject.toml", r"fit-core>=1\.\d+", "fit-core>=1.9")
+    project.commit()
+    with pytest.raises(Refusal, match=r"fit-metrics needs fit-core>=1.9, and fit-core 1.9.0 was never released"):
+        check(package, package.version)
+
+
+def change_surface(project, old, new):
+    path = project.root / SURFACE
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    project.commit()
+
+
+def test_a_changed_protocol_asks_for_its_step(released):
+    package = released.package("fit-core")
+    last = package.version
+    change_surface(released, "  error: BaseException | None\n", "  error: BaseException | None\n  seconds: float\n")
+    assert step_needed(package, last) == ("minor", "RunnerState.seconds is new")
+    prepare(package, "patch")
+    released.commit()
+    with pytest.raises(Refusal, match=r"is a patch version after .*asks for a minor one: RunnerState.seconds is new"):
+        check(package, package.version)
+    released.write("fit-core", "CHANGELOG.md", "^## .*", "## Unreleased")
+    prepare(package)
+    released.commit()
+    assert package.version == stepped(last, "minor")
+    check(package, package.version)
+
+    change_surface(released, "  error: BaseException | None\n", "")
+    with pytest.raises(Refusal, match=r"is a minor version after .*asks for a major one: RunnerState.error is gone"):
+        check(package, package.version)
+
+
+SIGNATURE = "class Runner(self, model: Module, *, steps: int = 1) -> None\n  fit(self, loader) -> History\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "part"),
+    [
+        ("steps: int = 1", "steps: int = 1, other: int = 2", "minor"),
+        ("steps: int = 1", "other: int = 2, steps: int = 1", "minor"),  # by keyword, so the order says nothing
+        ("model: Module,", "model: Module, other: int = 2,", "minor"),
+        ("fit(self, loader)", "fit(self, loader, *, epochs: int = 1)", "minor"),
+        ("  fit", "  test(self) -> None\n  fit", "minor"),
+        ("steps: int = 1", "steps: int = 1, other: int", "major"),
+        ("steps: int = 1", "steps: int = 2", "major"),
+        ("steps: int = 1", "steps: float = 1", "major"),
+        ("steps: int = 1", "other: int = 1", "major"),
+        ("model: Module,", "other: int, model: Module,", "major"),
+        ("model: Module, *,", "model: Module,", "major"),
+        ("-> History", "-> None", "major"),
+        ("  fit(self, loader) -> History\n", "", "major"),
+    ],
+)
+def test_what_a_change_of_a_signature_asks_for(old, new, part):
+    assert old in SIGNATURE
+    assert [asked for asked, _ in changes(SIGNATURE, SIGNATURE.replace(old, new))] == [part]
+
+
+def test_hooks_may_be_added_but_keep_their_order():
+    def hooks(*names):
+        return f"HOOKS = {names}\n"
+
+    old = hooks("on_begin", "on_batch_end", "on_end")
+    assert [part for part, _ in changes(old, hooks("on_begin", "on_new", "on_batch_end", "on_end"))] == ["minor"]
+    assert [part for part, _ in changes(old, hooks("on_batch_end", "on_begin", "on_end"))] == ["major"]
+    assert [part for part, _ in changes(old, hooks("on_begin", "on_end"))] == ["major"]
+    assert not list(changes(old, old))
+
+
+def test_the_surface_of_the_tree_is_understood():
+    text = (ROOT / SURFACE).read_text()
+    assert not list(changes(text, text))
+    for line in text.splitlines():
+        if line.startswith("  ") and text.count(f"{line}\n") == 1:
+            ((part, sentence),) = changes(text, text.replace(f"{line}\n", ""))
+            assert part == "major"
+            assert sentence.endswith(f".{re.split(r'[(:]', line.strip())[0]} is gone")
+
+
+def test_a_release_is_the_same_bytes_wherever_it_is_built(project, tmp_path):
+    package = project.package("fit-metrics")
+    first = {path.name: path.read_bytes() for path in build(package, tmp_path / "one")}
+    other = Project(tmp_path / "elsewhere" / "project").package("fit-metrics")
+    second = {path.name: path.read_bytes() for path in build(other, tmp_path / "two")}
+    assert first == second
+    assert len(first) == 2
+    (project.root / "packages" / "fit-metrics" / "src" / "fit_metrics" / "draft.py").touch()
+    third = {path.name: path.read_bytes() for path in build(package, tmp_path / "one")}
+    assert third == first  # only what is committed
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "sentence"),
+    [
+        ("fit-metrics", {"pyproject.toml": (r"fit-core>=1.0,<2", "fit-core>=1.0")}, "expected floor and cap"),
+        ("fit-metrics", {"pyproject.toml": (r"fit-core>=1.0,<2", "fit-core>=1.0,<3")}, "expected floor and cap"),
+        ("fit-metrics", {"pyproject.toml": (r'"fit-core', '"fit-callbacks>=0.1", "fit-core')}, "needs a sibling"),
+        ("fit-core", {"pyproject.toml": (r'"torch>', '"numpy>=2", "torch>')}, "fit-core needs torch alone"),
+        ("fit-core", {"pyproject.toml": (r'"torch>=2.6"', '"torch"')}, "these have no floor: torch"),
+        ("fit-core", {"pyproject.toml": (r'^license = "MIT"', 'license = "BSD-3-Clause"')}, "not MIT"),
+        ("fit-core", {"LICENSE": ("MIT", "Other")}, "the licence of the repository is not in it"),
+        ("fit-core", {"pyproject.toml": (r"^readme.*", "")}, "its README is missing"),
+        ("fit-core", {"src/fit_core/py.typed": None}, "py.typed is missing"),
+        ("fit-core", {"src/fit_core/test_batch.py": ""}, "it holds tests: fit_core/test_batch.py"),
+        ("fit-core", {"src/fit_core/data.bin": "a" * 10}, "data.bin, which is no Python"),
+        ("fit-core", {"src/fit_core/large.py": "".join(map(str, range(60_000)))}, "60000 are allowed"),
+    ],
+)
+def test_a_wheel_that_is_not_as_it_should_be_is_refused(project, tmp_path, name, spoil, sentence):
+    for file, change in spoil.items():
+        path = project.root / "packages" / name / file
+        if isinstance(change, tuple):
+            project.write(name, file, *change)
+        elif change is None:
+            path.unlink()
+        else:
+            path.write_text(change)
+    project.commit()
+    with pytest.raises(Refusal, match=sentence):
+        build(project.package(name), tmp_path / "dist")
+
+
+def test_a_wheel_of_another_version_is_seen(project, tmp_path):
+    package = project.package("fit-core")
+    _, wheel = sorted(build(package, tmp_path), key=lambda path: path.suffix == ".whl")
+    assert faults(package, wheel) == []
+    project.write("fit-core", "pyproject.toml", r'^version = ".*"', 'version = "9.0.0"')
+    assert faults(package, wheel) == [
+        "it has no fit_core-9.0.0.dist-info/METADATA: it is of another version or package"
+    ]
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("stray.py", "")
+    project.write("fit-core", "pyproject.toml", r'^version = ".*"', 'version = "1.0.0"')
+    assert faults(package, wheel) == ["it installs stray.py beside fit_core"]
