@@ -120,6 +120,13 @@ def to_markdown(text: str, resolve: Callable[[str], str] | None = None) -> str:
         return (f"{indent}{intro}:\n\n" if intro else "") + fence + "\n"
 
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^(Shapes|Value):\n((?: .*\n?|\n)+)",
+        lambda m: f"**{m[1]}:**\n\n{textwrap.dedent(m[2])}",
+        text,
+        flags=re.MULTILINE,
+    )
+    text = re.sub(r"^( +\w+Error), (\w+Error):", r"\1 | \2:", text, flags=re.MULTILINE)
     text = re.sub(r":[a-z]+:`([^`]+)`", role, text)
     return re.sub(r"^( *)(.*)::\n\n((?:\1 +.*\n|\n)+(?:\1 +.*\Z)?)", block, text + "\n", flags=re.MULTILINE).rstrip()
 
