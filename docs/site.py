@@ -1,4 +1,4 @@
-"""Lets the site show the repository: a hook of mkdocs that adds pages, and an extension of griffe for docstrings.
+"""Lets the site show the repository: a hook of mkdocs, which adds pages and sees that no public name is left out.
 
 Pages in docs/ link to READMEs and sources elsewhere in the repository, as one reads them on a code forge. Each file
 that is linked so becomes a page of the site, under the path it has in the repository, and the links lead there. A link
@@ -7,13 +7,11 @@ to what is not there stays as it is, and mkdocs refuses it.
 
 import ast
 import re
-import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
-from typing import Any
 
 import griffe
+from docstrings import Docstrings, to_markdown
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File, Files, InclusionLevel
@@ -41,7 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
                 files.remove(file)
             files.append(File.generated(config, uri(path), content=content(path), inclusion=InclusionLevel.NOT_IN_NAV))
     examples = next(part["Examples"] for part in config.nav if "Examples" in part)
-    examples += [{Path(path).name: uri(path)} for path in linked("examples/README.md")]
+    examples += [{Path(path).name: uri(path)} for path in linked("examples/README.md") if path.endswith(".py")]
     return files
 
 
@@ -95,67 +93,10 @@ def content(path: str) -> str:
     text = (ROOT / path).read_text()
     if path.endswith(".md"):
         return text
-    lines, docstring = text.splitlines(), ""
+    docstring, code = "", text
     if path.endswith(".py") and text.startswith('"""'):
-        statement = ast.parse(text).body[0]
-        docstring = to_markdown(ast.get_docstring(ast.parse(text)))
-        lines = lines[statement.end_lineno :]
-    code = "\n".join(lines).strip("\n")
+        module = ast.parse(text)
+        docstring = to_markdown(ast.get_docstring(module) or "")
+        code = "".join(text.splitlines(keepends=True)[module.body[0].end_lineno :])
     language = {".py": "python", ".toml": "toml"}.get(Path(path).suffix, "text")
-    return f'# {Path(path).name}\n\n{docstring}\n\n`````{language} title="{path}"\n{code}\n`````\n'
-
-
-def to_markdown(text: str, resolve: Callable[[str], str] | None = None) -> str:
-    """Turn what a docstring has of reStructuredText, roles and literal blocks, into Markdown."""
-
-    def role(match: re.Match[str]) -> str:
-        name = match[1].lstrip("~")
-        shown_as = f"`{name if name == match[1] else name.rpartition('.')[2]}`"
-        return f"[{shown_as}][{resolve(name)}]" if resolve else shown_as
-
-    def block(match: re.Match[str]) -> str:
-        indent, intro, code = match[1], match[2], match[3]
-        language = "python" if re.match(r"\s*(class|def|from|import|with) ", code) else "text"
-        fence = f"{indent}```{language}\n{indent}{textwrap.indent(textwrap.dedent(code), indent).strip()}\n{indent}```"
-        return (f"{indent}{intro}:\n\n" if intro else "") + fence + "\n"
-
-    text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
-    text = re.sub(
-        r"^(Shapes|Value):\n((?: .*\n?|\n)+)",
-        lambda m: f"**{m[1]}:**\n\n{textwrap.dedent(m[2])}",
-        text,
-        flags=re.MULTILINE,
-    )
-    text = re.sub(r"^( +\w+Error), (\w+Error):", r"\1 | \2:", text, flags=re.MULTILINE)
-    text = re.sub(r":[a-z]+:`([^`]+)`", role, text)
-    return re.sub(r"^( *)(.*)::\n\n((?:\1 +.*\n|\n)+(?:\1 +.*\Z)?)", block, text + "\n", flags=re.MULTILINE).rstrip()
-
-
-class Docstrings(griffe.Extension):
-    """What griffe is told of the packages, so that they look in the site as they are meant."""
-
-    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
-        """Unhide functions that are named like their module (``fit_distributed.launch``), and convert docstrings."""
-        for alias in [one for one in pkg.members.values() if one.is_alias]:
-            alias.resolve_target()
-        self.convert(pkg)
-        for name in pkg.exports or ():
-            module = pkg.members[name]
-            if module.is_module:
-                pkg.members[name] = griffe.Alias(name, module.members[name], parent=pkg)
-
-    def convert(self, thing: griffe.Object) -> None:
-        """Convert the docstring of a thing, and of all in it."""
-
-        def resolve(name: str) -> str:
-            first, dot, rest = name.partition(".")
-            try:
-                return thing.resolve(first) + dot + rest
-            except griffe.NameResolutionError:
-                return name
-
-        if thing.docstring:
-            thing.docstring.value = to_markdown(thing.docstring.value, resolve)
-        for member in thing.members.values():
-            if not member.is_alias:
-                self.convert(member)
+    return f'# {Path(path).name}\n\n{docstring}\n\n`````{language} title="{path}"\n{code.strip()}\n`````\n'
