@@ -10,7 +10,7 @@ from .build import build, inspect
 from .check import check
 from .prepare import prepare
 from .project import PACKAGES, PARTS, Package, Refusal
-from .rehearse import rehearse
+from .rehearse import record, rehearse
 from .trial import smoke, try_dependents, try_wheel
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +20,8 @@ DIST = ROOT / "dist"
 def main(arguments: list[str]) -> None:
     """Run the command that the arguments name."""
     given = parser().parse_args(arguments)
+    if given.command == "record":
+        return record([Package(ROOT, name) for name in PACKAGES])
     package = Package(ROOT, given.package)
     match given.command:
         case "check":
@@ -43,7 +45,7 @@ def main(arguments: list[str]) -> None:
         case "notes":
             print(package.notes)
         case "rehearse":
-            rehearse(package, given.part, torch=given.torch, quick=given.quick, record=given.record)
+            rehearse(package, given.part, torch=given.torch, quick=given.quick)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="hatch run release:", description="Release one of the four packages.")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, words: str, **options: str) -> argparse.ArgumentParser:
+    def command(name: str, words: str) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=words, description=words)
         one.add_argument("package", choices=PACKAGES)
         return one
@@ -74,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--torch", default="pinned", help="pinned (as in hatch.toml), lowest, newest or a version")
     for one in (test_wheel, dependents, rehearse):
         one.add_argument("--quick", action="store_true", help="run the tests of the protocol alone")
-    rehearse.add_argument("--record", type=Path, help="keep the wheel, and what tests it, in this folder")
+    words = "rehearse all four, and keep in tests/recorded what stands for a last release until there is one"
+    commands.add_parser("record", help=words, description=words)
     return whole
 
 

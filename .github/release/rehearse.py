@@ -12,7 +12,7 @@ from .prepare import prepare
 from .project import Package, git
 from .trial import smoke, try_dependents, try_wheel
 
-__all__ = ["rehearse"]
+__all__ = ["record", "rehearse"]
 
 
 def rehearse(
@@ -21,7 +21,7 @@ def rehearse(
     *,
     torch: str = "pinned",
     quick: bool = False,
-    record: Path | None = None,
+    keep: Path | None = None,
 ) -> None:
     """Release a package into an index folder, from the version's step to the program of its README.
 
@@ -32,7 +32,7 @@ def rehearse(
         part: see :func:`~release.prepare.prepare`.
         torch: see :class:`~release.trial.Environment`.
         quick: run the tests of the protocol alone.
-        record: a folder to keep the wheel and its tests of the protocol in.
+        keep: a folder to put the wheel and its tests of the protocol into.
 
     Raises:
         Refusal: a release would be refused, or would not work.
@@ -56,9 +56,19 @@ def rehearse(
                 print(f"  {which} core: {try_wheel(copy, index, core=which, torch=torch, quick=quick)}")
         print(f"  from the index: {smoke(copy, copy.version, index=index, torch=torch)}")
         print("  notes:\n" + "\n".join(f"    {line}" for line in copy.notes.splitlines()))
-        if record:
-            _keep(copy, index, record)
+        if keep:
+            _keep(copy, index, keep)
     print(f"{package.name} {copy.version} could be released. Nothing was; no file and no tag is left.")
+
+
+def record(packages: list[Package]) -> None:
+    """Rehearse packages, and keep the wheels and tests that stand for a last release until there are tags."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for package in packages:
+            rehearse(package, quick=True, keep=Path(scratch))
+        recorded = packages[0].root / "tests" / "recorded"
+        shutil.rmtree(recorded, ignore_errors=True)
+        shutil.copytree(scratch, recorded)
 
 
 def _release(package: Package, part: str | None, index: Path) -> None:
@@ -79,11 +89,8 @@ def _release(package: Package, part: str | None, index: Path) -> None:
 
 
 def _keep(package: Package, index: Path, folder: Path) -> None:
-    """Put the wheel, and its tests of the protocol, where these look for a last release until there are tags."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{package.module}-*"):
-        old.unlink()
+    """Put the wheel, and its tests of the protocol, into a folder."""
     shutil.copy(wheel_of(package, index), folder)
-    tests = folder.resolve() / f"{package.module}-{package.version}-tests.tar.gz"
+    tests = folder / f"{package.module}-{package.version}-tests.tar.gz"
     paths = ["tests/protocol/conformance.py", *package.protocol_tests]
     git(package.root, "archive", "--format=tar.gz", f"--output={tests}", "HEAD", "--", *paths)

@@ -35,7 +35,8 @@ class LRFinder(Callback):
         explodes_at: the run ends when the smoothed loss is this many times the best.
 
     Attributes:
-        lrs, losses: the curve; losses are smoothed.
+        lrs: the rates of the curve.
+        losses: its losses, smoothed.
         suggestion: a learning rate; None where the loss never fell.
 
     Raises:

@@ -20,7 +20,9 @@ class Profiler(Callback):
 
     Args:
         log_dir: the folder for the trace, ``*.pt.trace.json``; TensorBoard's profile plugin finds it there.
-        wait, warmup, active: batches; ``active`` is 1 or more.
+        wait: training steps before it begins.
+        warmup: steps that are traced and thrown away.
+        active: steps that are recorded, 1 or more.
         **options: of ``torch.profiler.profile``, such as ``with_stack=True``, ``profile_memory=True``.
 
     Example:

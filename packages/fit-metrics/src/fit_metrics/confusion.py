@@ -77,7 +77,8 @@ class ConfusionMatrix(MatrixMetric):
         normalize: ``"true"`` divides each row by its sum, ``"pred"`` each column, ``"all"`` everything by the number of
             samples. A row or column without samples is 0.
         name: the name in the logs.
-        threshold, ignore_index, and shapes: see :class:`MatrixMetric`.
+        threshold: as of :class:`MatrixMetric`, and so are the shapes.
+        ignore_index: likewise.
 
     Value:
         ``(C, C)``, int64 counts, or float64 in 0..1 when normalized.
@@ -121,7 +122,8 @@ class BalancedAccuracy(MatrixMetric):
     Args:
         num_classes: C, 2 or more.
         name: the name in the logs.
-        threshold, ignore_index, and shapes: see :class:`MatrixMetric`.
+        threshold: as of :class:`MatrixMetric`, and so are the shapes.
+        ignore_index: likewise.
 
     Value:
         0-dim, in 0..1; nan when there were no samples.
@@ -153,7 +155,8 @@ class ClassScore(MatrixMetric):
             weighted by the number of targets; ``"micro"``, the score of the counts summed over classes; None, the score
             of each class, which a Runner does not log.
         name: the name in the logs, that of the class if not given; ``F1(10, average="micro", name="F1/micro")``.
-        threshold, ignore_index, and shapes: see :class:`MatrixMetric`.
+        threshold: as of :class:`MatrixMetric`, and so are the shapes.
+        ignore_index: likewise.
 
     Value:
         0-dim, in 0..1, or ``(C,)`` with ``average=None``; a ratio 0 / 0 in it is 0, as in scikit-learn. nan when there

@@ -1,0 +1,102 @@
+"""Lets the site show the repository: a hook of mkdocs, which adds pages and sees that no public name is left out.
+
+Pages in docs/ link to READMEs and sources elsewhere in the repository, as one reads them on a code forge. Each file
+that is linked so becomes a page of the site, under the path it has in the repository, and the links lead there. A link
+to what is not there stays as it is, and mkdocs refuses it.
+"""
+
+import ast
+import re
+from pathlib import Path
+from posixpath import dirname, join, normpath, relpath
+
+import griffe
+from docstrings import Docstrings, to_markdown
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import get_plugin_logger
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+from mkdocstrings import Inventory
+
+ROOT = Path(__file__).parents[1]
+LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([^)\s#]+)")
+ALWAYS = ("packages/*/README.md", "examples/README.md", "docs/template/*.*", "docs/template/**/*.py")
+log = get_plugin_logger("site")
+shown: dict[str, str] = {}
+"""The file of the repository behind each page."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add a page for each file of the repository that a page links to, and for those linked from there."""
+    paths = [f"docs/{file.src_uri}" for file in files.documentation_pages()]
+    paths += sorted(str(path.relative_to(ROOT)) for pattern in ALWAYS for path in ROOT.glob(pattern))
+    for path in paths:  # The list grows on the way.
+        shown[uri(path)] = path
+        paths += dict.fromkeys(other for other in linked(path) if other not in paths)
+        file = files.get_file_from_path(uri(path))
+        if file is None or file.inclusion.is_excluded():
+            if file is not None:
+                files.remove(file)
+            files.append(File.generated(config, uri(path), content=content(path), inclusion=InclusionLevel.NOT_IN_NAV))
+    examples = next(part["Examples"] for part in config.nav if "Examples" in part)
+    examples += [{Path(path).name: uri(path)} for path in linked("examples/README.md") if path.endswith(".py")]
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let links to files of the repository lead to their pages."""
+    here = page.file.src_uri
+
+    def lead(link: re.Match[str]) -> str:
+        path = target(shown[here], link[1])
+        return relpath(uri(path), dirname(here) or ".") if path else link[1]
+
+    return LINK.sub(lead, markdown)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Warn of public names that the reference leaves out, and of those without a docstring."""
+    with open(Path(config.site_dir, "objects.inv"), "rb") as file:
+        known = Inventory.parse_sphinx(file)
+    for package in sorted(ROOT.glob("packages/*/src/*")):
+        module = griffe.load(package.name, search_paths=[package.parent], extensions=griffe.Extensions(Docstrings()))
+        for name in module.exports:
+            if f"{module.name}.{name}" not in known:
+                log.warning(f"{module.name}.{name} is public and stands on no page of docs/reference")
+            members = [one for key, one in module[name].members.items() if not key.startswith("_")]
+            for one in [module[name], *(one for one in members if one.is_function or "property" in one.labels)]:
+                if not one.docstring:
+                    log.warning(f"{one.path} is public and has no docstring")
+
+
+def uri(path: str) -> str:
+    """Where a file of the repository stands in the site's sources."""
+    return path.removeprefix("docs/") + ("" if path.endswith((".md", ".png", ".svg")) else ".md")
+
+
+def target(path: str, link: str) -> str | None:
+    """The file of the repository that a link in another one leads to; of a folder, its README."""
+    other = normpath(join(dirname(path), link))
+    if (ROOT / other / "README.md").is_file():
+        other += "/README.md"
+    return other if (ROOT / other).is_file() else None
+
+
+def linked(path: str) -> list[str]:
+    """The files of the repository that a Markdown file links to."""
+    links = LINK.findall((ROOT / path).read_text()) if path.endswith(".md") else []
+    return [other for other in (target(path, link) for link in links) if other]
+
+
+def content(path: str) -> str:
+    """A file as a page: Markdown as it is; of Python, the docstring before the code."""
+    text = (ROOT / path).read_text()
+    if path.endswith(".md"):
+        return text
+    docstring, code = "", text
+    if path.endswith(".py") and text.startswith('"""'):
+        module = ast.parse(text)
+        docstring = to_markdown(ast.get_docstring(module) or "")
+        code = "".join(text.splitlines(keepends=True)[module.body[0].end_lineno :])
+    language = {".py": "python", ".toml": "toml"}.get(Path(path).suffix, "text")
+    return f'# {Path(path).name}\n\n{docstring}\n\n`````{language} title="{path}"\n{code.strip()}\n`````\n'
