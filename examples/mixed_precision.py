@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="passes over the 1437 training digits (default: 20)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     ways = [{}, {"use_bf16": True}] + ([{"use_fp16": True}] if device.type != "cpu" else [])
     for precision in ways:
         accuracy, dtype = train(device, arguments.epochs, **precision)

@@ -53,7 +53,7 @@ def test_d6_ctrl_c_is_a_keyboard_interrupt_and_the_processes_are_gone(tmp_path):
     process, workers = sleepers(tmp_path)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate()
-    assert "interrupted True" in out
+    assert "interrupted True" in out, err
     assert err == ""
     assert process.returncode == 0
     assert sorted(path.name for path in tmp_path.glob("saved*")) == ["saved0", "saved1"]
@@ -77,7 +77,8 @@ def test_d6_two_jobs_at_once_do_not_meet(tmp_path):
     for process, _ in jobs:
         process.send_signal(signal.SIGINT)
     for process, _ in jobs:
-        assert "interrupted True" in process.communicate()[0]
+        out, err = process.communicate()
+        assert "interrupted True" in out, err
 
 
 def test_the_processes_are_gone_when_a_launch_in_a_thread_fails(tmp_path):

@@ -6,6 +6,7 @@ line under Protocol in the changelog and a step of fit-core's version.
 
 import dataclasses
 import inspect
+import typing
 
 import fit_core
 
@@ -29,7 +30,7 @@ def surface():
     lines = []
     for name in sorted(fit_core.__all__):
         value = getattr(fit_core, name)
-        if not inspect.isclass(value):
+        if not inspect.isclass(value) or typing.get_origin(value):  # Python 3.10 takes list[...] for a class
             lines.append(f"{name} = {value}")
             continue
         lines.append(f"class {name}")
