@@ -28,6 +28,8 @@ def sleep():
         pathlib.Path(f"saved{rank()}").touch()
 
 if __name__ == "__main__":
+    # A shell's background job, in which the tests may run, is deaf to Ctrl-C, and so are its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
     try:
         launch(sleep, nproc=2, backend="gloo", timeout=60)
