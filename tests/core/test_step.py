@@ -29,10 +29,10 @@ def error(output, target):
     return (output - target).abs().mean()
 
 
-def make(cls):
+def make(cls, metric=error):
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
-    return cls(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), [error])
+    return cls(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), [metric])
 
 
 def test_override_and_assignment_do_the_same():
@@ -57,3 +57,19 @@ def test_a_step_without_a_loss_is_logged_without_one():
     history = runner.fit(data)
     assert calls == [0, 1, 2]
     assert history == [{"epoch": 1, "lr": 0.1}]
+
+
+def test_metrics_of_a_step_without_a_target_are_handed_none():
+    """As a GAN has it, whose output is all there is to judge."""
+
+    def share_above_zero(output, target):
+        assert target is None
+        return (output > 0).float().mean()
+
+    runner = make(Runner, share_above_zero)
+    runner._make_step = lambda: setattr(runner.state, "output", runner.state.input)
+    points = [torch.tensor([[1.0], [-1.0], [1.0], [1.0]])] * 2
+    assert runner.fit(points, val_loader=points) == [
+        {"epoch": 1, "train/share_above_zero": 0.75, "lr": 0.1, "val/share_above_zero": 0.75}
+    ]
+    assert torch.equal(runner.predict(points), torch.cat(points))

@@ -227,7 +227,7 @@ class RunnerState:
             self.samples += self.batch_size * self.world_size
         if self.loss is not None:
             self.loss_meter.update(self.loss, self.batch_size)
-        if self.metrics and self.target is not None:
+        if self.metrics:
             with torch.no_grad():
                 for metric in self.metrics:
                     metric.update(self.output, self.target)
