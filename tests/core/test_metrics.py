@@ -91,6 +91,18 @@ def test_names_and_values():
     assert all(type(value) is float for value in result.values())
 
 
+def test_a_function_goes_by_the_name_that_it_was_given():
+    def share_of(kind):
+        def share(output, target):
+            return (target == kind).float().mean()
+
+        share.name = f"share of {kind}"
+        return share
+
+    result = runner([share_of(0), share_of(1), accuracy]).evaluate(batches(4))
+    assert result.keys() == {"val/loss", "val/share of 0", "val/share of 1", "val/accuracy"}
+
+
 def test_two_values_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two metrics gave a value called 'a'"):
         runner([Constant(1, "a"), Constant({"a": 2}, "b")]).evaluate(batches(2))
