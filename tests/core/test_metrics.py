@@ -91,6 +91,18 @@ def test_names_and_values():
     assert all(type(value) is float for value in result.values())
 
 
+def test_a_function_goes_by_the_name_that_it_was_given():
+    def share_of(kind):
+        def share(output, target):
+            return (target == kind).float().mean()
+
+        share.name = f"share of {kind}"
+        return share
+
+    result = runner([share_of(0), share_of(1), accuracy]).evaluate(batches(4))
+    assert result.keys() == {"val/loss", "val/share of 0", "val/share of 1", "val/accuracy"}
+
+
 def test_two_values_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two metrics gave a value called 'a'"):
         runner([Constant(1, "a"), Constant({"a": 2}, "b")]).evaluate(batches(2))
@@ -149,12 +161,25 @@ def test_evaluation_inside_a_run_leaves_the_run_alone():
                 run.evaluate(extra)
                 assert state.model.training
 
-    plain = runner().fit(train, epochs=2, val_loader=train)
-    run = runner(callbacks=[Extra()])
+    plain = runner([accuracy]).fit(train, epochs=2, val_loader=train)
+    run = runner([accuracy], [Extra()])
     history = run.fit(train, epochs=2, val_loader=train)
     assert [{k: v for k, v in row.items() if k != "extra/loss"} for row in history] == plain
     assert history[-1]["extra/loss"] == run.evaluate(extra)["val/loss"]
     assert run.state.global_step == 6
+
+
+def test_evaluation_after_a_stop_inside_an_epoch_leaves_what_the_run_goes_on_with():
+    class Stop(Callback):
+        def on_batch_end(self, state):
+            state.should_stop = state.step == 1
+
+    run = runner([accuracy], [Stop()])
+    run.fit(batches(4, 4, 3))
+    before = run.state.state_dict()["ranks"][0]["metrics"]
+    assert before["accuracy"]["count"] == 8
+    assert run.evaluate(batches(5)).keys() == {"val/loss", "val/accuracy"}
+    assert run.state.state_dict()["ranks"][0]["metrics"] == before
 
 
 def test_evaluate_after_an_early_stop_is_not_stopped():

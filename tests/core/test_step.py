@@ -1,9 +1,10 @@
 """The documented place for logic of one's own: overriding `_make_step`, and assigning to it."""
 
+import copy
 import functools
 
 import torch
-from fit_core import Runner
+from fit_core import Callback, Runner
 from torch import nn
 
 
@@ -29,10 +30,10 @@ def error(output, target):
     return (output - target).abs().mean()
 
 
-def make(cls):
+def make(cls, metric=error):
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
-    return cls(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), [error])
+    return cls(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), [metric])
 
 
 def test_override_and_assignment_do_the_same():
@@ -57,3 +58,57 @@ def test_a_step_without_a_loss_is_logged_without_one():
     history = runner.fit(data)
     assert calls == [0, 1, 2]
     assert history == [{"epoch": 1, "lr": 0.1}]
+
+
+def test_metrics_of_a_step_without_a_target_are_handed_none():
+    """As a GAN has it, whose output is all there is to judge."""
+
+    def share_above_zero(output, target):
+        assert target is None
+        return (output > 0).float().mean()
+
+    runner = make(Runner, share_above_zero)
+    runner._make_step = lambda: setattr(runner.state, "output", runner.state.input)
+    points = [torch.tensor([[1.0], [-1.0], [1.0], [1.0]])] * 2
+    assert runner.fit(points, val_loader=points) == [
+        {"epoch": 1, "train/share_above_zero": 0.75, "lr": 0.1, "val/share_above_zero": 0.75}
+    ]
+    assert torch.equal(runner.predict(points), torch.cat(points))
+
+
+class Accumulates(Runner):
+    """Accumulates by itself, from public names alone."""
+
+    def _make_step(self):
+        state = self.state
+        if state.step % state.accumulate_steps == 0:
+            state.optimizer.zero_grad()
+        state.output = state.model(state.input)
+        state.loss = state.criterion(state.output, state.target)
+        (state.loss / state.accumulate_steps).backward()
+        if state.is_optimizer_step:
+            state.optimizer.step()
+
+
+def test_gradients_that_a_step_of_ones_own_has_accumulated_are_saved():
+    saved = []
+
+    class Save(Callback):
+        def on_checkpoint(self, state):
+            saved.append(copy.deepcopy(state.state_dict()))
+
+    def run(callbacks, state=None):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        runner = Accumulates(model, optimizer, nn.MSELoss(), (), callbacks, accumulate_steps=3)
+        if state:
+            runner.state.load_state_dict(state)
+        generator = torch.Generator().manual_seed(0)
+        data = [(torch.randn(4, 3, generator=generator), torch.zeros(4, 1)) for _ in range(5)]
+        runner.fit(data, epochs=2)
+        return [*model.parameters()]
+
+    gold = run([Save()])
+    for state in saved:
+        assert all(torch.equal(one, other) for one, other in zip(gold, run([], state), strict=True))

@@ -88,6 +88,23 @@ def test_batches_are_copied_without_a_wait():
     ] * STEPS
 
 
+def test_predictions_are_waited_for_on_their_way_to_the_cpu():
+    copies = []
+
+    class Copies(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.to and args[0].device.type == "meta":
+                copies.append((args[1], kwargs))
+                return torch.ones(args[0].shape)
+            return function(*args, **(kwargs or {}))
+
+    model = nn.Linear(8, 4, device="meta")
+    runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
+    with Copies():
+        assert runner.predict([torch.randn(4, 8)] * 2).shape == (8, 4)
+    assert copies == [(torch.device("cpu"), {"non_blocking": False})] * 2
+
+
 def test_channels_last_stays_so():
     seen = []
 

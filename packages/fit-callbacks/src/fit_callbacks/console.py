@@ -112,7 +112,7 @@ def _in_notebook() -> bool:
 def _running(state: RunnerState) -> dict[str, str]:
     """Loss and metrics so far. Reading them waits for the device."""
     values = {"loss": state.loss_meter.compute()} if state.loss_meter.count else {}
-    for metric in state.metrics if state.target is not None else ():
+    for metric in state.metrics:
         # torchmetrics' compute() speaks with all processes, of which only this one draws a bar.
         if state.world_size == 1 or not hasattr(metric, "sync_context"):
             values[getattr(metric, "name", type(metric).__name__)] = metric.compute()

@@ -56,7 +56,10 @@ def to_device(value: Any, device: torch.device) -> Any:
         TypeError: there is something in it that cannot be moved.
     """
     if isinstance(value, Tensor):
-        return value if value.device == device else value.to(device, non_blocking=True)
+        if value.device == device:
+            return value
+        # A copy to the CPU that nobody waits for may be read before it has arrived.
+        return value.to(device, non_blocking=device.type != "cpu")
     if callable(getattr(value, "to", None)):
         return value.to(device)
     if isinstance(value, _PLAIN):

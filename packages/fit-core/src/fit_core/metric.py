@@ -100,7 +100,7 @@ class FunctionMetric:
 
     def __init__(self, function: Callable[[Any, Any], Tensor | float]) -> None:
         self.function = function
-        self.name = getattr(function, "__name__", type(function).__name__)
+        self.name = getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
         self._mean = Mean()
         self.to, self.reset, self.compute = self._mean.to, self._mean.reset, self._mean.compute
         self.all_reduce = self._mean.all_reduce

@@ -42,12 +42,14 @@ def of_this_rank(state: RunnerState) -> dict[str, Any]:
     """The part of a run that differs from process to process."""
     if state._stream is None:
         raise RuntimeError("there is no run to save yet: the state of a run exists once fit has begun")
+    # Not asked of the window, which a step of the user's own may leave alone.
+    is_inside_window = state._stream.step % state.accumulate_steps and not state._stream.last
     remembering = [metric for metric in state.metrics if hasattr(metric, "state_dict")]
     return {
         "rng": get_rng(state.device),
         "stream": state._stream.state_dict(),
         "window": state._window.state_dict(),
-        "gradients": [parameter.grad for parameter in state._parameters()] if state._window.is_open else [],
+        "gradients": [parameter.grad for parameter in state._parameters()] if is_inside_window else [],
         "loss_meter": state.loss_meter.state_dict(),
         "metrics": {metric_name(metric): dict(metric.state_dict()) for metric in remembering},
     }

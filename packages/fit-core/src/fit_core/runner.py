@@ -153,11 +153,10 @@ class Runner:
         """
         checks.loader("loader", loader, steps)
         outputs: list[Any] = []
+        cpu = torch.device("cpu")
         with self._aside() as state:
             state._split, state.metrics, state.criterion = only_input, [], no_loss
-            state._hooks["on_batch_end"].append(
-                lambda state: outputs.append(to_device(state.output, torch.device("cpu")))
-            )
+            state._hooks["on_batch_end"].append(lambda state: outputs.append(to_device(state.output, cpu)))
             self._run_epoch(loader, steps=steps)
         return concat(outputs)
 

@@ -188,6 +188,9 @@ class RunnerState:
         """A copy to evaluate with; what the run has counted and logged stays with the run."""
         state = copy.copy(self)
         state.loss_meter, state.logs, state.should_stop = Mean(), {}, False
+        inside_epoch = self._stream is not None and self._stream.step > 0 and self._trained_to_end is None
+        if inside_epoch and self.error is None:  # The metrics hold a part of the epoch, which the run still needs.
+            state.metrics = copy.deepcopy(self.metrics)
         return state
 
     def _call(self, hook: str) -> None:
@@ -224,7 +227,7 @@ class RunnerState:
             self.samples += self.batch_size * self.world_size
         if self.loss is not None:
             self.loss_meter.update(self.loss, self.batch_size)
-        if self.metrics and self.target is not None:
+        if self.metrics:
             with torch.no_grad():
                 for metric in self.metrics:
                     metric.update(self.output, self.target)
