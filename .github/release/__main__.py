@@ -21,7 +21,8 @@ def main(arguments: list[str]) -> None:
     """Run the command that the arguments name."""
     given = parser().parse_args(arguments)
     if given.command == "record":
-        return record([Package(ROOT, name) for name in PACKAGES])
+        record([Package(ROOT, name) for name in PACKAGES])
+        return
     package = Package(ROOT, given.package)
     match given.command:
         case "check":

@@ -103,6 +103,15 @@ def test_a_function_goes_by_the_name_that_it_was_given():
     assert result.keys() == {"val/loss", "val/share of 0", "val/share of 1", "val/accuracy"}
 
 
+@pytest.mark.parametrize("shape", [(1,), (5,), (5, 3)])
+def test_a_function_that_forgets_the_mean_is_told(shape):
+    def each(output, target):
+        return torch.ones(shape)
+
+    with pytest.raises(TypeError, match=r"metric each gave a tensor of shape \(.*\), expected .*return value.mean\(\)"):
+        runner([each]).evaluate(batches(5))
+
+
 def test_two_values_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two metrics gave a value called 'a'"):
         runner([Constant(1, "a"), Constant({"a": 2}, "b")]).evaluate(batches(2))

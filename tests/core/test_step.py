@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import pytest
 import torch
 from fit_core import Callback, Runner
 from torch import nn
@@ -74,6 +75,21 @@ def test_metrics_of_a_step_without_a_target_are_handed_none():
         {"epoch": 1, "train/share_above_zero": 0.75, "lr": 0.1, "val/share_above_zero": 0.75}
     ]
     assert torch.equal(runner.predict(points), torch.cat(points))
+
+
+def test_no_output_of_the_batch_before_is_measured():
+    seen = []
+
+    def note(output, target):
+        seen.append(output)
+        return 0.0
+
+    runner = make(Runner, note)
+    runner._make_step = lambda: runner.state.step == 0 and setattr(runner.state, "output", runner.state.input)
+    with pytest.raises(TypeError, match="cannot tell how many samples a batch of type NoneType holds"):
+        runner.evaluate([(torch.ones(4, 1), torch.ones(4, 1))] * 2)
+    assert len(seen) == 2
+    assert seen[1] is None
 
 
 class Accumulates(Runner):

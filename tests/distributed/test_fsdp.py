@@ -9,7 +9,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 pytestmark = [
     pytest.mark.timeout(180),
-    pytest.mark.skipif(not hasattr(torch.cpu.Stream(), "record_event"), reason="this torch shards on accelerators only"),
+    pytest.mark.skipif(
+        not hasattr(torch.cpu.Stream(), "record_event"), reason="this torch shards on accelerators only"
+    ),
 ]
 
 

@@ -31,8 +31,9 @@ class LRScheduler(Callback):
             loader has no len (the message says what to pass to ``fit``).
 
     Example:
-        >>> LRScheduler(torch.optim.lr_scheduler.StepLR(optimizer, 10), interval="epoch")
-        >>> LRScheduler(lambda optimizer, steps: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps))
+        >>> from torch.optim.lr_scheduler import OneCycleLR, StepLR
+        >>> LRScheduler(StepLR(optimizer, 10), interval="epoch")
+        >>> LRScheduler(lambda optimizer, steps: OneCycleLR(optimizer, 0.1, total_steps=steps + 1))
     """
 
     def __init__(

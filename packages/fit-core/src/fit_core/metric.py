@@ -107,8 +107,18 @@ class FunctionMetric:
         self.state_dict, self.load_state_dict = self._mean.state_dict, self._mean.load_state_dict
 
     def update(self, output: Any, target: Any) -> None:
-        """Take in one batch."""
-        self._mean.update(self.function(output, target), count_samples(output))
+        """Take in one batch.
+
+        Raises:
+            TypeError: the function gave a value for each sample, say, and not their mean.
+        """
+        value = self.function(output, target)
+        if isinstance(value, Tensor) and value.dim():
+            raise TypeError(
+                f"the metric {self.name} gave a tensor of shape {tuple(value.shape)}, expected a number or a 0-dim "
+                "tensor, the mean over the batch: let it return value.mean()"
+            )
+        self._mean.update(value, count_samples(output))
 
 
 def metric_name(metric: Metric) -> str:

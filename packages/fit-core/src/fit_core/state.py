@@ -218,7 +218,7 @@ class RunnerState:
         input, target = self._split(batch)
         self.input, self.target = to_device(input, self.device), to_device(target, self.device)
         self.batch_size = count_samples(self.input)
-        self.loss = None
+        self.output = self.loss = None
 
     def _measure(self) -> None:
         """A batch has been stepped: count it, and add it to the loss and the metrics, without a wait for the device."""
