@@ -61,7 +61,11 @@ def signature(text: str) -> tuple[list[tuple[str, str, str | None]], list[tuple[
 
     def described(arguments: list[ast.arg], defaults: list[ast.expr | None]) -> list[tuple[str, str, str | None]]:
         return [
-            (one.arg, ast.unparse(one.annotation) if one.annotation else "", default and ast.unparse(default))
+            (
+                one.arg,
+                ast.unparse(one.annotation) if one.annotation else "",
+                None if default is None else ast.unparse(default),
+            )
             for one, default in zip(arguments, defaults, strict=True)
         ]
 
