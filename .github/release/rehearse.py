@@ -58,7 +58,8 @@ def rehearse(
         print("  notes:\n" + "\n".join(f"    {line}" for line in copy.notes.splitlines()))
         if keep:
             _keep(copy, index, keep)
-    print(f"{package.name} {copy.version} could be released. Nothing was; no file and no tag is left.")
+        told = f"{copy.name} {copy.version} could be released. Nothing was; no file and no tag is left."
+    print(told)
 
 
 def record(packages: list[Package]) -> None:
