@@ -103,7 +103,7 @@ def try_wheel(
     with tempfile.TemporaryDirectory() as scratch:
         wheels, words = [wheel_of(package, dist)], f"{package.name} {package.version}"
         if package.name != "fit-core":
-            wheel, version = core_for(package, dist, core, Path(scratch, "core"))
+            wheel, version = core_for(package, core, Path(scratch, "core"))
             wheels, words = [wheel, *wheels], f"{words} on fit-core {version}"
         environment = Environment(Path(scratch, "venv"), torch, package.root, tools=True)
         environment.install_wheels(*wheels)
@@ -161,7 +161,7 @@ def smoke(package: Package, version: str, *, index: Path | None = None, torch: s
         return f"{package.name} {version}, {_versions(environment)}: installed, and the program of its README runs"
 
 
-def core_for(package: Package, dist: Path, which: str, folder: Path) -> tuple[Path, str]:
+def core_for(package: Package, which: str, folder: Path) -> tuple[Path, str]:
     """The wheel of the lowest or highest fit-core release that a package allows, and its version.
 
     It is built from its tag. As long as there is no release, the tree stands for it.

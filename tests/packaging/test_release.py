@@ -13,11 +13,14 @@ if not (ROOT / "packages").exists():
     pytest.skip("needs the source tree", allow_module_level=True)
 
 sys.path.insert(0, str(ROOT / ".github"))
+import release.rehearse as rehearsal  # noqa: E402
 from release.build import build, faults  # noqa: E402
 from release.check import SURFACE, check, step_needed  # noqa: E402
 from release.prepare import prepare  # noqa: E402
 from release.project import PACKAGES, Package, Refusal, git, stepped  # noqa: E402
+from release.shell import strangers  # noqa: E402
 from release.surface import changes  # noqa: E402
+from release.trial import core_for  # noqa: E402
 
 
 class Project:
@@ -267,6 +270,13 @@ def test_the_surface_of_the_tree_is_understood():
             assert sentence.endswith(f".{re.split(r'[(:]', line.strip())[0]} is gone")
 
 
+@pytest.mark.parametrize("name", PACKAGES)
+def test_each_package_can_be_built(project, tmp_path, name):
+    sdist, wheel = sorted(path.name for path in build(project.package(name), tmp_path))[::-1]
+    version = project.package(name).version
+    assert [sdist, wheel] == [f"{name.replace('-', '_')}-{version}{end}" for end in (".tar.gz", "-py3-none-any.whl")]
+
+
 def test_a_release_is_the_same_bytes_wherever_it_is_built(project, tmp_path):
     package = project.package("fit-metrics")
     first = {path.name: path.read_bytes() for path in build(package, tmp_path / "one")}
@@ -322,3 +332,114 @@ def test_a_wheel_of_another_version_is_seen(project, tmp_path):
         archive.writestr("stray.py", "")
     project.write("fit-core", "pyproject.toml", r'^version = ".*"', 'version = "1.0.0"')
     assert faults(package, wheel) == ["it installs stray.py beside fit_core"]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """A rehearsal without its fresh environments, which .ci/run tries; notes what they would be given."""
+    given = []
+
+    def note(package, *arguments, **options):
+        given.append((package.name, package.version, options.get("core")))
+        return "tried"
+
+    for name in ("try_wheel", "smoke", "inspect"):
+        monkeypatch.setattr(rehearsal, name, note if name != "inspect" else lambda files: None)
+    monkeypatch.setattr(rehearsal, "try_dependents", lambda *arguments, **options: ["tried"])
+    return given
+
+
+def everything_in(project):
+    files = {path: path.read_bytes() for path in project.root.rglob("*") if path.is_file() and ".git" not in path.parts}
+    return files, git(project.root, "log", "--all"), git(project.root, "tag"), git(project.root, "status")
+
+
+def test_a_rehearsal_leaves_nothing_behind(released, short, capsys, tmp_path):
+    before = everything_in(released)
+    rehearsal.rehearse(released.package("fit-callbacks"))
+    assert everything_in(released) == before
+    told = capsys.readouterr().out
+    last = released.package("fit-callbacks").version
+    following = stepped(last, "patch")
+    assert f"fit-callbacks {last} -> {following}, {following} - " in told
+    assert f"built: fit_callbacks-{following}-py3-none-any.whl" in told
+    assert f"fit-callbacks {following} could be released. Nothing was" in told
+    assert "- A bug." in told
+    assert short == [("fit-callbacks", following, "lowest"), ("fit-callbacks", following, None)]
+
+
+def test_a_rehearsal_of_a_dependent_before_any_core_releases_the_core_first(project, short, capsys):
+    rehearsal.rehearse(project.package("fit-metrics"))
+    told = capsys.readouterr().out
+    assert told.index("fit-core was never released, and goes first") < told.index("built: fit_core-")
+    assert told.index("built: fit_core-") < told.index("built: fit_metrics-")
+
+
+def test_a_rehearsal_tries_the_lowest_and_the_highest_core(released, short):
+    highest = released.release("fit-core").version
+    released.add_to_changelog("fit-callbacks", "### Fixed\n\n- Another bug.")
+    released.commit()
+    package = released.package("fit-callbacks")
+    assert package.cores() == ["1.0.0", highest]
+    rehearsal.rehearse(package)
+    assert [core for *_, core in short] == ["lowest", "highest", None]
+
+
+def test_a_rehearsal_refuses_what_a_release_refuses(released, short):
+    released.root.joinpath("draft").touch()
+    with pytest.raises(Refusal, match=r"the tree is dirty \(draft\)"):
+        rehearsal.rehearse(released.package("fit-core"))
+    released.root.joinpath("draft").unlink()
+    released.write("fit-callbacks", "pyproject.toml", r"fit-core>=1\.\d+", "fit-core>=1.9")
+    released.commit()
+    with pytest.raises(Refusal, match=r"fit-core 1.9.0 was never released"):
+        rehearsal.rehearse(released.package("fit-callbacks"))
+    change_surface(released, "  error: BaseException | None\n", "")
+    with pytest.raises(Refusal, match=r"asks for a major one: RunnerState.error is gone"):
+        rehearsal.rehearse(released.package("fit-core"), "patch")
+    assert not short
+
+
+def test_the_core_of_a_wheel_is_built_from_its_tag(released, tmp_path):
+    released.write("fit-core", "src/fit_core/__init__.py", r"\Z", "NEW = True\n")
+    released.commit()
+    highest = released.release("fit-core").version
+    for which, version in (("lowest", "1.0.0"), ("highest", highest)):
+        wheel, told = core_for(released.package("fit-metrics"), which, tmp_path / which)
+        assert told == version
+        with zipfile.ZipFile(wheel) as archive:
+            assert (b"NEW" in archive.read("fit_core/__init__.py")) == (which == "highest")
+
+
+def test_each_command_of_the_workflows_must_be_a_script(tmp_path):
+    hatch = '[envs.release]\n\n[envs.release.scripts]\ncheck = "a"\n\n[envs.default.scripts]\ndemo = "b"\n'
+    found = [("x", command) for command in ("hatch run release:check fit-core", "hatch run demo", "hatch test --cover")]
+    assert not list(strangers(found, hatch))
+    found = [("ci.yml, job a", "hatch run release:other"), ("ci.yml, job b", "python setup.py upload")]
+    assert [sentence.split(" is no")[0] for sentence in strangers(found, hatch)] == [
+        "ci.yml, job a: 'hatch run release:other'",
+        "ci.yml, job b: 'python setup.py upload'",
+    ]
+
+
+WORKFLOWS = ROOT / ".github" / "workflows"
+
+
+def test_the_workflows_of_the_packages_differ_in_the_name_alone():
+    core = (WORKFLOWS / "release-fit-core.yml").read_text()
+    for name in PACKAGES:
+        text = (WORKFLOWS / f"release-{name}.yml").read_text()
+        assert text == core.replace("fit-core", name)
+        assert text.count(name) > 10
+
+
+def test_workflows_are_pinned_and_have_no_more_rights_than_they_need():
+    for path in WORKFLOWS.glob("*.yml"):
+        text = path.read_text()
+        assert "\npermissions: {}\n" in text
+        for action in re.findall(r"uses: (\S+)", text):
+            assert action.startswith("./") or re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), action
+        for job in re.split(r"^  (?=\w+:)", text, flags=re.MULTILINE):
+            if "id-token: write" in job:  # what publishes runs no command of ours
+                assert "run:" not in job
+                assert "environment: {name: pypi-" in job

@@ -208,7 +208,7 @@ class Runner:
                             state.optimizer.step()
         """
         state = self.state
-        if state.is_train and not state._window.is_open:
+        if state.is_train and not state._window.samples:
             for group in state.optimizer.param_groups:  # What zero_grad() does, without its bookkeeping.
                 for parameter in group["params"]:
                     parameter.grad = None

@@ -123,12 +123,15 @@ class Stream:
                     self._end_pass()
                 return
         while self.step != self.steps:
-            batch = self._take()
+            if self._iterator is None:
+                self._iterator = self._reopen() if self._taken else self._open()
+            batch = self._ahead.pop() if self._ahead else next(self._iterator, _END)
             if batch is _END:
                 self._end_pass()
                 if self.steps is None:
                     break
                 continue
+            self._taken += 1
             self.step += 1
             self.last = self._peek() is _END if self._look_ahead else self.step == self.size
             yield batch
@@ -169,14 +172,6 @@ class Stream:
     def _restores_itself(self) -> bool:
         # A loader that was read one batch ahead would say a place one batch too far.
         return hasattr(self.loader, "state_dict") and hasattr(self.loader, "load_state_dict") and not self._look_ahead
-
-    def _take(self) -> Any:
-        if self._iterator is None:
-            self._iterator = self._open() if not self._taken else self._reopen()
-        batch = self._ahead.pop() if self._ahead else next(self._iterator, _END)
-        if batch is not _END:
-            self._taken += 1
-        return batch
 
     def _peek(self) -> Any:
         assert self._iterator is not None

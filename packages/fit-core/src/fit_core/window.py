@@ -20,13 +20,8 @@ class Window:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.samples = 0
+        self.samples = 0  # of the batches whose gradients wait for the rest of the window
         self._expected = 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there are gradients that wait for the rest of their window."""
-        return self.samples > 0
 
     def divisor(self, samples: int, closes: bool, parameters: Iterable[Tensor]) -> float:
         """What to divide the mean loss of a batch by before its backward pass.
