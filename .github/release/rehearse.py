@@ -10,7 +10,7 @@ from .build import build, inspect, wheel_of
 from .check import check
 from .prepare import prepare
 from .project import Package, git
-from .trial import smoke, try_dependents, try_wheel
+from .trial import core_for, smoke, try_dependents, try_wheel
 
 __all__ = ["record", "rehearse"]
 
@@ -42,8 +42,11 @@ def rehearse(
     with tempfile.TemporaryDirectory() as scratch:
         root, index = Path(scratch, "clone"), Path(scratch, "index")
         git(package.root, "clone", "--quiet", "--no-hardlinks", str(package.root), str(root))
+        index.mkdir()
         core, copy = Package(root, "fit-core"), Package(root, package.name)
-        if package.name != "fit-core" and not core.releases():
+        if package.name != "fit-core" and core.releases():
+            shutil.copy(core_for(copy, "highest", Path(scratch, "core"))[0], index)  # as the registry has it
+        elif package.name != "fit-core":
             print("fit-core was never released, and goes first:")
             _release(core, None, index)
         _release(copy, part, index)
@@ -65,11 +68,12 @@ def rehearse(
 def record(packages: list[Package]) -> None:
     """Rehearse packages, and keep the wheels and tests that stand for a last release until there are tags."""
     with tempfile.TemporaryDirectory() as scratch:
+        kept, recorded = Path(scratch, "recorded"), packages[0].root / "tests" / "recorded"
+        kept.mkdir()
         for package in packages:
-            rehearse(package, quick=True, keep=Path(scratch))
-        recorded = packages[0].root / "tests" / "recorded"
+            rehearse(package, quick=True, keep=kept)
         shutil.rmtree(recorded, ignore_errors=True)
-        shutil.copytree(scratch, recorded)
+        shutil.copytree(kept, recorded)
 
 
 def _release(package: Package, part: str | None, index: Path) -> None:
@@ -90,8 +94,10 @@ def _release(package: Package, part: str | None, index: Path) -> None:
 
 
 def _keep(package: Package, index: Path, folder: Path) -> None:
-    """Put the wheel, and its tests of the protocol, into a folder."""
+    """Put the wheel into a folder, and with that of a dependent its tests of the protocol."""
     shutil.copy(wheel_of(package, index), folder)
+    if package.name == "fit-core":  # whose surface is compared with that of the tree
+        return
     tests = folder / f"{package.module}-{package.version}-tests.tar.gz"
     paths = ["tests/protocol/conformance.py", *package.protocol_tests]
     git(package.root, "archive", "--format=tar.gz", f"--output={tests}", "HEAD", "--", *paths)

@@ -149,7 +149,8 @@ def smoke(package: Package, version: str, *, index: Path | None = None, torch: s
         if index:
             environment.install_wheels(*sorted(index.glob("*.whl")))
         else:
-            _ask_until_it_is_there(environment, f"{package.name}[{','.join(package.extras)}]=={version}", tries)
+            extras = f"[{','.join(package.extras)}]" if package.extras else ""
+            _ask_until_it_is_there(environment, f"{package.name}{extras}=={version}", tries)
         code = f"import importlib.metadata as m, {package.module} as p; print(m.version({package.name!r}), p.__file__)"
         found, where = environment.run("-c", code, cwd=Path(scratch)).splitlines()[-1].split(maxsplit=1)
         if found != version or not Path(where).with_name("py.typed").exists():
@@ -222,9 +223,10 @@ def _versions(environment: Environment) -> str:
 def _ask_until_it_is_there(environment: Environment, requirement: str, tries: int) -> None:
     for left in reversed(range(tries)):
         try:
-            return environment.install("--no-cache-dir", requirement)
+            environment.install("--no-cache-dir", requirement)
         except Refusal:
             if not left:
                 raise
             time.sleep(10)
-    return None
+        else:
+            break

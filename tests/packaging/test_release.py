@@ -196,6 +196,23 @@ def test_a_floor_that_was_never_released_is_refused(project):
         check(package, package.version)
 
 
+def test_what_is_not_merged_is_refused(released, tmp_path):
+    released.release("fit-core")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(released.root), str(clone))
+    package = Package(clone, "fit-core")
+    check(package, package.tag, merged=True)
+    copy = Project.__new__(Project)
+    copy.root = clone
+    copy.add_to_changelog("fit-core", "### Fixed\n\n- Another bug.")
+    copy.release("fit-core")
+    check(package, package.tag)
+    with pytest.raises(Refusal, match=r"the commit is neither on main nor on fit-core-N.x: merge it"):
+        check(package, package.tag, merged=True)
+    git(clone, "push", "--quiet", "origin", "HEAD:refs/heads/fit-core-1.x")
+    check(package, package.tag, merged=True)
+
+
 def change_surface(project, old, new):
     path = project.root / SURFACE
     assert old in path.read_text()
@@ -339,8 +356,9 @@ def short(monkeypatch):
     """A rehearsal without its fresh environments, which .ci/run tries; notes what they would be given."""
     given = []
 
-    def note(package, *arguments, **options):
-        given.append((package.name, package.version, options.get("core")))
+    def note(package, *arguments, index=None, core=None, **options):
+        found = [path.name.split("-")[0] for path in sorted(index.glob("*.whl"))] if index else core
+        given.append((package.name, package.version, found))
         return "tried"
 
     for name in ("try_wheel", "smoke", "inspect"):
@@ -365,7 +383,10 @@ def test_a_rehearsal_leaves_nothing_behind(released, short, capsys, tmp_path):
     assert f"built: fit_callbacks-{following}-py3-none-any.whl" in told
     assert f"fit-callbacks {following} could be released. Nothing was" in told
     assert "- A bug." in told
-    assert short == [("fit-callbacks", following, "lowest"), ("fit-callbacks", following, None)]
+    assert short == [
+        ("fit-callbacks", following, "lowest"),
+        ("fit-callbacks", following, ["fit_callbacks", "fit_core"]),  # what smoke finds in the index
+    ]
 
 
 def test_a_rehearsal_of_a_dependent_before_any_core_releases_the_core_first(project, short, capsys):
@@ -382,7 +403,7 @@ def test_a_rehearsal_tries_the_lowest_and_the_highest_core(released, short):
     package = released.package("fit-callbacks")
     assert package.cores() == ["1.0.0", highest]
     rehearsal.rehearse(package)
-    assert [core for *_, core in short] == ["lowest", "highest", None]
+    assert [found for *_, found in short] == ["lowest", "highest", ["fit_callbacks", "fit_core"]]
 
 
 def test_a_rehearsal_refuses_what_a_release_refuses(released, short):
