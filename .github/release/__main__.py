@@ -55,8 +55,8 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, words: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=words, description=words)
-        one.add_argument("package", choices=PACKAGES)
+        one = commands.add_parser(name, prog=f"hatch run release:{name}", help=words, description=words)
+        one.add_argument("package", choices=PACKAGES, metavar="PACKAGE", help=", ".join(PACKAGES))
         return one
 
     check = command("check", "refuse a release whose tag, version, changelog, floor and protocol disagree")
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     for one in (test_wheel, dependents, rehearse):
         one.add_argument("--quick", action="store_true", help="run the tests of the protocol alone")
     words = "rehearse all four, and keep in tests/recorded what stands for a last release until there is one"
-    commands.add_parser("record", help=words, description=words)
+    commands.add_parser("record", prog="hatch run release:record", help=words, description=words)
     return whole
 
 

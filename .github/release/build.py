@@ -85,7 +85,10 @@ def wheel_of(package: Package, dist: Path) -> Path:
     """
     found = sorted(dist.glob(f"{package.module}-*.whl"))
     if len(found) != 1:
-        raise Refusal(f"expected one wheel of {package.name} in {dist}, found {len(found)}: hatch run release:build")
+        raise Refusal(
+            f"expected one wheel of {package.name} in {dist}, found {len(found)}: "
+            f"hatch run release:build {package.name}"
+        )
     return found[0]
 
 
