@@ -14,6 +14,14 @@ from .trial import core_for, smoke, try_dependents, try_wheel
 
 __all__ = ["record", "rehearse"]
 
+NOBODY = {
+    "user.name": "rehearsal",
+    "user.email": "rehearsal@example.org",
+    "commit.gpgsign": "false",
+    "tag.gpgsign": "false",
+}
+"""Who commits and tags in the copy, whatever git is told elsewhere."""
+
 
 def rehearse(
     package: Package,
@@ -42,6 +50,8 @@ def rehearse(
     with tempfile.TemporaryDirectory() as scratch:
         root, index = Path(scratch, "clone"), Path(scratch, "index")
         git(package.root, "clone", "--quiet", "--no-hardlinks", str(package.root), str(root))
+        for name, value in NOBODY.items():
+            git(root, "config", name, value)
         index.mkdir()
         core, copy = Package(root, "fit-core"), Package(root, package.name)
         if package.name != "fit-core" and core.releases():
@@ -83,8 +93,7 @@ def _release(package: Package, part: str | None, index: Path) -> None:
     print(
         f"{package.name} {before} -> {version}, {package.heading}" if version != before else f"{package.name} {version}"
     )
-    who = ["-c", "user.name=rehearsal", "-c", "user.email=rehearsal@example.org", "-c", "commit.gpgsign=false"]
-    git(package.root, *who, "commit", "--quiet", "--all", "--no-verify", "--message", f"Release {package.tag}")
+    git(package.root, "commit", "--quiet", "--all", "--no-verify", "--message", f"Release {package.tag}")
     git(package.root, "tag", package.tag)
     check(package, package.tag)
     files = build(package, index)

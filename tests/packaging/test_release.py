@@ -34,6 +34,8 @@ class Project:
         for name in (SURFACE, "LICENSE", ".gitignore"):
             shutil.copy(ROOT / name, root / name)
         git(root, "init", "--quiet", "--initial-branch=main")
+        for setting, value in rehearsal.NOBODY.items():
+            git(root, "config", setting, value)
         for name in PACKAGES:  # however far the tree is on its way to a release
             self.write(name, "CHANGELOG.md", r"\A(?:.|\n)*?^## .*", "# Changelog\n\n## Unreleased")
         self.commit()
@@ -49,9 +51,8 @@ class Project:
         self.write(name, "CHANGELOG.md", r"\A", f"## Unreleased\n\n{entry}\n\n")
 
     def commit(self):
-        who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
         git(self.root, "add", "--all")
-        git(self.root, *who, "commit", "--quiet", "--allow-empty", "--no-verify", "--message", "a change")
+        git(self.root, "commit", "--quiet", "--allow-empty", "--no-verify", "--message", "a change")
 
     def release(self, name, part=None):
         package = self.package(name)
@@ -200,6 +201,8 @@ def test_what_is_not_merged_is_refused(released, tmp_path):
     released.release("fit-core")
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "--quiet", str(released.root), str(clone))
+    for setting, value in rehearsal.NOBODY.items():
+        git(clone, "config", setting, value)
     package = Package(clone, "fit-core")
     check(package, package.tag, merged=True)
     copy = Project.__new__(Project)
