@@ -27,6 +27,7 @@ from .pickling import dump_value, load_value
 __all__ = ["Job", "call", "call_in_group", "first_failure", "has_reported", "is_running", "last_attempt", "work"]
 
 _running = False
+_left: list[Any] = []
 
 _GRACE = 3.0
 """Seconds in which the processes that waited with this one report that they did."""
@@ -128,6 +129,9 @@ def _join(backend: str | None, timeout: float) -> None:
 def _leave() -> None:
     """Leave the process group; never after an error, since that would make the others look guilty."""
     distributed.barrier()  # gloo aborts a process whose peer is gone before it has come to rest itself.
+    # Kept until the process ends: in torch 2.6 the end of the object holds Python's lock while it waits for a thread
+    # of gloo, which may need that lock to let go of the last tensors. Both then wait for ever.
+    _left.append(distributed.group.WORLD)
     distributed.destroy_process_group()
 
 
