@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from .build import built_at, wheel_of
 from .project import DEPENDENTS, Package, Refusal, extract
 
-__all__ = ["Environment", "core_for", "smoke", "try_dependents", "try_wheel"]
+__all__ = ["Environment", "core_for", "metadata_of", "smoke", "try_dependents", "try_wheel"]
 
 
 class Environment:
@@ -195,19 +195,20 @@ def _search(pattern: str, file: Path) -> str:
     return found.group(1)
 
 
-def _metadata(wheel: Path) -> email.message.Message:
+def metadata_of(wheel: Path) -> email.message.Message:
+    """What a wheel says of itself."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         return email.message_from_bytes(archive.read(name))
 
 
 def _extras(wheel: Path) -> list[str]:
-    return _metadata(wheel).get_all("Provides-Extra") or []
+    return metadata_of(wheel).get_all("Provides-Extra") or []
 
 
 def _needs(wheel: Path) -> list[Requirement]:
     """What a wheel needs in this Python, its extras too."""
-    needs = [Requirement(need) for need in _metadata(wheel).get_all("Requires-Dist") or []]
+    needs = [Requirement(need) for need in metadata_of(wheel).get_all("Requires-Dist") or []]
     environments = [{"extra": extra} for extra in ["", *_extras(wheel)]]
     wanted = [need for need in needs if not need.marker or any(need.marker.evaluate(one) for one in environments)]
     for need in wanted:

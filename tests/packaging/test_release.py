@@ -20,7 +20,7 @@ from release.prepare import prepare  # noqa: E402
 from release.project import PACKAGES, Package, Refusal, git, stepped  # noqa: E402
 from release.shell import strangers  # noqa: E402
 from release.surface import changes  # noqa: E402
-from release.trial import core_for  # noqa: E402
+from release.trial import core_for, metadata_of  # noqa: E402
 
 
 class Project:
@@ -467,3 +467,11 @@ def test_workflows_are_pinned_and_have_no_more_rights_than_they_need():
             if "id-token: write" in job:  # what publishes runs no command of ours
                 assert "run:" not in job
                 assert "environment: {name: pypi-" in job
+
+
+def test_the_extras_that_a_user_installs_are_those_of_the_wheel(project, tmp_path):
+    for name, extras in {"fit-core": [], "fit-callbacks": ["plot"], "fit-distributed": ["notebook"]}.items():
+        package = project.package(name)
+        assert package.extras == extras
+        wheel = next(path for path in build(package, tmp_path) if path.suffix == ".whl")
+        assert metadata_of(wheel).get_all("Provides-Extra", []) == extras
