@@ -34,7 +34,7 @@ class Clock(Callback):
             self.saver._writer.wait()
         start = time.perf_counter()
         if self.saver.background:
-            copied(state.state_dict())
+            copy_to_cpu(state.state_dict())
         else:
             with (self.folder / "by-hand.pt").open("wb") as file:
                 torch.save(state.state_dict(), file)

@@ -62,7 +62,7 @@ def test_other_ranks_are_silent(capsys, monkeypatch):
 
 def test_values_are_read_only_when_the_bar_was_redrawn(monkeypatch):
     reads = []
-    monkeypatch.setattr(fit_callbacks.console, "_running", lambda state: reads.append(state.step) or {})
+    monkeypatch.setattr(fit_callbacks.console, "_running", lambda state: reads.append(state.batch_idx) or {})
 
     class Bar:
         def __init__(self, **options):

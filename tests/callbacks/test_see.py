@@ -197,11 +197,12 @@ def test_weights_are_back_after_an_explosion_and_after_an_error():
     runner, finder, model = quadratic(lr_max=100.0)
     history = runner.fit([(torch.ones(1, 1), torch.ones(1, 1))], steps_per_epoch=60)
     assert len(finder.lrs) < 60
-    assert (model.weight.item(), history) == (0.0, [])
+    assert model.weight.item() == 0.0
+    assert [row["stopped_after_batch"] for row in history] == [len(finder.lrs) + 1]
 
     class Fail(Callback):
         def on_batch_end(self, state):
-            if state.step == 5:
+            if state.batch_idx == 5:
                 raise RuntimeError("broken off")
 
     runner.state.callbacks.append(Fail())

@@ -86,7 +86,7 @@ def test_e5_a_schedule_that_needs_the_total_says_what_to_pass():
 def test_b8_a_scheduler_is_not_stepped_when_the_scaler_skipped():
     class Overflow(Callback):
         def on_after_backward(self, state):
-            if state.step in (1, 2):
+            if state.batch_idx in (1, 2):
                 next(state.model.parameters()).grad.fill_(torch.inf)
 
     runner = make(Overflow(), use_fp16=True)
@@ -237,7 +237,7 @@ def test_clipping_twice_unscales_once():
 def test_a_skipped_step_does_not_spoil_the_logged_norm():
     class Overflow(Callback):
         def on_after_backward(self, state):
-            if state.step == 1:
+            if state.batch_idx == 1:
                 next(state.model.parameters()).grad.fill_(torch.inf)
 
     history = make(Overflow(), GradientClipping(0.3), use_fp16=True).fit(batches())
@@ -314,7 +314,7 @@ def test_e2_a_misspelt_monitor_says_what_there_is():
 
 
 def test_monitoring_validation_without_one_is_refused_before_the_first_step():
-    steps = Watch("on_batch_end", lambda state: state.step)
+    steps = Watch("on_batch_end", lambda state: state.batch_idx)
     with pytest.raises(ValueError, match=r"pass val_loader=... to fit, or monitor 'train/loss'"):
         make(steps, EarlyStopping("val/loss")).fit(batches())
     assert steps.seen == []

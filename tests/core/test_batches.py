@@ -2,12 +2,13 @@
 
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from fit_core import Callback, Runner
-from fit_core.batch import concat, count_samples, to_device
+from fit_core.batch import SampleCounter, concat, to_device
 from torch import nn
 
 Point = namedtuple("Point", "x y")
@@ -59,7 +60,7 @@ def test_e6_what_cannot_be_moved_is_named(value):
     model = nn.Linear(1, 1)
     runner = Runner(model, torch.optim.SGD(model.parameters()), nn.MSELoss())
     kind = type(value).__name__
-    with pytest.raises(TypeError, match=f"a batch holds a .*{kind}, which cannot be moved to cpu: make it a tensor"):
+    with pytest.raises(TypeError, match=f"a batch contains a .*{kind}, which cannot be moved to cpu. Make it a tensor"):
         runner.fit([(value, torch.zeros(2))])
 
 
@@ -73,33 +74,76 @@ def test_e6_what_cannot_be_moved_is_named(value):
         ((torch.zeros(2, 1), None), "a tuple of 2"),
     ],
 )
-def test_e6_a_batch_that_is_no_pair_names_make_step(batch, came):
+def test_e6_a_batch_that_is_not_a_pair_names_forward(batch, came):
     model = nn.Linear(1, 1)
     runner = Runner(model, torch.optim.SGD(model.parameters()), nn.MSELoss())
     for call in (runner.fit, runner.evaluate):
-        with pytest.raises(TypeError, match=rf"gave {came}, expected a pair \(input, target\).* Runner._make_step"):
+        with pytest.raises(
+            TypeError, match=rf"pairs \(input, target\), .* got {came[:2].strip()} ?{came[2:].strip()}.* Runner.forward"
+        ):
             call([batch])
 
 
+IMAGE = torch.zeros(3, 4, 4)
+LIST_LOADER = SimpleNamespace(batch_size=None)
+
+
 @pytest.mark.parametrize(
-    ("batch", "samples"),
+    ("input", "target", "samples"),
     [
-        (torch.zeros(3, 2), 3),
-        (torch.zeros(()), 1),
-        ({"text": ["a", "b"], "x": torch.zeros(4, 1)}, 2),
-        ({"name": "abc", "x": torch.zeros(4, 1)}, 4),
-        ([(torch.zeros(5), torch.zeros(6))], 5),
-        (Boxes(torch.zeros(7, 4), "cat"), 7),
-        (["a", "b"], 2),
+        (torch.zeros(4, 2), torch.zeros(4), 4),
+        (torch.zeros(4, 2), 1.5, 4),  # a target without any length
+        (torch.zeros(1, 2), torch.zeros(()), 1),
+        ({"scalar": torch.zeros(()), "x": torch.zeros(4, 1)}, torch.zeros(4), 4),
+        ({"name": "abc", "x": torch.zeros(4, 1)}, torch.zeros(4), 4),
+        ((torch.zeros(5, 1), torch.zeros(5, 2)), torch.zeros(5), 5),
+        ([IMAGE] * 8, torch.zeros(8), 8),
+        ([IMAGE] * 8, [{"boxes": torch.zeros(n, 4)} for n in (1, 2, 5, 9, 4, 1, 2, 7)], 8),
+        (Boxes(torch.zeros(7, 4), "cat"), torch.zeros(7), 7),
+        (["a", "b"], torch.zeros(2), 2),
+        (nn.utils.rnn.pack_sequence([torch.ones(2, 1), torch.ones(1, 1)]), torch.zeros(2), 2),
+        (torch.zeros(6, 2), None, 6),  # a batch that is not a pair, for a forward of the user's own
+        ({"input_ids": torch.zeros(6, 9), "labels": torch.zeros(6, 9)}, None, 6),
+        # Nobody can tell:
+        (torch.zeros(9, 4), torch.zeros(4), None),  # text with the time first
+        (torch.zeros(4, 9), torch.zeros(36), None),  # flattened targets
+        ((torch.zeros(20, 3), torch.zeros(2, 50)), torch.zeros(7), None),  # a graph
+        ({"x": torch.zeros(20, 3), "edges": torch.zeros(2, 50)}, None, None),
+        ([IMAGE] * 8, None, None),
+        ([torch.zeros(5, 1)] * 2, [torch.zeros(5, 1)] * 2, None),
+        ([IMAGE] * 2, [{"boxes": torch.zeros(3, 4)}] * 2, None),
+        (3, None, None),
     ],
 )
-def test_samples_are_counted(batch, samples):
-    assert count_samples(batch) == samples
+def test_samples_are_the_length_that_input_and_target_agree_on(input, target, samples):
+    assert SampleCounter(LIST_LOADER).count(input, target) == samples
 
 
-def test_a_batch_without_length_is_named():
-    with pytest.raises(TypeError, match="cannot tell how many samples a batch of type int holds"):
-        count_samples(3)
+def test_where_a_list_could_be_read_in_two_ways_the_batch_size_decides():
+    loader = SimpleNamespace(batch_size=5)
+    fields, images = SampleCounter(loader), SampleCounter(SimpleNamespace(batch_size=2))
+    assert fields.count([torch.zeros(5, 1)] * 2, [torch.zeros(5, 1)] * 2) == 5
+    assert fields.count([torch.zeros(3, 1)] * 2, [torch.zeros(3, 1)] * 2) == 3  # the short last batch
+    assert images.count([IMAGE] * 2, [{"boxes": torch.zeros(3, 4)}] * 2) == 2
+    assert images.count([IMAGE], [{"boxes": torch.zeros(3, 4)}]) == 1
+
+
+def test_a_list_is_read_as_in_an_earlier_batch_that_left_no_choice():
+    counter = SampleCounter(LIST_LOADER)
+    assert counter.count([IMAGE] * 2, [{"boxes": torch.zeros(n, 4)} for n in (1, 4)]) == 2
+    assert counter.count([IMAGE] * 2, [{"boxes": torch.zeros(3, 4)}] * 2) == 2
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+def test_a_batch_whose_samples_cannot_be_counted_is_refused_before_the_first_step(method):
+    model = nn.Linear(4, 1)
+    before = model.weight.clone()
+    runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda output, target: output.mean())
+    with pytest.raises(
+        ValueError, match=r"cannot tell how many samples .* Set state.batch_size in a callback's on_batch"
+    ):
+        getattr(runner, method)([(torch.ones(9, 2, 4), torch.ones(2))])
+    assert torch.equal(model.weight, before)
 
 
 def test_a_callback_may_correct_the_number_of_samples():

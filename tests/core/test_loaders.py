@@ -1,5 +1,7 @@
 """Loaders of every kind: with and without len, endless, kept across epochs, empty."""
 
+import multiprocessing
+
 import pytest
 import torch
 from fit_core import Callback, Runner
@@ -17,7 +19,7 @@ class Seen(Callback):
         self.train.append([])
 
     def on_loader_begin(self, state):
-        self.sizes.append(state.epoch_size)
+        self.sizes.append(state.num_batches)
 
     def on_batch_end(self, state):
         (self.train[-1] if state.is_train else self.val).append(int(state.input[0, 0]))
@@ -86,7 +88,7 @@ def test_a_window_closes_at_the_end_of_an_epoch_of_steps():
 
     class Steps(Callback):
         def on_before_step(self, state):
-            steps.append((state.epoch, state.step))
+            steps.append((state.epoch, state.batch_idx))
 
     run, _ = runner(accumulate_steps=2)
     run.state.callbacks.append(Steps())
@@ -140,7 +142,7 @@ def test_total_steps_counts_windows():
     run, _ = runner(accumulate_steps=2)
     run.state.callbacks.append(Total())
     run.fit(numbered(5), epochs=3)
-    run.fit(Stream(9), epochs=2, steps_per_epoch=3)
+    run.fit(DataLoader(Stream(9), batch_size=None), epochs=2, steps_per_epoch=3)
     assert totals == [9, 4]
 
 
@@ -162,8 +164,8 @@ def small_loader(samples, **options):
 @pytest.mark.parametrize(
     ("loader", "message"),
     [
-        (small_loader(3, batch_size=8, drop_last=True), "its 3 samples do not fill one batch of 8 and drop_last=True"),
-        ([], r"train_loader \(list\) gives no batch"),
+        (small_loader(3, batch_size=8, drop_last=True), "its 3 samples do not fill one batch of 8, and drop_last=True"),
+        ([], r"train_loader \(list\) yields no batches"),
     ],
 )
 def test_e3_an_empty_training_loader_is_refused_before_the_first_step(loader, message):
@@ -175,15 +177,15 @@ def test_e3_an_empty_training_loader_is_refused_before_the_first_step(loader, me
 
 def test_e3_empty_loaders_are_refused_wherever_they_are():
     run, seen = runner()
-    with pytest.raises(ValueError, match=r"val_loader \(list\) gives no batch"):
+    with pytest.raises(ValueError, match=r"val_loader \(list\) yields no batches"):
         run.fit(numbered(1), val_loader=[])
     assert seen.train == []
     for call in (run.evaluate, run.predict):
-        with pytest.raises(ValueError, match=r"loader \(list\) gives no batch"):
+        with pytest.raises(ValueError, match=r"loader \(list\) yields no batches"):
             call([])
-        with pytest.raises(ValueError, match="which can be read only once, and has ended"):
+        with pytest.raises(ValueError, match="which can be read only once and has ended"):
             call(iter([]))
-    with pytest.raises(ValueError, match="gives no batch: its dataset is empty"):
+    with pytest.raises(ValueError, match="yields no batches: its dataset is empty"):
         run.fit(DataLoader(Stream(0), batch_size=None))
 
 
@@ -197,7 +199,7 @@ def test_e3_a_generator_for_several_epochs_is_refused():
 
 def test_e3_a_generator_that_ends_before_its_epochs_says_so():
     run, _ = runner()
-    with pytest.raises(ValueError, match="train_loader is a generator, which can be read only once, and has ended"):
+    with pytest.raises(ValueError, match="train_loader is a generator, which can be read only once and has ended"):
         run.fit((pair for pair in numbered(5)), epochs=2, steps_per_epoch=3)
 
 
@@ -217,7 +219,7 @@ def test_a_len_that_lies_is_named_when_it_would_lose_a_window():
 
 def test_what_is_no_loader_is_refused():
     run, _ = runner()
-    with pytest.raises(TypeError, match="train_loader must be an iterable of batches, such as a DataLoader, got int"):
+    with pytest.raises(TypeError, match="train_loader must be a DataLoader or another iterable of batches, got int"):
         run.fit(7)
 
 
@@ -232,4 +234,4 @@ def test_workers_are_gone_after_an_exception():
     with pytest.raises(RuntimeError, match="stop") as caught:
         run.fit(loader)
     del caught
-    assert run.state._stream._iterator is None
+    assert not multiprocessing.active_children()

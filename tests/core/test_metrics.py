@@ -108,12 +108,14 @@ def test_a_function_that_forgets_the_mean_is_told(shape):
     def each(output, target):
         return torch.ones(shape)
 
-    with pytest.raises(TypeError, match=r"metric each gave a tensor of shape \(.*\), expected .*return value.mean\(\)"):
+    with pytest.raises(
+        TypeError, match=r"the metric each to return .*, got a tensor of shape \(.*\)\. Return value.mean\(\)"
+    ):
         runner([each]).evaluate(batches(5))
 
 
 def test_two_values_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="two metrics gave a value called 'a'"):
+    with pytest.raises(ValueError, match="two results are called 'a'"):
         runner([Constant(1, "a"), Constant({"a": 2}, "b")]).evaluate(batches(2))
 
 
@@ -166,7 +168,7 @@ def test_evaluation_inside_a_run_leaves_the_run_alone():
             run.predict(extra)
 
         def on_batch_end(self, state):
-            if state.is_train and state.step == 1:
+            if state.is_train and state.batch_idx == 1:
                 run.evaluate(extra)
                 assert state.model.training
 
@@ -181,12 +183,12 @@ def test_evaluation_inside_a_run_leaves_the_run_alone():
 def test_evaluation_after_a_stop_inside_an_epoch_leaves_what_the_run_goes_on_with():
     class Stop(Callback):
         def on_batch_end(self, state):
-            state.should_stop = state.step == 1
+            state.should_stop = state.batch_idx == 1
 
     run = runner([accuracy], [Stop()])
     run.fit(batches(4, 4, 3))
     before = run.state.state_dict()["ranks"][0]["metrics"]
-    assert before["accuracy"]["count"] == 8
+    assert before["accuracy"]["weight"] == 8
     assert run.evaluate(batches(5)).keys() == {"val/loss", "val/accuracy"}
     assert run.state.state_dict()["ranks"][0]["metrics"] == before
 

@@ -218,6 +218,6 @@ def test_counters_count():
     runner = Runner(model, sgd(model), nn.CrossEntropyLoss(), accumulate_steps=2)
     runner.fit(data(4, 4, 1), epochs=3, val_loader=data(5))
     state = runner.state
-    assert (state.epoch, state.num_epochs, state.global_step, state.samples) == (3, 3, 6, 27)
+    assert (state.epoch, state.num_epochs, state.global_step, state.samples_seen) == (3, 3, 6, 27)
     runner.fit(data(4))
-    assert (state.epoch, state.global_step, state.samples, len(state.history)) == (1, 1, 4, 1)
+    assert (state.epoch, state.global_step, state.samples_seen, len(state.history)) == (1, 1, 4, 1)

@@ -89,7 +89,7 @@ def train(rank, options):
     ]
     history = run.fit(batches, epochs=2)
     state = run.state
-    return state.state_dict()["model"], history, len(reductions), (state.rank, state.world_size, state.samples)
+    return state.state_dict()["model"], history, len(reductions), (state.rank, state.world_size, state.samples_seen)
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_steps": 4}])
@@ -111,7 +111,7 @@ def unequal(rank, lengths):
 
     class End(Callback):
         def on_batch_begin(self, state):
-            ended.append(state.step)
+            ended.append(state.batch_idx)
 
     try:
         run = runner(DistributedDataParallel(network()))

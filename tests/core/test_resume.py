@@ -118,7 +118,7 @@ def fingerprint(runner):
     digest = hashlib.sha256()
     buffers = [state["model"], state["optimizer"]["state"], state["grad_scaler"], state["callbacks"], state["history"]]
     digest.update(repr([_plain(part) for part in buffers]).encode())
-    digest.update(repr((state["epoch"], state["global_step"], state["samples"])).encode())
+    digest.update(repr((state["epoch"], state["global_step"], state["samples_seen"])).encode())
     return digest.hexdigest()
 
 
@@ -273,7 +273,7 @@ def test_other_settings_are_named_in_one_warning():
     make([save], accumulate_steps=2).fit(loaders("shuffled", 0)[0], epochs=2)
     runner = make()
     runner.state.load_state_dict(torch.load(io.BytesIO(save.saved[0]), weights_only=True))
-    with pytest.warns(UserWarning, match=r"epochs 2 -> 3, batches an epoch 4 -> 5, batch_size 3 -> 2, accumulate_s"):
+    with pytest.warns(UserWarning, match=r"epochs 2 -> 3, batches per epoch 4 -> 5, batch_size 3 -> 2, accumulate_s"):
         runner.fit(DataLoader(Augmented(), batch_size=2, drop_last=True), epochs=3)
     assert [row["epoch"] for row in runner.state.history] == [1, 2, 3]
 
@@ -305,7 +305,7 @@ def test_a_state_of_another_model_is_refused_whole():
     model = nn.Sequential(nn.Linear(4, 9), nn.BatchNorm1d(9), nn.Linear(9, 3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     runner = Runner(model, torch.optim.SGD(model.parameters()), nn.CrossEntropyLoss())
-    with pytest.raises(ValueError, match="another model; nothing was loaded") as caught:
+    with pytest.raises(ValueError, match=r"another model\. Nothing was loaded") as caught:
         runner.state.load_state_dict(saved)
     lines = str(caught.value).splitlines()
     assert lines[1:] == [
@@ -322,7 +322,7 @@ def test_a_state_of_a_newer_format_is_refused():
     make([save]).fit(loaders("shuffled", 0)[0])
     saved = torch.load(io.BytesIO(save.saved[-1]), weights_only=True)
     saved["format"] = 3
-    with pytest.raises(ValueError, match="written by format 3, this reads up to 1: upgrade fit-core"):
+    with pytest.raises(ValueError, match="has format 3, and this fit-core reads up to 1: upgrade fit-core"):
         make().state.load_state_dict(saved)
 
 

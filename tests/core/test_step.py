@@ -3,7 +3,6 @@
 import copy
 import functools
 
-import pytest
 import torch
 from fit_core import Callback, Runner
 from torch import nn
@@ -53,7 +52,7 @@ def test_override_and_assignment_do_the_same():
 def test_a_step_without_a_loss_is_logged_without_one():
     runner = make(Runner)
     calls = []
-    runner._make_step = lambda: calls.append(runner.state.step)
+    runner._make_step = lambda: calls.append(runner.state.batch_idx)
     runner.state.metrics.clear()
     data = [torch.zeros(2, 3)] * 3
     history = runner.fit(data)
@@ -85,9 +84,8 @@ def test_no_output_of_the_batch_before_is_measured():
         return 0.0
 
     runner = make(Runner, note)
-    runner._make_step = lambda: runner.state.step == 0 and setattr(runner.state, "output", runner.state.input)
-    with pytest.raises(TypeError, match="cannot tell how many samples a batch of type NoneType holds"):
-        runner.evaluate([(torch.ones(4, 1), torch.ones(4, 1))] * 2)
+    runner._make_step = lambda: runner.state.batch_idx == 0 and setattr(runner.state, "output", runner.state.input)
+    runner.evaluate([(torch.ones(4, 1), torch.ones(4, 1))] * 2)
     assert len(seen) == 2
     assert seen[1] is None
 
@@ -97,7 +95,7 @@ class Accumulates(Runner):
 
     def _make_step(self):
         state = self.state
-        if state.step % state.accumulate_steps == 0:
+        if state.batch_idx % state.accumulate_steps == 0:
             state.optimizer.zero_grad()
         state.output = state.model(state.input)
         state.loss = state.criterion(state.output, state.target)

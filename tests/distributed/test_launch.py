@@ -80,7 +80,7 @@ class Fail(Callback):
             self._fail(state)
 
     def _fail(self, state):
-        if state.rank == self.guilty and state.step >= 1:
+        if state.rank == self.guilty and state.batch_idx >= 1:
             self.deed()
 
 

@@ -184,7 +184,7 @@ def test_a_bad_batch_is_refused_at_once_among_small_ones():
         metric.update(LOGITS, TARGET)
     with pytest.raises(ValueError, match=r"expected a target of class indices of shape \(40,\)"):
         metric.update(LOGITS, TARGET[:7])
-    assert int(metric.state_dict()["samples"]) == 120  # and nothing is lost
+    assert int(metric.state_dict()["samples_seen"]) == 120  # and nothing is lost
     metric.update(LOGITS, TARGET + 6)
     with pytest.raises(ValueError, match="targets were outside of the classes"):
         metric.compute()

@@ -24,7 +24,7 @@ def train():
     run = runner(fit_distributed.parallel(nn.Linear(3, 1)))
     val_loader = fit_distributed.shard(loader(9, shuffle=False))
     history = run.fit(fit_distributed.shard(loader(21, shuffle=True)), epochs=3, val_loader=val_loader)
-    return run.state.state_dict()["model"], history, run.state.samples, run.state.world_size
+    return run.state.state_dict()["model"], history, run.state.samples_seen, run.state.world_size
 
 
 def test_a_run_in_two_processes():

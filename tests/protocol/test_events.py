@@ -1,5 +1,7 @@
 """The lifecycle, told as the list of hooks that a callback sees. Read this first."""
 
+from unittest.mock import ANY
+
 import pytest
 import torch
 from fit_core import HOOKS, Callback, Runner
@@ -12,7 +14,7 @@ def note(hook):
         if hook.startswith(("on_batch", "on_after", "on_before", "on_loader")):
             where += " train" if state.is_train else " val"
         if hook.startswith(("on_batch", "on_after", "on_before")):
-            where += f" {state.step}"
+            where += f" {state.batch_idx}"
         self.events.append(hook.removeprefix("on_") + where)
 
     return method
@@ -118,7 +120,7 @@ def test_should_stop_in_a_training_batch_leaves_the_epoch_incomplete():
         "checkpoint 1",
         "end",
     ]
-    assert [row["epoch"] for row in history] == [1]
+    assert history == [*run.state.history, {"epoch": 2, "train/loss": ANY, "lr": 0.1, "stopped_after_batch": 1}]
 
 
 def test_should_stop_in_validation_ends_the_run_at_once():
@@ -252,7 +254,7 @@ def test_on_checkpoint_comes_when_every_callback_has_seen_the_batch():
 def test_a_hook_assigned_to_an_object_is_called():
     seen = []
     callback = Callback()
-    callback.on_batch_end = lambda state: seen.append(state.step)
+    callback.on_batch_end = lambda state: seen.append(state.batch_idx)
     run, _ = runner(callback)
     run.fit(batches(2))
     assert seen == [0, 1]
@@ -281,7 +283,7 @@ def test_printing_shows_hooks_and_callbacks_in_order():
 
 def test_e13_a_misspelt_hook_is_refused_when_the_class_is_made():
     with pytest.raises(
-        TypeError, match=r"unknown hook on_batch_ended in Typo: did you mean on_batch_end\? hooks are on_"
+        TypeError, match=r"Typo.on_batch_ended is not a hook. Did you mean on_batch_end\? The hooks are on_"
     ):
         type("Typo", (Callback,), {"on_batch_ended": lambda self, state: None})
 

@@ -47,7 +47,7 @@ def test_no_step_waits_for_the_accelerator(options):
             torch.cuda.set_sync_debug_mode("error")
 
         def on_batch_end(self, state):
-            if state.step == len(batches) - 1:
+            if state.batch_idx == len(batches) - 1:
                 torch.cuda.set_sync_debug_mode("default")
 
     pinned = [(input.pin_memory(), target.pin_memory()) for input, target in batches]

@@ -139,7 +139,7 @@ def unequal():
 
     class Seen(Callback):
         def on_batch_begin(self, state):
-            seen.append(state.step)
+            seen.append(state.batch_idx)
 
     runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), callbacks=[Seen()])
     try:

@@ -42,7 +42,7 @@ class GradientClipping(Callback):
     def on_loader_begin(self, state: RunnerState) -> None:
         """Begin a mean anew, unless the run was interrupted in this epoch."""
         if state.is_train:
-            if not state.loss_meter.count:
+            if not state.batch_idx:
                 self._total, self._count = torch.zeros(()), torch.zeros((), dtype=torch.long)
             self._total, self._count = self._total.to(state.device), self._count.to(state.device)
 

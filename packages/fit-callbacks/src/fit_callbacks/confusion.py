@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from fit_core import Callback, RunnerState
+from fit_core import Callback, RunnerState, has_process_group
 
-from .ranks import has_peers
 from .tensorboard import TensorBoard
 
 if TYPE_CHECKING:
@@ -58,15 +57,15 @@ class ConfusionMatrix(Callback):
                 f"ConfusionMatrix has {size} classes, the output {tuple(output.shape)} has {output.size(1)}"
             )
         true = (target.argmax(1) if target.shape == output.shape else target).flatten().long()
-        counted = (true >= 0) & (true < size)
-        cells = torch.where(counted, true * size + output.argmax(1).flatten(), 0)
-        self.counts.view(-1).scatter_add_(0, cells, counted.long())
+        is_class = (true >= 0) & (true < size)
+        cells = torch.where(is_class, true * size + output.argmax(1).flatten(), 0)
+        self.counts.view(-1).scatter_add_(0, cells, is_class.long())
 
     def on_loader_end(self, state: RunnerState) -> None:
         """Sum over the processes, and draw."""
         if state.is_train:
             return
-        if has_peers():
+        if has_process_group():
             torch.distributed.all_reduce(self.counts)
         if self.board.writer is not None and self.counts.any():  # a prediction has no targets to count
             self.board.add_figure(state, "val/confusion", self.draw())

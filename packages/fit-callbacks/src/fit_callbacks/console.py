@@ -10,6 +10,7 @@ from fit_core import Callback, RunnerState
 from tqdm.auto import tqdm
 
 from .monitor import Best
+from .running import running_metrics
 
 __all__ = ["ConsoleLogger"]
 
@@ -40,7 +41,7 @@ class ConsoleLogger(Callback):
 
     def on_epoch_begin(self, state: RunnerState) -> None:
         """Start the clock, and count samples from here."""
-        self._began, self._samples, self._trained = time.perf_counter(), state.samples, 0.0
+        self._began, self._samples, self._trained = time.perf_counter(), state.samples_seen, 0.0
 
     def on_loader_begin(self, state: RunnerState) -> None:
         """Draw the bar."""
@@ -50,7 +51,7 @@ class ConsoleLogger(Callback):
         epoch = f"Epoch {state.epoch + 1:>{len(str(state.num_epochs))}}/{state.num_epochs}"
         self._bar = tqdm(
             desc=epoch if state.is_train else "Validation",
-            total=state.epoch_size,
+            total=state.num_batches,
             mininterval=self.interval,
             disable=not (sys.stderr.isatty() or _in_notebook()),
             leave=False,
@@ -71,10 +72,10 @@ class ConsoleLogger(Callback):
     def on_epoch_end(self, state: RunnerState) -> None:
         """Write the line."""
         loss = state.logs.get("train/loss" if state.val_loader is None else "val/loss")
-        is_best = loss is not None and self.best.takes(loss)
+        is_best = loss is not None and self.best.update(loss)
         if state.rank:
             return
-        rate = (state.samples - self._samples) / max(self._trained - self._began, 1e-9)
+        rate = (state.samples_seen - self._samples) / max(self._trained - self._began, 1e-9)
         parts = [f"Epoch {state.epoch + 1:>{len(str(state.num_epochs))}}/{state.num_epochs}"]
         for prefix in ("train", "val"):
             values = [
@@ -111,13 +112,5 @@ def _in_notebook() -> bool:
 
 def _running(state: RunnerState) -> dict[str, str]:
     """Loss and metrics so far. Reading them waits for the device."""
-    values = {"loss": state.loss_meter.compute()} if state.loss_meter.count else {}
-    for metric in state.metrics:
-        # torchmetrics' compute() speaks with all processes, of which only this one draws a bar.
-        if state.world_size == 1 or not hasattr(metric, "sync_context"):
-            values[getattr(metric, "name", type(metric).__name__)] = metric.compute()
-    shown = {}
-    for name, value in values.items():
-        if not hasattr(value, "numel") or value.numel() == 1:
-            shown[name] = f"{float(value):.4f}"
-    return shown
+    losses = {name: float(meter.compute()) for name, meter in state.loss_meters.items()}
+    return {name: f"{value:.4f}" for name, value in {**losses, **running_metrics(state)}.items()}

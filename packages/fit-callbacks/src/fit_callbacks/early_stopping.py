@@ -7,7 +7,7 @@ from typing import Any
 from fit_core import Callback, RunnerState
 
 from .monitor import Best, check_monitor, monitored
-from .ranks import agree, say
+from .ranks import from_rank_zero, print_line
 
 __all__ = ["EarlyStopping"]
 
@@ -48,14 +48,14 @@ class EarlyStopping(Callback):
 
     def on_epoch_end(self, state: RunnerState) -> None:
         """Compare with the best."""
-        value = agree(monitored(state, self.monitor))
+        value = from_rank_zero(monitored(state, self.monitor))
         if value is None:
             return
-        self.waited = 0 if self.best.takes(value) else self.waited + 1
+        self.waited = 0 if self.best.update(value) else self.waited + 1
         if self.waited >= self.patience:
             state.should_stop = True
             best = "never was a finite number" if self.best.value is None else f"was best at {self.best.value:.6g}"
-            say(
+            print_line(
                 state,
                 f"EarlyStopping: {self.monitor} {best} and has not improved for {self.patience} epochs; "
                 f"the run ends after epoch {state.epoch + 1}",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fit_core import Callback, RunnerState
+from fit_core import Callback, RunnerState, unwrap
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-from .unwrap import unwrap
 
 __all__ = ["ModelEma"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fit_core import Callback, History, RunnerState
 
-from .ranks import say
+from .ranks import print_line
 
 __all__ = ["FileLogger"]
 
@@ -70,7 +70,7 @@ class FileLogger(Callback):
         while (other := self.path.with_stem(f"{self.path.stem}-previous-{number}")).exists():
             number += 1
         self.path.rename(other)
-        say(state, f"FileLogger: {self.path} is of an earlier run, and is {other.name} now")
+        print_line(state, f"FileLogger: {self.path} is of an earlier run, and is {other.name} now")
 
 
 def _json(history: History) -> str:

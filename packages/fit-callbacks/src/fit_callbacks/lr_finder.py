@@ -9,10 +9,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fit_core import Callback, RunnerState
+from fit_core import Callback, RunnerState, unwrap
 
-from .ranks import agree
-from .unwrap import unwrap
+from .ranks import from_rank_zero
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +31,7 @@ class LRFinder(Callback):
         max_lr: the last.
         steps: how many optimizer steps the way takes; fewer where the run is shorter, at least 10.
         smoothing: weight of the past in the smoothed loss, 0..1, 1 excluded.
-        explodes_at: the run ends when the smoothed loss is this many times the best.
+        divergence_factor: the run ends when the smoothed loss is this many times the best.
 
     Attributes:
         lrs: the rates of the curve.
@@ -57,7 +56,7 @@ class LRFinder(Callback):
         *,
         steps: int = 100,
         smoothing: float = 0.8,
-        explodes_at: float = 4.0,
+        divergence_factor: float = 4.0,
     ) -> None:
         if not 0 < min_lr < max_lr:
             raise ValueError(f"expected 0 < min_lr < max_lr, got {min_lr} and {max_lr}")
@@ -69,7 +68,7 @@ class LRFinder(Callback):
         self.max_lr = max_lr
         self.steps = steps
         self.smoothing = smoothing
-        self.explodes_at = explodes_at
+        self.divergence_factor = divergence_factor
         self.lrs: list[float] = []
         self.losses: list[float] = []
         self.suggestion: float | None = None
@@ -99,13 +98,13 @@ class LRFinder(Callback):
         """Note the loss, and end where it explodes."""
         if not state.is_train or state.loss is None:
             return
-        loss = agree(state.loss.item())
+        loss = from_rank_zero(state.loss.item())
         self._batches += 1
         self._average = self.smoothing * self._average + (1 - self.smoothing) * loss
         if not state.is_optimizer_step:
             return
         smooth = self._average / (1 - self.smoothing**self._batches)
-        if not math.isfinite(smooth) or (self.losses and smooth > self.explodes_at * abs(min(self.losses))):
+        if not math.isfinite(smooth) or (self.losses and smooth > self.divergence_factor * abs(min(self.losses))):
             state.should_stop = True
             return
         self.lrs.append(float(state.optimizer.param_groups[0]["lr"]))

@@ -19,7 +19,7 @@ class Mixup(Callback):
 
     ``lam`` is drawn from Beta(alpha, alpha) for each batch. Targets are mixed alike, so the criterion must take soft
     targets, as CrossEntropyLoss and BCEWithLogitsLoss do; Accuracy counts the class that has the larger share.
-    Validation is left alone. With Cutmix beside it, both with ``p=0.5`` say, some batches get both.
+    Validation is left alone. With Cutmix beside it, both with ``p=0.5`` print_line, some batches get both.
 
     Args:
         num_classes: to make class indices ``(N,)`` into soft targets ``(N, num_classes)``; None where targets are
@@ -89,8 +89,8 @@ class Cutmix(Callback):
         if _chance(self.p):
             box, order = _box(input, self.alpha), torch.randperm(len(input), device=input.device)
             state.input = _paste(input, input[order], box)
-            outside = 1 - input[0, 0][box].numel() / input[0, 0].numel()
-            target = _mix(target, target[order], outside)
+            share_kept = 1 - input[0, 0][box].numel() / input[0, 0].numel()
+            target = _mix(target, target[order], share_kept)
         state.target = target
 
 

@@ -68,7 +68,7 @@ class Best:
         self.min_delta = min_delta
         self.value: float | None = None
 
-    def takes(self, value: float) -> bool:
+    def update(self, value: float) -> bool:
         """Whether ``value`` is better than the best; it is the best from now on then."""
         if not math.isfinite(value):
             return False

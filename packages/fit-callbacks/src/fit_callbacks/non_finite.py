@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import torch
-from fit_core import Callback, RunnerState
-
-from .ranks import has_peers
+from fit_core import Callback, RunnerState, has_process_group
 
 __all__ = ["StopOnNonFinite"]
 
@@ -24,13 +22,13 @@ class StopOnNonFinite(Callback):
         """Look at the loss."""
         assert state.loss is not None
         is_bad = ~torch.isfinite(state.loss.detach())
-        if has_peers():
+        if has_process_group():
             count = is_bad.float()
             torch.distributed.all_reduce(count)
             is_bad = count > 0
         if is_bad.item():
             raise FloatingPointError(
-                f"the loss is {state.loss.item()} in epoch {state.epoch + 1}, batch {state.step + 1} (after "
+                f"the loss is {state.loss.item()} in epoch {state.epoch + 1}, batch {state.batch_idx + 1} (after "
                 f"{state.global_step} optimizer steps) on rank {state.rank}; the weights are those before it. "
                 "Try a smaller learning rate, GradientClipping, or bf16 in place of fp16; look at this batch for nan"
             )

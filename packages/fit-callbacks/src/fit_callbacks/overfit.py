@@ -28,7 +28,7 @@ class BatchOverfit(Callback):
         if batches < 1:
             raise ValueError(f"batches must be 1 or more, got {batches}")
         self.batches = batches
-        self._kept: list[tuple[Any, Any, int]] = []
+        self._kept: list[tuple[Any, Any, int | None]] = []
         self._next = 0
 
     def on_begin(self, state: RunnerState) -> None:

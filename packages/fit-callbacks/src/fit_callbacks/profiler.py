@@ -7,7 +7,7 @@ from typing import Any
 
 from fit_core import Callback, RunnerState
 
-from .ranks import say
+from .ranks import print_line
 
 __all__ = ["Profiler"]
 
@@ -72,4 +72,4 @@ class Profiler(Callback):
         profile, self._profile = self._profile, None
         profile.stop()
         if self._left >= self.active:
-            say(state, "Profiler: the run ended before the steps that were to be traced; pass a smaller wait")
+            print_line(state, "Profiler: the run ended before the steps that were to be traced; pass a smaller wait")

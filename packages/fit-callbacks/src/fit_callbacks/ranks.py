@@ -9,30 +9,25 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
-from fit_core import HOOKS, Callback, RunnerState
+from fit_core import HOOKS, Callback, RunnerState, has_process_group
 from tqdm.auto import tqdm
 
-__all__ = ["agree", "has_peers", "rank_zero_only", "say"]
+__all__ = ["from_rank_zero", "print_line", "rank_zero_only"]
 
 T = TypeVar("T")
 AnyCallback = TypeVar("AnyCallback", bound="Callback | type[Callback]")
 
 
-def has_peers() -> bool:
-    """Whether there is a process group, with which hooks can exchange values."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def agree(value: T) -> T:
+def from_rank_zero(value: T) -> T:
     """The value that rank 0 has, on every rank. All must call it."""
-    if not has_peers():
+    if not has_process_group():
         return value
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def say(state: RunnerState, text: str) -> None:
+def print_line(state: RunnerState, text: str) -> None:
     """Write a line to stdout, on rank 0, without tearing a bar."""
     if state.rank == 0:
         tqdm.write(text, file=sys.stdout)

@@ -10,7 +10,7 @@ from fit_core import Callback, RunnerState
 from torch.optim import lr_scheduler
 
 from .monitor import check_monitor, monitored
-from .ranks import agree
+from .ranks import from_rank_zero
 
 __all__ = ["LRScheduler", "ReduceLROnPlateau"]
 
@@ -122,16 +122,16 @@ class ReduceLROnPlateau(Callback):
         self.monitor = monitor
         self.mode = mode
         self.options = options
-        self._of(torch.optim.SGD([torch.zeros(1)]))  # refuses what it does not know
+        self._make_scheduler(torch.optim.SGD([torch.zeros(1)]))  # refuses what it does not know
 
     def on_begin(self, state: RunnerState) -> None:
         """A new run has no best value yet; that of a resumed one is restored after this."""
         check_monitor(state, self.monitor)
-        self.scheduler = self._of(state.optimizer)
+        self.scheduler = self._make_scheduler(state.optimizer)
 
     def on_epoch_end(self, state: RunnerState) -> None:
         """Compare with the best, and reduce."""
-        value = agree(monitored(state, self.monitor))
+        value = from_rank_zero(monitored(state, self.monitor))
         if value is not None:
             self.scheduler.step(value)
 
@@ -143,5 +143,5 @@ class ReduceLROnPlateau(Callback):
         """Go on counting there; the learning rate itself comes back with the optimizer."""
         self.scheduler.load_state_dict(state_dict)
 
-    def _of(self, optimizer: torch.optim.Optimizer) -> lr_scheduler.ReduceLROnPlateau:
+    def _make_scheduler(self, optimizer: torch.optim.Optimizer) -> lr_scheduler.ReduceLROnPlateau:
         return lr_scheduler.ReduceLROnPlateau(optimizer, self.mode, **self.options)  # type: ignore[arg-type]

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from fit_core import Callback, RunnerState
+from fit_core import Callback, RunnerState, unwrap
 from torch import Tensor
 
 from .every import check_every, is_due
-from .unwrap import unwrap
+from .running import running_metrics
 
 __all__ = ["TensorBoard"]
 
@@ -74,13 +74,13 @@ class TensorBoard(Callback):
         self.images = images
         self.writer: Any = None
         self._epochs: int | None = None  # rows of the history that are written
-        self._since: tuple[float, int] = (0.0, 0)  # sum and count of losses at the last running value
+        self._since: dict[str, tuple[float, float]] = {}  # total and weight of each loss at the last running value
         self._last_x = -1
         self._last: dict[str, float] = {}  # what was written at that x
 
     def on_begin(self, state: RunnerState) -> None:
         """A new run; what a resumed one has written is restored after this."""
-        self._epochs, self._since, self._last_x, self._last = None, (0.0, 0), -1, {}
+        self._epochs, self._since, self._last_x, self._last = None, {}, -1, {}
         if state.rank == 0:
             os.makedirs(self.log_dir, exist_ok=True)
 
@@ -94,8 +94,8 @@ class TensorBoard(Callback):
 
     def on_loader_begin(self, state: RunnerState) -> None:
         """Begin the running loss anew, unless the run was interrupted in this epoch."""
-        if state.is_train and not state.loss_meter.count:
-            self._since = (0.0, 0)
+        if state.is_train and not state.batch_idx:
+            self._since = {}
 
     def on_batch_end(self, state: RunnerState) -> None:
         """Write running values, when it is time."""
@@ -106,7 +106,7 @@ class TensorBoard(Callback):
         if self.graph and state.is_train:
             self.graph = False
             self._write_graph(state)
-        if self.images and not state.is_train and state.step == 0:
+        if self.images and not state.is_train and state.batch_idx == 0:
             self._write_images(state)
 
     def on_epoch_end(self, state: RunnerState) -> None:
@@ -131,15 +131,15 @@ class TensorBoard(Callback):
         """How far it has written; what is before a checkpoint is in the file by then."""
         if self.writer is not None:
             self.writer.flush()
-        return {"epochs": self._epochs, "since": self._since, "last_x": self._last_x, "last": dict(self._last)}
+        return {"epochs": self._epochs, "since": dict(self._since), "last_x": self._last_x, "last": dict(self._last)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on writing there."""
-        self._epochs, self._since = state_dict["epochs"], state_dict["since"]
+        self._epochs, self._since = state_dict["epochs"], dict(state_dict["since"])
         self._last_x, self._last = state_dict["last_x"], dict(state_dict["last"])
 
     def _now(self, state: RunnerState) -> int:
-        return {"steps": state.global_step, "samples": state.samples, "epochs": state.epoch}[self.x]
+        return {"steps": state.global_step, "samples": state.samples_seen, "epochs": state.epoch}[self.x]
 
     def _open(self, state: RunnerState) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -173,17 +173,13 @@ class TensorBoard(Callback):
 
     def _running(self, state: RunnerState) -> dict[str, float]:
         """Reading these waits for the device."""
-        meter, (total, count) = state.loss_meter, self._since
         values = {}
-        if meter.count > count:
-            self._since = (float(meter.total), meter.count)
-            values["train_step/loss"] = (self._since[0] - total) / (meter.count - count)
-        for metric in state.metrics:
-            # torchmetrics' compute() speaks with all processes, of which only this one writes.
-            if state.world_size == 1 or not hasattr(metric, "sync_context"):
-                value = metric.compute()
-                if not isinstance(value, (Tensor, Mapping)) or (isinstance(value, Tensor) and value.numel() == 1):
-                    values[f"train_step/{getattr(metric, 'name', type(metric).__name__)}"] = float(value)
+        for name, meter in state.loss_meters.items():
+            total, weight = self._since.get(name, (0.0, 0.0))
+            now = self._since[name] = (float(meter.total), float(meter.weight))
+            if now[1] > weight:
+                values[f"train_step/{name}"] = (now[0] - total) / (now[1] - weight)
+        values |= {f"train_step/{name}": value for name, value in running_metrics(state).items()}
         return {**values, **_learning_rates(state)}
 
     def _write_hparams(self, state: RunnerState, row: dict[str, float]) -> None:
@@ -194,7 +190,7 @@ class TensorBoard(Callback):
             "model": type(unwrap(state.model)).__name__,
             "optimizer": type(state.optimizer).__name__,
             "lr": float(state.optimizer.param_groups[0].get("initial_lr", state.optimizer.param_groups[0]["lr"])),
-            "batch_size": state.samples // max(1, state.global_step),
+            "batch_size": state.samples_seen // max(1, state.global_step),
             "epochs": state.num_epochs,
             **self.hparams,
         }

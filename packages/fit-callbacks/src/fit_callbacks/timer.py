@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from fit_core import Callback, RunnerState
 
-from .ranks import say
+from .ranks import print_line
 
 __all__ = ["Timer"]
 
@@ -64,7 +64,7 @@ class Timer(Callback):
         share = state.logs["data_wait"] = min(1.0, waited / max(total, 1e-9))
         if share > self.advise_above and waited > 1 and not self._advised:  # less is not worth anybody's time
             self._advised = True
-            say(
+            print_line(
                 state,
                 f"Timer: in epoch {state.epoch + 1} the model waited for data {share:.0%} of the time "
                 f"({waited:.1f} of {total:.1f} s): {_advice(state.loader)}",

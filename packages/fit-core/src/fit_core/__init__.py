@@ -1,8 +1,23 @@
-"""The training loop of fit: :class:`Runner`, its :class:`RunnerState`, and what hangs on them."""
+"""The training loop of fit: :class:`Runner`, its :class:`RunnerState`, and the base class of callbacks."""
 
 from .callback import HOOKS, Callback
-from .metric import Mean, Metric
+from .checks import at_least_one
+from .metric import Mean, Metric, metric_name
+from .models import unwrap
+from .processes import has_process_group
 from .runner import Runner
 from .state import History, RunnerState
 
-__all__ = ["HOOKS", "Callback", "History", "Mean", "Metric", "Runner", "RunnerState"]
+__all__ = [
+    "HOOKS",
+    "Callback",
+    "History",
+    "Mean",
+    "Metric",
+    "Runner",
+    "RunnerState",
+    "at_least_one",
+    "has_process_group",
+    "metric_name",
+    "unwrap",
+]

@@ -1,4 +1,4 @@
-"""What the loop does with a batch: tell input from target, move it to the device, count and join samples."""
+"""What the loop does with a batch: split it, move it to the device, count its samples, join the outputs."""
 
 from __future__ import annotations
 
@@ -10,50 +10,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["concat", "count_samples", "no_loss", "only_input", "pair", "pair_or_whole", "to_device"]
+__all__ = ["SampleCounter", "concat", "split_for_prediction", "split_if_pair", "split_pair", "to_device"]
 
+_NESTED = (Mapping, list, tuple)
 _PLAIN = (str, bytes, int, float, complex, type(None))
 
 
-def pair(batch: Any) -> tuple[Any, Any]:
-    """``(input, target)`` of a batch.
+def split_pair(batch: Any) -> tuple[Any, Any]:
+    """Return ``(input, target)`` of a batch.
 
     Raises:
-        TypeError: the batch is no pair.
+        TypeError: the batch is not a pair.
     """
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and batch[1] is not None:
         return batch[0], batch[1]
     size = f" of {len(batch)}" if isinstance(batch, (tuple, list, Mapping)) else ""
     raise TypeError(
-        f"the loader gave a {type(batch).__name__}{size}, expected a pair (input, target), each any nesting of "
-        "tensors: let the dataset or collate_fn return a pair, or override Runner._make_step, "
-        "which then finds the whole batch in state.input"
+        f"expected the loader to yield pairs (input, target), each any nesting of tensors, got a "
+        f"{type(batch).__name__}{size}. Return a pair from the dataset or collate_fn, or override Runner.forward, "
+        "which finds any other batch whole in state.input"
     )
 
 
-def pair_or_whole(batch: Any) -> tuple[Any, Any]:
-    """``(input, target)`` of a batch; one that is no pair is all input, and its target None."""
+def split_if_pair(batch: Any) -> tuple[Any, Any]:
+    """Return ``(input, target)`` of a batch. One that is not a pair is all input, and its target is None."""
     return (batch[0], batch[1]) if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
 
 
-def only_input(batch: Any) -> tuple[Any, None]:
-    """The input of a batch that may be a pair, an input in a list of its own (TensorDataset), or the input itself."""
-    return (batch[0] if isinstance(batch, (tuple, list)) and len(batch) in (1, 2) else batch), None
-
-
-def no_loss(output: Any, target: Any) -> Any:
-    """The criterion of a prediction, which has no target."""
-    return None
+def split_for_prediction(batch: Any) -> tuple[Any, Any]:
+    """Return ``(input, target)`` of a pair, an input in a list of its own (TensorDataset), or an input alone."""
+    return (batch[0], None) if isinstance(batch, (tuple, list)) and len(batch) == 1 else split_if_pair(batch)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """``value`` with each tensor in it on ``device``.
+    """Return ``value`` with each tensor in it on ``device``.
 
-    Goes through dicts, lists, tuples, namedtuples and dataclasses; calls ``to(device)`` of anything that has it;
+    Goes through dicts, lists, tuples, namedtuples and dataclasses, calls ``to(device)`` of anything that has it, and
     leaves numbers, strings and None as they are.
 
     Raises:
-        TypeError: there is something in it that cannot be moved.
+        TypeError: it contains something that cannot be moved.
     """
     if isinstance(value, Tensor):
         if value.device == device:
@@ -67,32 +63,66 @@ def to_device(value: Any, device: torch.device) -> Any:
     if _is_nested(value):
         return _map(lambda part: to_device(part, device), value)
     raise TypeError(
-        f"a batch holds a {type(value).__module__}.{type(value).__qualname__}, which cannot be moved to {device}: "
-        "make it a tensor in the dataset or collate_fn, or give its class a method to(device)"
+        f"a batch contains a {type(value).__module__}.{type(value).__qualname__}, which cannot be moved to {device}. "
+        "Make it a tensor in the dataset or collate_fn, or give its class a method to(device)"
     )
 
 
-def count_samples(value: Any) -> int:
-    """How many samples a batch holds: the length of the first dimension of the first tensor in it.
+class SampleCounter:
+    """Count the samples of batches: the length that input and target agree on, and never a guess.
 
-    Raises:
-        TypeError: there is nothing in it that has a length.
+    A list may be a list of samples (images of unequal size) or of fields (the two inputs of a model). Where both
+    readings fit, the loader's ``batch_size`` decides, or else the reading of an earlier batch that left no choice.
+
+    Args:
+        loader: the loader the batches come from.
     """
+
+    def __init__(self, loader: Any) -> None:
+        self._batch_size = getattr(loader, "batch_size", None)
+        self._lists_are_samples: bool | None = None
+
+    def count(self, input: Any, target: Any) -> int | None:
+        """Return the number of samples, or None if input and target do not determine it."""
+        if isinstance(input, Tensor) and isinstance(target, Tensor) and input.dim() and target.dim():
+            size = input.size(0)
+            return size if size == target.size(0) else None
+        found, others = _lengths(input), _lengths(target)
+        agreed = found & others if others else found
+        if target is None and not (isinstance(input, Tensor) or _is_nested(input)):
+            return None  # The len of an unknown object may be anything.
+        if len(agreed) == 1:
+            samples = next(iter(agreed))
+        elif isinstance(input, (list, tuple)) and len(agreed) == 2 and len(input) in agreed:
+            fields = next(iter(agreed - {len(input)}))
+            if self._batch_size in agreed:
+                samples = self._batch_size
+            elif self._lists_are_samples is not None:
+                samples = len(input) if self._lists_are_samples else fields
+            else:
+                return None
+        else:
+            return None
+        if isinstance(input, (list, tuple)):
+            self._lists_are_samples = samples == len(input)
+        return samples
+
+
+def _lengths(value: Any) -> set[int]:
+    """Return the numbers of samples that a value could hold: the lengths of its lists and tensors."""
     if isinstance(value, Tensor):
-        return value.size(0) if value.dim() else 1
-    for part in _parts(value) if _is_nested(value) else ():
-        if isinstance(part, Tensor) or _is_nested(part):
-            return count_samples(part)
-    if hasattr(value, "__len__"):
-        return len(value)
-    raise TypeError(
-        f"cannot tell how many samples a batch of type {type(value).__qualname__} holds: "
-        "let it hold a tensor, or give its class a __len__"
-    )
+        return {value.size(0)} if value.dim() else set()
+    if isinstance(value, _PLAIN):
+        return set()
+    if _is_nested(value):
+        inside = set().union(*map(_lengths, _parts(value)))
+        is_list = isinstance(value, (list, tuple)) and not hasattr(value, "_fields")
+        return inside | {len(value)} if is_list else inside
+    return {len(value)} if hasattr(value, "__len__") else set()
 
 
 def concat(values: Sequence[Any]) -> Any:
-    """Join the outputs of batches along the first dimension; a nested output leaf by leaf, in its own structure."""
+    """Join the outputs of batches along the first dimension, a nested output leaf by leaf in its own structure."""
     first = values[0]
     if isinstance(first, Tensor):
         return torch.cat(list(values)) if first.dim() else torch.stack(list(values))
@@ -104,9 +134,7 @@ def concat(values: Sequence[Any]) -> Any:
 
 
 def _is_nested(value: Any) -> bool:
-    return isinstance(value, (Mapping, list, tuple)) or (
-        dataclasses.is_dataclass(value) and not isinstance(value, type)
-    )
+    return isinstance(value, _NESTED) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
 
 
 def _parts(value: Any) -> Iterator[Any]:
@@ -118,7 +146,7 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _map(function: Callable[[Any], Any], value: Any) -> Any:
-    """A copy of a nested value with ``function`` applied to each part."""
+    """Return a copy of a nested value with ``function`` applied to each part."""
     if isinstance(value, tuple):
         parts = [function(part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)

@@ -1,15 +1,15 @@
-"""The contract of callbacks: which hooks there are, and the order in which the loop calls them."""
+"""The contract of callbacks: the hooks, and the order in which the loop calls them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .state import RunnerState
 
-__all__ = ["HOOKS", "LIFECYCLE", "Callback", "Hook", "hooks_of"]
+__all__ = ["HOOKS", "LIFECYCLE", "Callback"]
 
 LIFECYCLE = """\
 on_begin
@@ -24,40 +24,40 @@ on_begin
   on_epoch_end
   on_checkpoint
 on_end"""
-"""All hooks in the order of a run, indented by what runs inside what."""
+"""All hooks in the order of a run. Indentation shows what runs inside what."""
 
 HOOKS = tuple(dict.fromkeys(LIFECYCLE.split()))
 """The names of all hooks."""
 
 
 class Callback:
-    """Base of everything that watches or steers a run. Override the hooks that you want, leave the rest.
+    """Base class of everything that watches or steers a run. Override the hooks you want.
 
     Each hook takes the :class:`~fit_core.RunnerState` and returns nothing. The callbacks of a run are called in
-    the order of their list. A hook that nobody overrides costs nothing. This is a whole run::
+    the order of their list. This is a whole run::
 
         on_begin
           on_epoch_begin
-            on_loader_begin             training, then validation: state.is_train tells which
-              on_batch_begin            state.input and state.target may be replaced here
-                on_after_backward       training: after each backward pass; gradients are still scaled (fp16)
-                on_before_step          training: once an optimizer step; gradients are unscaled, clip them here
+            on_loader_begin             training, then validation: state.is_train tells them apart
+              on_batch_begin            state.input, target, batch_size and weight may be set here
+                on_after_backward       training: after each backward pass, gradients are still scaled (fp16)
+                on_before_step          training: once per optimizer step, gradients are unscaled: clip them here
               on_batch_end
-              on_checkpoint             training: each callback has seen the batch, save the run here
+              on_checkpoint             training: every callback has seen the batch, save the run here
             on_loader_end               the loader's results are in state.logs
           on_epoch_end                  the epoch's results are complete
-          on_checkpoint                 each callback has seen the epoch, save the run here
-        on_end                          always, also after an exception (state.error says which)
+          on_checkpoint                 every callback has seen the epoch, save the run here
+        on_end                          always, also after an exception (state.error holds it)
 
     ``Runner.evaluate`` and ``Runner.predict`` call the loader and batch hooks only.
 
-    A callback with a memory defines ``state_dict()`` and ``load_state_dict(state_dict)``; they are saved and
-    restored with the run. ``load_state_dict`` is called after the ``on_begin`` of all callbacks. What
-    ``state_dict`` returns must pass ``torch.load(..., weights_only=True)``: tensors, numbers, strings,
-    and lists, tuples and dicts of them.
+    A callback that has a state defines ``state_dict()`` and ``load_state_dict(state_dict)``. Both are called when
+    the run is saved and restored, ``load_state_dict`` after the ``on_begin`` of all callbacks. What ``state_dict``
+    returns must pass ``torch.load(..., weights_only=True)``: tensors, numbers, strings, and lists, tuples and
+    dicts of them.
 
     Example:
-        A complete callback that ends the run after a number of seconds::
+        A complete callback that stops the run after a number of seconds::
 
             class TimeLimit(Callback):
                 def __init__(self, seconds):
@@ -70,61 +70,79 @@ class Callback:
                     state.should_stop = time.monotonic() - self.start > self.seconds
 
     Raises:
-        TypeError: when a subclass is made that defines an ``on_...`` method which is no hook.
+        TypeError: a subclass defines an ``on_...`` method that is not a hook, or a hook that does not take
+            ``(self, state)``. Raised when the class is made.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name, value in vars(cls).items():
-            if name.startswith("on_") and callable(value) and name not in HOOKS:
-                near = get_close_matches(name, HOOKS, n=1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                raise TypeError(
-                    f"unknown hook {name} in {cls.__name__}: {hint}hooks are {', '.join(HOOKS)}. "
-                    "Give a method that is no hook another first word than on_."
-                )
+            if name.startswith("on_") and callable(value):
+                _check_hook(f"{cls.__name__}.{name}", name, value)
+
+    def __repr__(self) -> str:
+        """Show the class with the arguments it was made with, as far as it keeps them under their names."""
+        arguments = [name for name in inspect.signature(type(self)).parameters if name in vars(self)]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r:.60}' for name in arguments)})"
 
     def on_begin(self, state: RunnerState) -> None:
-        """A run of ``Runner.fit`` begins."""
+        """Run at the start of ``Runner.fit``."""
 
     def on_epoch_begin(self, state: RunnerState) -> None:
-        """An epoch begins."""
+        """Run at the start of an epoch."""
 
     def on_loader_begin(self, state: RunnerState) -> None:
-        """A loader is about to give its batches; the model is in the right mode, meters are empty."""
+        """Run before the first batch of a loader. The model is in the right mode, the meters are empty."""
 
     def on_batch_begin(self, state: RunnerState) -> None:
-        """A batch is on the device; ``state.input`` and ``state.target`` may be replaced."""
+        """Run when a batch is on the device. Its input, target, batch_size and weight may be set here."""
 
     def on_after_backward(self, state: RunnerState) -> None:
-        """Gradients of a training batch are there; in fp16 they are still scaled."""
+        """Run after each backward pass. In fp16 the gradients are still scaled."""
 
     def on_before_step(self, state: RunnerState) -> None:
-        """The optimizer is about to step; gradients are whole and unscaled."""
+        """Run before each optimizer step. The gradients are complete and unscaled."""
 
     def on_batch_end(self, state: RunnerState) -> None:
-        """A batch is done; ``state.output`` and ``state.loss`` are its results."""
+        """Run after a batch. ``state.output`` and ``state.loss`` are its results."""
 
     def on_loader_end(self, state: RunnerState) -> None:
-        """A loader is done; its results, over all processes, are in ``state.logs``."""
+        """Run after a loader. Its results, over all processes, are in ``state.logs``."""
 
     def on_epoch_end(self, state: RunnerState) -> None:
-        """An epoch is done, with its validation if it had one."""
+        """Run after an epoch, and its validation if it has one."""
 
     def on_checkpoint(self, state: RunnerState) -> None:
-        """Every callback has seen this training batch, or this epoch: ``state.state_dict()`` is exact here."""
+        """Run when every callback has seen a training batch, or an epoch. ``state.state_dict()`` is exact here."""
 
     def on_end(self, state: RunnerState) -> None:
-        """The run is over. Called always, also for a callback whose ``on_begin`` was not reached."""
+        """Run at the end of ``Runner.fit``, always, even if this callback's ``on_begin`` was not reached."""
 
 
-Hook = Callable[["RunnerState"], None]
+def _check_hook(place: str, name: str, function: Any) -> None:
+    """Refuse a method that looks like a hook and would never be called, or be called wrongly.
 
-
-def hooks_of(callbacks: Iterable[Callback]) -> dict[str, list[Hook]]:
-    """The bound methods to call at each hook: of every callback, in order, those that it overrides."""
-
-    def overridden(callback: Callback, hook: str) -> bool:
-        return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
-
-    return {hook: [getattr(one, hook) for one in callbacks if overridden(one, hook)] for hook in HOOKS}
+    Raises:
+        TypeError: the name is not a hook, or the parameters are not ``(self, state)``.
+    """
+    if name not in HOOKS:
+        close = get_close_matches(name, HOOKS, n=1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise TypeError(
+            f"{place} is not a hook. {hint}The hooks are {', '.join(HOOKS)}. "
+            "Rename the method: names that start with on_ are reserved for hooks"
+        )
+    if not inspect.isfunction(function):
+        return
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError(f"{place} is an async function or a generator, which would never run: write a plain method")
+    parameters = inspect.signature(function).parameters.values()
+    is_variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    if (
+        not is_variadic
+        and [parameter.kind for parameter in parameters] != [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 2
+    ):
+        raise TypeError(
+            f"{place} takes {inspect.signature(function)}, expected (self, state). Everything about the run is in "
+            "state: state.epoch, state.batch_idx, state.logs"
+        )

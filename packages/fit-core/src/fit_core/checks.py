@@ -1,26 +1,36 @@
-"""What the Runner refuses before the first step, each in a sentence that says what to do."""
+"""Refuse bad input before the first step, each in a sentence that says what to do."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from .callback import Callback
+from .loaders import length, why_empty
 from .metric import Metric, metric_name
-from .stream import Stream, length, process_group, why_empty
+from .models import common_device
+from .processes import has_process_group, rank_and_world_size
+from .stream import Stream
 
-__all__ = ["fit", "loader", "loss", "metrics_reduce", "model_device", "runner"]
+__all__ = ["at_least_one", "device", "fit", "loader", "loss", "metrics_reduce", "own_step", "runner", "total_loss"]
+
+UNKNOWN_BATCH_SIZE = (
+    "cannot tell how many samples a batch has: input and target do not agree on one length. Set state.batch_size in "
+    "a callback's on_batch_begin or in Runner.forward, or return tensors whose first dimension is the batch from "
+    "collate_fn"
+)
 
 
 def at_least_one(**numbers: int | None) -> None:
-    """Each number is a positive int, or None.
+    """Check that each number is a positive int, or None.
 
     Raises:
-        TypeError: one is no int.
+        TypeError: one is not an int.
         ValueError: one is below 1.
     """
     for name, number in numbers.items():
@@ -35,12 +45,21 @@ def at_least_one(**numbers: int | None) -> None:
 def runner(
     model: Any, optimizer: Any, criterion: Any, callbacks: Iterable[Any], accumulate_steps: int, both_halves: bool
 ) -> None:
-    """What a Runner is made of is what it should be, and in this order.
+    """Check the arguments of Runner, and their order.
 
     Raises:
-        TypeError, ValueError: something is not.
+        TypeError, ValueError: one is invalid. The message says how to fix it.
     """
     order = "the order is Runner(model, optimizer, criterion, metrics, callbacks)"
+    for name, value, example in (
+        ("model", model, "Net()"),
+        ("optimizer", optimizer, "torch.optim.Adam(model.parameters())"),
+        ("criterion", criterion, "nn.CrossEntropyLoss()"),
+    ):
+        if isinstance(value, type):
+            raise TypeError(f"{name} is the class {value.__name__}, expected an object of it, such as {example}")
+        if isinstance(value, str):
+            raise TypeError(f"{name} is the string {value!r}, expected an object, such as {example}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; {order}")
     if not all(hasattr(optimizer, name) for name in ("param_groups", "step", "state_dict")):
@@ -52,115 +71,143 @@ def runner(
     for callback in callbacks:
         if not isinstance(callback, Callback):
             got = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
-            raise TypeError(f"callbacks holds {got}: pass objects of subclasses of fit_core.Callback; {order}")
+            raise TypeError(f"callbacks contains {got}: pass objects of subclasses of fit_core.Callback; {order}")
     at_least_one(accumulate_steps=accumulate_steps)
     if both_halves:
         raise ValueError("use_fp16 and use_bf16 exclude each other: choose one")
-    optimizer_steps_model(optimizer, model)
+    _optimizer_steps_model(optimizer, model, criterion)
 
 
-def model_device(model: nn.Module) -> torch.device:
-    """The device of a model's parameters and buffers; the CPU for a model that has none.
+def device(model: nn.Module, criterion: Any) -> torch.device:
+    """Return the device of the model, and of the criterion if it has parameters or buffers. By default the CPU.
 
     Raises:
-        ValueError: they are on more than one.
+        ValueError: the model is on several devices, or the criterion is on another one than the model.
     """
-    devices: dict[torch.device, str] = {}
-    for tensors in (model.named_parameters(), model.named_buffers()):
-        for name, tensor in tensors:
-            devices.setdefault(tensor.device, name)
-    if len(devices) > 1:
-        places = ", ".join(f"{name} on {device}" for device, name in devices.items())
+    of_model = common_device(model, "model") or torch.device("cpu")
+    of_criterion = common_device(criterion, "criterion") if isinstance(criterion, nn.Module) else None
+    if of_criterion is not None and of_criterion != of_model:
         raise ValueError(
-            f"the model is spread over {len(devices)} devices ({places}): move it to one, model.to(device)"
+            f"expected the criterion on the model's device, {of_model}, but it is on {of_criterion}. "
+            f'Move it: criterion.to("{of_model}")'
         )
-    return next(iter(devices), torch.device("cpu"))
+    return of_model
 
 
-def optimizer_steps_model(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """The optimizer holds the model's trainable parameters; warns when it holds only some of them.
+def _optimizer_steps_model(optimizer: torch.optim.Optimizer, model: nn.Module, criterion: Any) -> None:
+    """Check that the optimizer has the trainable parameters of the model, and of the criterion if it has some.
 
     Raises:
-        ValueError: it holds none of them.
+        ValueError: it has none of the model's. Having only a part of them is a warning.
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    missing = [name for name, parameter in trainable.items() if id(parameter) not in held]
     if not trainable:
         raise ValueError("the model has no parameter that requires grad: there is nothing to train")
-    if len(missing) == len(trainable):
+    if not any(id(parameter) in held for parameter in trainable.values()):
         raise ValueError(
-            f"the optimizer holds none of the model's {len(trainable)} trainable parameters: "
-            "make it from this model's parameters(), after the model is built and moved to its device"
+            f"the optimizer has none of the model's {len(trainable)} trainable parameters. "
+            "Make it from this model's parameters(), after the model is built and moved to its device"
         )
+    if isinstance(criterion, nn.Module):
+        own = criterion.named_parameters()
+        trainable |= {f"criterion.{name}": parameter for name, parameter in own if parameter.requires_grad}
+    missing = [name for name, parameter in trainable.items() if id(parameter) not in held]
     if missing:
         names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         warnings.warn(
-            f"the optimizer does not hold {len(missing)} of {len(trainable)} trainable parameters, which will not "
-            f"train: {names}. Add them to the optimizer, or set requires_grad_(False) to say that it is meant",
-            stacklevel=3,
+            f"the optimizer does not have {len(missing)} of {len(trainable)} trainable parameters, which will not "
+            f"train: {names}. Add them to the optimizer, or call requires_grad_(False) to say that you mean it",
+            stacklevel=4,
         )
 
 
 def loader(name: str, value: Any, steps: int | None, *, passes: int = 1) -> None:
-    """A loader is iterable, not empty, and can be read as often as needed. One of several processes may be empty.
+    """Check that a loader can be iterated as often as needed and is not empty. On several processes one may be empty.
 
     Raises:
-        TypeError: it is not iterable.
+        TypeError: it is not an iterable of batches.
         ValueError: it is empty, or is read more than once and can be read only once.
     """
     at_least_one(steps=steps)
-    if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
-        raise TypeError(f"{name} must be an iterable of batches, such as a DataLoader, got {type(value).__name__}")
-    if length(value) == 0 and process_group()[1] == 1:
+    wrap = _how_to_wrap(value)
+    if wrap:
+        raise TypeError(f"{name} must be a DataLoader or another iterable of batches, got {wrap}")
+    if length(value) == 0 and rank_and_world_size()[1] == 1:
         raise ValueError(why_empty(value, name))
     if passes > 1 and steps is None and isinstance(value, Iterator):
         raise ValueError(
-            f"{name} is a {type(value).__name__}, which can be read only once, and {passes} passes were asked for: "
-            "pass a list, a DataLoader, or an object whose __iter__ starts anew; of an endless one, say how many "
-            "batches make an epoch with steps_per_epoch (val_steps for validation)"
+            f"{name} is a {type(value).__name__}, which can be read only once, and {passes} passes were asked for. "
+            "Pass a list, a DataLoader, or an object whose __iter__ starts from scratch. If it is endless, say how "
+            "many batches make an epoch with steps_per_epoch (val_steps for validation)"
         )
 
 
-def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, validate_every: int) -> None:
-    """The arguments of ``Runner.fit`` fit together, and the training loader is as long on every process.
+def _how_to_wrap(value: Any) -> str | None:
+    """Return what was passed in place of a loader and the line to type, or None for a loader."""
+    kind = type(value).__name__
+    if isinstance(value, IterableDataset):
+        return (
+            f"{kind}, a dataset. Wrap it: DataLoader(dataset, batch_size=32), "
+            "or DataLoader(dataset, batch_size=None) if it yields whole batches"
+        )
+    if isinstance(value, Dataset):
+        return f"{kind}, a dataset. Wrap it: DataLoader(dataset, batch_size=32, shuffle=True)"
+    if isinstance(value, Tensor) or hasattr(value, "__array__"):
+        name = "tensors" if isinstance(value, Tensor) else "torch.as_tensor of your arrays"
+        return f"{kind}. Wrap it: DataLoader(TensorDataset(inputs, targets), batch_size=32, shuffle=True), of {name}"
+    if isinstance(value, (str, bytes, Mapping)):
+        return kind
+    if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
+        return kind
+    return None
 
-    Processes whose loaders differ would wait for each other for ever, so they tell each other their lengths here.
+
+def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, validate_every: int) -> None:
+    """Check the arguments of ``Runner.fit``, and that the training loader is as long on every process.
+
+    Processes whose loaders differ would wait for each other forever, so they exchange their lengths here.
 
     Raises:
-        TypeError, ValueError: something does not fit; on every process when the lengths differ.
+        TypeError, ValueError: one is invalid. Raised on every process when the lengths differ.
     """
     at_least_one(epochs=epochs, steps_per_epoch=stream.steps, val_steps=val_steps, validate_every=validate_every)
     loader("train_loader", stream.loader, stream.steps, passes=epochs)
     if val_loader is not None:
         loader("val_loader", val_loader, val_steps, passes=epochs // validate_every)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        mine = torch.tensor([-1 if stream.size is None else stream.size], device=stream.device)
-        everyone = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(everyone, mine)
-        sizes = [int(size) for size in everyone]
+    if has_process_group():
+        own = torch.tensor([-1 if stream.size is None else stream.size], device=stream.device)
+        gathered = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(gathered, own)
+        sizes = [int(size) for size in gathered]
         if len(set(sizes)) > 1:
             counts = ", ".join(f"rank {rank}: {'no len' if size < 0 else size}" for rank, size in enumerate(sizes))
             raise ValueError(
-                f"the training loaders of the processes differ in length ({counts} batches), which would hang: "
-                "shard the loader so that each gets as many (fit_distributed.shard does), or pass steps_per_epoch"
+                f"the training loaders of the processes differ in length ({counts} batches), which would hang. "
+                "Shard the loader so that each gets as many (fit_distributed.shard does), or pass steps_per_epoch"
             )
     if stream.size == 0:
         raise ValueError(why_empty(stream.loader, "train_loader"))
 
 
-def loss(value: Any, is_train: bool) -> None:
-    """A loss is a scalar tensor, in training one with a graph.
+def loss(value: Any, is_train: bool, source: str) -> None:
+    """Check that a loss is a scalar tensor, in training one with a graph.
+
+    Args:
+        value: the loss.
+        is_train: whether a backward pass follows.
+        source: what set it, for the message.
 
     Raises:
-        TypeError: it is no tensor.
-        ValueError: it is no scalar, or has no graph in training.
+        TypeError: it is not a tensor.
+        ValueError: it is not a scalar, or has no graph in training.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"criterion returned {value!r:.80}, expected a scalar tensor: does it end with a return?")
+        hint = "set state.loss" if value is None and "forward" in source else "does it end with a return?"
+        raise TypeError(f"{source} returned {value!r:.80}, expected a scalar tensor: {hint}")
     if value.dim():
         raise ValueError(
-            f"criterion returned a tensor of shape {tuple(value.shape)}, expected a scalar: "
+            f"{source} returned a tensor of shape {tuple(value.shape)}, expected a scalar: "
             "take its mean, or use reduction='mean'"
         )
     if is_train and not value.requires_grad:
@@ -170,12 +217,40 @@ def loss(value: Any, is_train: bool) -> None:
         )
 
 
+def total_loss(losses: Mapping[str, Any], metrics: list[str]) -> Any:
+    """Return the loss that is trained on of a dict of losses.
+
+    Raises:
+        TypeError: it is not a dict.
+        ValueError: it has no ``"loss"``, or a loss has the name of a metric.
+    """
+    if not isinstance(losses, Mapping):
+        raise TypeError(f"expected state.loss to be a scalar tensor or a dict of them, got {losses!r:.80}")
+    if "loss" not in losses:
+        raise ValueError(
+            f"the dict of losses has no 'loss', which is the one to train on; it has {', '.join(map(str, losses))}. "
+            'Add their sum: {"loss": total, ...}'
+        )
+    if clash := [name for name in losses if name in metrics]:
+        raise ValueError(f"a loss and a metric are both called {clash[0]!r}: give each a name of its own")
+    return losses["loss"]
+
+
+def own_step(ignored: list[str]) -> None:
+    """Warn about settings and callbacks that a step of the user's own does not reach."""
+    warnings.warn(
+        f"your _make_step does not reach {', '.join(ignored)}: unless it does their work itself, they have no effect. "
+        "Run the forward pass in self.autocast(), and call self.backward(loss) and self.optimizer_step()",
+        stacklevel=5,
+    )
+
+
 def metrics_reduce(metrics: Iterable[Metric], world_size: int) -> None:
-    """Warn of metrics that would tell the numbers of one process only. torchmetrics' have ``sync_context``."""
-    names = [metric_name(one) for one in metrics if not hasattr(one, "all_reduce") and not hasattr(one, "sync_context")]
+    """Warn of metrics that would log the values of one process only. Those of torchmetrics have ``sync_context``."""
+    names = [metric_name(m) for m in metrics if not hasattr(m, "all_reduce") and not hasattr(m, "sync_context")]
     if names and world_size > 1:
         warnings.warn(
             f"there are several processes, and {', '.join(names)} cannot be summed over them: each process logs its "
-            "own numbers. Give the metric an all_reduce() method",
-            stacklevel=4,
+            "own values. Give the metric an all_reduce() method",
+            stacklevel=5,
         )

@@ -1,126 +1,141 @@
-"""A run as a dict, and back: what makes a run that was stopped end with the same bits as one that was not."""
+"""Save a run as a dict and restore it, so that a run that was stopped ends with the same bits as one that was not."""
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .metric import metric_name
-from .stream import get_rng, set_rng
+from .models import unwrap
+from .run import Run
+from .state import RunnerState
 
-if TYPE_CHECKING:
-    from .state import RunnerState
-
-__all__ = ["FORMAT", "go_on", "load", "of_this_rank", "save"]
+__all__ = ["FORMAT", "Resume"]
 
 FORMAT = 1
-"""The number of the layout that :func:`save` writes."""
+"""The number of the layout that :meth:`Resume.state_dict` writes."""
 
 
-def save(state: RunnerState) -> dict[str, Any]:
-    """See :meth:`RunnerState.state_dict`."""
+class Resume:
+    """Everything a run is, as a dict: see :meth:`RunnerState.state_dict`.
+
+    Args:
+        state: the state of the Runner.
+    """
+
+    def __init__(self, state: RunnerState) -> None:
+        self._state = state
+        self._model = state.model
+        self._run: Run | None = None
+        self._loaded: dict[str, Any] | None = None
+
+    def begin(self, run: Run) -> None:
+        """Start a run of ``fit``: from scratch, unless a state was loaded for it."""
+        self._run, self._model, state = run, run.model, run.state
+        if self._loaded is None:
+            state.epoch = state.global_step = state.samples_seen = 0
+            state.logs, state.history = {}, []
+
+    def finish_loading(self) -> None:
+        """Restore the rest of a loaded state, now that every callback has begun."""
+        saved, self._loaded = self._loaded, None
+        if saved is None:
+            return
+        assert self._run is not None
+        run, state = self._run, self._state
+        for name, callback in _stateful_callbacks(state):
+            if name in saved["callbacks"]:
+                callback.load_state_dict(saved["callbacks"][name])
+        then, now = saved["settings"], _settings(run)
+        changed = [f"{name} {then[name]} -> {now[name]}" for name in then if then[name] != now[name]]
+        if changed:
+            warnings.warn(f"the run is resumed with other settings: {', '.join(changed)}", stacklevel=3)
+        if len(saved["ranks"]) != state.world_size:
+            warnings.warn(
+                f"the state was saved by {len(saved['ranks'])} processes and is resumed by {state.world_size}: "
+                "random states cannot be restored, and an interrupted epoch starts over",
+                stacklevel=3,
+            )
+            return
+        rank = saved["ranks"][state.rank]
+        run.load_state_dict(rank)
+        forgetful = [metric_name(metric) for metric in state.metrics if not hasattr(metric, "state_dict")]
+        if forgetful and rank["stream"]["batches_done"]:
+            warnings.warn(
+                f"{', '.join(forgetful)} of the interrupted epoch will miss the batches before the interruption: "
+                "give the metric state_dict() and load_state_dict()",
+                stacklevel=3,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`RunnerState.state_dict`."""
+        if self._run is None:
+            raise RuntimeError("there is no run to save yet: the state of a run exists once fit has begun")
+        state = self._state
+        saved = {
+            "format": FORMAT,
+            "model": {_bare_name(name): value for name, value in unwrap(self._model).state_dict().items()},
+            "criterion": dict(_state_of(state.criterion)),
+            "optimizer": state.optimizer.state_dict(),
+            "grad_scaler": state.grad_scaler.state_dict(),
+            "epoch": state.epoch,
+            "global_step": state.global_step,
+            "samples_seen": state.samples_seen,
+            "logs": dict(state.logs),
+            "history": [dict(row) for row in state.history],
+            "settings": _settings(self._run),
+            "callbacks": {name: callback.state_dict() for name, callback in _stateful_callbacks(state)},
+            "ranks": [self._run.state_dict()],
+        }
+        return _without_numpy(saved) if "numpy" in sys.modules else saved
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """See :meth:`RunnerState.load_state_dict`."""
+        if saved["format"] > FORMAT:
+            raise ValueError(
+                f"the state has format {saved['format']}, and this fit-core reads up to {FORMAT}: upgrade fit-core"
+            )
+        state, model = self._state, unwrap(self._model)
+        own = model.state_dict()
+        _check_same("model", saved["model"], {_bare_name(name): value for name, value in own.items()})
+        own_criterion = _state_of(state.criterion)
+        _check_same("criterion", saved["criterion"], own_criterion)
+        state.optimizer.load_state_dict(saved["optimizer"])
+        model.load_state_dict({name: saved["model"][_bare_name(name)] for name in own})
+        if own_criterion:
+            unwrap(state.criterion).load_state_dict(saved["criterion"])
+        state.grad_scaler.load_state_dict(saved["grad_scaler"])
+        state.epoch, state.global_step = saved["epoch"], saved["global_step"]
+        state.samples_seen = saved["samples_seen"]
+        state.logs, state.history = dict(saved["logs"]), [dict(row) for row in saved["history"]]
+        self._loaded = saved
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Return what a resumed run should have in common with the first."""
+    batch_size = getattr(run.state.train_loader, "batch_size", None)
     return {
-        "format": FORMAT,
-        "model": {_bare_name(name): value for name, value in _bare(state._trained).state_dict().items()},
-        "optimizer": state.optimizer.state_dict(),
-        "grad_scaler": state.grad_scaler.state_dict(),
-        "epoch": state.epoch,
-        "global_step": state.global_step,
-        "samples": state.samples,
-        "logs": dict(state.logs),
-        "history": [dict(row) for row in state.history],
-        "settings": _settings(state),
-        "callbacks": {name: callback.state_dict() for name, callback in _with_memory(state)},
-        "ranks": [state._trained_to_end or of_this_rank(state)],
-    }
-
-
-def of_this_rank(state: RunnerState) -> dict[str, Any]:
-    """The part of a run that differs from process to process."""
-    if state._stream is None:
-        raise RuntimeError("there is no run to save yet: the state of a run exists once fit has begun")
-    # Not asked of the window, which a step of the user's own may leave alone.
-    is_inside_window = state._stream.step % state.accumulate_steps and not state._stream.last
-    remembering = [metric for metric in state.metrics if hasattr(metric, "state_dict")]
-    return {
-        "rng": get_rng(state.device),
-        "stream": state._stream.state_dict(),
-        "window": state._window.state_dict(),
-        "gradients": [parameter.grad for parameter in state._parameters()] if is_inside_window else [],
-        "loss_meter": state.loss_meter.state_dict(),
-        "metrics": {metric_name(metric): dict(metric.state_dict()) for metric in remembering},
-    }
-
-
-def load(state: RunnerState, saved: dict[str, Any]) -> None:
-    """Restore what all processes share. See :meth:`RunnerState.load_state_dict`."""
-    if saved["format"] > FORMAT:
-        raise ValueError(
-            f"the state was written by format {saved['format']}, this reads up to {FORMAT}: upgrade fit-core"
-        )
-    model = _bare(state._trained)
-    own = model.state_dict()
-    _check_same_model(saved["model"], {_bare_name(name): value for name, value in own.items()})
-    state.optimizer.load_state_dict(saved["optimizer"])
-    model.load_state_dict({name: saved["model"][_bare_name(name)] for name in own})
-    state.grad_scaler.load_state_dict(saved["grad_scaler"])
-    state.epoch, state.global_step, state.samples = saved["epoch"], saved["global_step"], saved["samples"]
-    state.logs, state.history = dict(saved["logs"]), [dict(row) for row in saved["history"]]
-
-
-def go_on(state: RunnerState, saved: dict[str, Any]) -> None:
-    """Restore callbacks, and what belongs to this process, in a run that has begun."""
-    for name, callback in _with_memory(state):
-        if name in saved["callbacks"]:
-            callback.load_state_dict(saved["callbacks"][name])
-    then, now = saved["settings"], _settings(state)
-    changed = [f"{name} {then[name]} -> {now[name]}" for name in then if then[name] != now[name]]
-    if changed:
-        warnings.warn(f"the run is resumed with other settings: {', '.join(changed)}", stacklevel=4)
-    if len(saved["ranks"]) != state.world_size:
-        warnings.warn(
-            f"the state was saved by {len(saved['ranks'])} processes and is resumed by {state.world_size}: "
-            "random states cannot be restored, and an interrupted epoch starts over",
-            stacklevel=4,
-        )
-        return
-    rank = saved["ranks"][state.rank]
-    assert state._stream is not None
-    state._stream.skipping = state.skipping
-    state._stream.load_state_dict(rank["stream"], rank["rng"])
-    state._window.load_state_dict(rank["window"])
-    for parameter, gradient in zip(state._parameters(), rank["gradients"], strict=False):
-        parameter.grad = None if gradient is None else gradient.to(parameter.device)
-    state.loss_meter.load_state_dict(rank["loss_meter"])
-    for metric in state.metrics:
-        if hasattr(metric, "load_state_dict") and (values := rank["metrics"].get(metric_name(metric))):
-            metric.load_state_dict(values)
-    forgetful = [metric_name(metric) for metric in state.metrics if not hasattr(metric, "state_dict")]
-    if forgetful and state._stream.step:
-        warnings.warn(
-            f"{', '.join(forgetful)} of the interrupted epoch will miss the batches before the interruption: "
-            "give the metric state_dict() and load_state_dict()",
-            stacklevel=4,
-        )
-    set_rng(rank["rng"], state.device)
-
-
-def _settings(state: RunnerState) -> dict[str, Any]:
-    """What a resumed run should have in common with the first."""
-    batch_size = getattr(state._stream and state._stream.loader, "batch_size", None)
-    return {
-        "epochs": state.num_epochs,
-        "batches an epoch": state._stream.size if state._stream else None,
+        "epochs": run.state.num_epochs,
+        "batches per epoch": run.state.batches_per_epoch,
         "batch_size": batch_size if isinstance(batch_size, int) else None,
-        "accumulate_steps": state.accumulate_steps,
+        "accumulate_steps": run.state.accumulate_steps,
     }
 
 
-def _with_memory(state: RunnerState) -> Iterator[tuple[str, Any]]:
-    """The callbacks that have a state, by class name; the second of a class is ``Name.1``."""
+def _state_of(criterion: Any) -> Mapping[str, Any]:
+    """Return the parameters and buffers of a criterion that has some."""
+    criterion = unwrap(criterion)
+    if hasattr(criterion, "state_dict") and hasattr(criterion, "load_state_dict"):
+        return criterion.state_dict()  # type: ignore[no-any-return]
+    return {}
+
+
+def _stateful_callbacks(state: RunnerState) -> Iterator[tuple[str, Any]]:
+    """Yield the callbacks that have a state, by class name. The second of a class is ``Name.1``."""
     seen: dict[str, int] = {}
     for callback in state.callbacks:
         name = type(callback).__name__
@@ -129,19 +144,29 @@ def _with_memory(state: RunnerState) -> Iterator[tuple[str, Any]]:
             yield (f"{name}.{count}" if count else name), callback
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    """The module inside DDP, DataParallel and torch.compile."""
-    while hasattr(model, "_orig_mod") or isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module  # type: ignore[assignment]
-    return model
-
-
 def _bare_name(name: str) -> str:
-    """The name of an entry without the marks of submodules that were compiled by themselves."""
+    """Return the name of an entry without the marks of submodules that were compiled by themselves."""
     return name.replace("_orig_mod.", "")
 
 
-def _check_same_model(saved: dict[str, Any], own: dict[str, Any]) -> None:
+def _without_numpy(value: Any) -> Any:
+    """Return a nested state with NumPy's arrays and numbers as lists and numbers: torch refuses to load the others."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, dict):
+        return {key: _without_numpy(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(map(_without_numpy, value))
+    return value.tolist() if type(value).__module__ == "numpy" else value
+
+
+def _check_same(kind: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        ValueError: they differ.
+    """
+
     def shape(value: Any) -> tuple[int, ...]:
         return tuple(value.shape) if isinstance(value, Tensor) else ()
 
@@ -156,5 +181,5 @@ def _check_same_model(saved: dict[str, Any], own: dict[str, Any]) -> None:
         ],
     }
     if any(wrong.values()):
-        lines = "".join(f"\n  {kind}: {', '.join(names)}" for kind, names in wrong.items() if names)
-        raise ValueError(f"the state is of another model; nothing was loaded:{lines}")
+        lines = "".join(f"\n  {reason}: {', '.join(names)}" for reason, names in wrong.items() if names)
+        raise ValueError(f"the state belongs to another {kind}. Nothing was loaded:{lines}")

@@ -1,19 +1,22 @@
-"""The training loop. ``fit`` holds the epochs, ``_run_epoch`` the batches of a loader, ``_make_step`` one batch."""
+"""The training loop: ``fit`` runs the epochs, ``_run_epoch`` the batches of a loader, ``_make_step`` one batch."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from itertools import islice
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import checks
-from .batch import concat, no_loss, only_input, pair, pair_or_whole, to_device
-from .callback import Callback
-from .metric import Metric, as_metrics
+from .batch import concat, split_for_prediction, split_if_pair, split_pair, to_device
+from .callback import LIFECYCLE, Callback
+from .metric import Metric, as_metrics, metric_name
+from .models import keep_modes
+from .resume import Resume
+from .run import Run, hooks_of
 from .state import History, RunnerState
 from .stream import Stream
 
@@ -21,22 +24,23 @@ __all__ = ["Runner"]
 
 
 class Runner:
-    """Trains a model: ``Runner(model, optimizer, criterion).fit(loader, epochs=5)``.
+    """Train a model: ``Runner(model, optimizer, criterion).fit(loader, epochs=5)``.
 
     Args:
-        model: any module, on the device where it shall run. Called as ``model(input)``.
+        model: any module, on the device where it should run. Called as ``model(input)``.
         optimizer: over the model's parameters.
-        criterion: ``criterion(output, target)`` returns the mean loss of the batch, a 0-dim tensor.
+        criterion: ``criterion(output, target)`` returns the mean loss of the batch, a 0-dim tensor, or a dict of
+            losses, of which ``"loss"`` is trained on and all are logged. May be None if ``forward`` is overridden.
         metrics: objects with ``update(output, target)``, ``compute()``, ``reset()`` (see :class:`Metric`), and plain
-            functions ``f(output, target) -> scalar``, which are averaged by samples.
+            functions ``f(output, target) -> scalar``, which are averaged by ``state.weight``.
         callbacks: called in this order at each hook (see :class:`Callback`).
-        accumulate_steps: batches per optimizer step, 1 or more. The gradient of a step is the sample-weighted mean
-            over its batches; the last, shorter window of an epoch is stepped too.
-        use_fp16: run forward and loss in float16 where autocast knows it safe, with a gradient scaler.
+        accumulate_steps: batches per optimizer step, 1 or more. The gradient of a step is the weighted mean over its
+            batches. The last, shorter window of an epoch is stepped too.
+        use_fp16: run forward and loss in float16 where autocast considers it safe, with a gradient scaler.
         use_bf16: the same in bfloat16, which needs no scaler.
 
     Raises:
-        TypeError, ValueError: something does not fit, and what to do about it.
+        TypeError, ValueError: an argument is invalid. The message says how to fix it.
 
     Example:
         >>> runner = Runner(model, torch.optim.Adam(model.parameters()), nn.CrossEntropyLoss())
@@ -49,7 +53,7 @@ class Runner:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        criterion: Callable[[Any, Any], Tensor],
+        criterion: Callable[[Any, Any], Any] | None,
         metrics: Iterable[Metric | Callable[[Any, Any], Any]] = (),
         callbacks: Iterable[Callback] = (),
         *,
@@ -57,20 +61,24 @@ class Runner:
         use_fp16: bool = False,
         use_bf16: bool = False,
     ) -> None:
+        if criterion is None and (self._has_own("forward") or self._has_own("_make_step")):
+            criterion = _no_loss
         checks.runner(model, optimizer, criterion, callbacks, accumulate_steps, use_fp16 and use_bf16)
-        device = checks.model_device(model)
-        dtype = torch.float16 if use_fp16 else torch.bfloat16 if use_bf16 else None
-        self._autocast = torch.autocast(device.type, dtype) if dtype else nullcontext()
+        assert criterion is not None
+        device = checks.device(model, criterion)
         scaler = torch.amp.GradScaler(device.type, enabled=use_fp16)
         self.state = RunnerState(
             model, optimizer, criterion, as_metrics(metrics), list(callbacks), accumulate_steps, device, scaler
         )
+        self.state.checkpoint = self._resume = Resume(self.state)
+        self._half = torch.float16 if use_fp16 else torch.bfloat16 if use_bf16 else None
+        self._run: Run
 
     def fit(
         self,
         train_loader: Iterable[Any],
-        *,
         epochs: int = 1,
+        *,
         val_loader: Iterable[Any] | None = None,
         steps_per_epoch: int | None = None,
         val_steps: int | None = None,
@@ -80,174 +88,273 @@ class Runner:
 
         Args:
             train_loader: any iterable of pairs ``(input, target)``, each any nesting of tensors.
-            epochs: epochs of the whole run, those before a resume included.
+            epochs: epochs of the whole run, including those before a resume.
             val_loader: the same, to validate on.
             steps_per_epoch: batches that make an epoch. The loader's iterator is then kept from epoch to epoch and
                 starts over when it runs out. Without it, an epoch is one pass.
-            val_steps: validate on the first so many batches only.
-            validate_every: validate after each so many epochs.
+            val_steps: validate on at most this many batches.
+            validate_every: validate every that many epochs.
 
         Returns:
-            One dict an epoch, such as ``{"epoch": 1, "train/loss": 0.7, "lr": 0.1, "val/loss": 0.6}``.
+            One dict per epoch, such as ``{"epoch": 1, "train/loss": 0.7, "lr": 0.1, "val/loss": 0.6}``. If the run
+            was stopped inside an epoch, the last dict has its results so far and ``"stopped_after_batch"``.
 
         Raises:
-            TypeError, ValueError: an argument, a loader or a batch does not fit, and what to do about it.
+            TypeError, ValueError: an argument, a loader or a batch is invalid. The message says how to fix it.
         """
-        state = self._begin()
-        stream = Stream(train_loader, steps_per_epoch, know_last=state.accumulate_steps > 1, device=state.device)
+        state = self.state
+        device = checks.device(state.model, state.criterion)
+        stream = Stream(train_loader, steps_per_epoch, window=state.accumulate_steps, device=device)
         checks.fit(stream, epochs, val_loader, val_steps, validate_every)
-        state._start(stream, epochs, val_loader)
+        run = self._begin(device, stream)
+        state.num_epochs, state.batches_per_epoch = epochs, stream.size
+        state.train_loader, state.val_loader = train_loader, val_loader
+        state.should_stop, state.error = False, None
+        self._resume.begin(run)
+        unfinished: History = []
         try:
-            state._call("on_begin")
-            state._go_on()
-            while state.epoch < epochs and not state.should_stop:
-                if not stream.step:  # Else the run was interrupted inside this epoch.
-                    state.logs = {}
-                state._call("on_epoch_begin")
-                complete = self._run_epoch(train_loader, stream=stream)
-                if complete and val_loader is not None and (state.epoch + 1) % validate_every == 0:
-                    complete = self._run_epoch(val_loader, steps=val_steps)
-                if not complete:
-                    break
-                state._call("on_epoch_end")
-                state._end_epoch()
-                state._call("on_checkpoint")
+            with keep_modes(run.modules()):
+                run.call("on_begin")
+                self._resume.finish_loading()
+                while state.epoch < epochs and not state.should_stop:
+                    run.begin_epoch()
+                    run.call("on_epoch_begin")
+                    complete = self._run_epoch(train_loader, "train")
+                    if complete and val_loader is not None and (state.epoch + 1) % validate_every == 0:
+                        complete = self._run_epoch(val_loader, "val", val_steps)
+                    if not complete:
+                        unfinished = [run.unfinished_row()]
+                        break
+                    run.call("on_epoch_end")
+                    run.end_epoch()
+                    run.call("on_checkpoint")
         except BaseException as error:
             state.error = error
             raise
         finally:
+            run.is_in_loader = False
             stream.close()
-            state._call_each("on_end")
-        return state.history
+            run.call_each("on_end")
+        return state.history + unfinished
 
-    def evaluate(self, loader: Iterable[Any], *, steps: int | None = None) -> dict[str, float]:
-        """Loss and metrics of a loader, such as ``{"val/loss": 0.6, "val/Acc@1": 0.9}``.
+    def evaluate(self, loader: Iterable[Any], *, steps: int | None = None, name: str = "val") -> dict[str, float]:
+        """Return loss and metrics of a loader, such as ``{"val/loss": 0.6, "val/Acc@1": 0.9}``.
 
         The state of a run is left alone, so a callback may call it in the middle of one, in ``on_epoch_end`` say.
 
         Args:
             loader: any iterable of pairs ``(input, target)``.
-            steps: evaluate on the first so many batches only.
+            steps: evaluate at most this many batches.
+            name: the first part of the names in the result, ``test`` for ``test/loss``.
 
         Raises:
-            TypeError, ValueError: the loader or a batch does not fit, and what to do about it.
+            TypeError, ValueError: the loader or a batch is invalid. The message says how to fix it.
         """
         checks.loader("loader", loader, steps)
-        with self._aside() as state:
-            self._run_epoch(loader, steps=steps)
-            return state.logs
+        with self._beside_the_run():
+            self._run_epoch(loader, name, steps)
+            return self.state.logs
 
     def predict(self, loader: Iterable[Any], *, steps: int | None = None) -> Any:
-        """The model's outputs for a loader, on the CPU, joined along the first dimension in the order of the loader.
+        """Return the model's outputs for a loader, on the CPU, joined along the first dimension in loader order.
 
         Args:
-            loader: any iterable of inputs, or of pairs ``(input, target)`` of which the target is ignored.
-            steps: predict the first so many batches only.
+            loader: any iterable of inputs, or of pairs ``(input, target)`` whose target is not needed.
+            steps: predict at most this many batches.
 
         Returns:
-            What the model returns for a batch, each tensor in it joined over all batches. Of several processes,
-            each returns the outputs of its own loader.
+            What the model returns for a batch, each tensor in it joined over all batches. Each of several processes
+            returns the outputs of its own loader.
 
         Raises:
-            TypeError, ValueError: the loader or a batch does not fit, and what to do about it.
+            TypeError, ValueError: the loader or a batch is invalid. The message says how to fix it.
         """
         checks.loader("loader", loader, steps)
         outputs: list[Any] = []
         cpu = torch.device("cpu")
-        with self._aside() as state:
-            state._split, state.metrics, state.criterion = only_input, [], no_loss
-            state._hooks["on_batch_end"].append(lambda state: outputs.append(to_device(state.output, cpu)))
-            self._run_epoch(loader, steps=steps)
+        with self._beside_the_run(predicts=True) as run:
+            run.hooks["on_batch_end"].append(lambda state: outputs.append(to_device(state.output, cpu)))
+            self._run_epoch(loader, "predict", steps)
         return concat(outputs)
 
-    def _run_epoch(self, loader: Iterable[Any], *, stream: Stream | None = None, steps: int | None = None) -> bool:
-        """All batches of a loader; with its stream, train on them. False when ``should_stop`` ended it early."""
-        state, is_train = self.state, stream is not None
-        first = state._start_loader(loader, stream, steps)  # 0, unless the run was interrupted in this epoch
-        state.model.train(is_train)
-        state._call("on_loader_begin")
-        sync = nullcontext()
-        no_sync = getattr(state.model, "no_sync", nullcontext) if is_train else nullcontext
-        with torch.set_grad_enabled(is_train):
-            for state.step, batch in enumerate(stream or islice(loader, steps), first):
-                state._take(batch)
-                closes_window = stream is not None and (stream.last or (state.step + 1) % state.accumulate_steps == 0)
-                state.is_optimizer_step = closes_window
-                state._call("on_batch_begin")
-                with sync if closes_window else no_sync():
-                    self._make_step()
-                state._measure()
-                state._call("on_batch_end")
-                if is_train:
-                    state._call("on_checkpoint")
+    def _run_epoch(self, loader: Iterable[Any], name: str, steps: int | None = None) -> bool:
+        """Run all batches of a loader. Return False if ``should_stop`` ended it early."""
+        state, run = self.state, self._run
+        run.begin_loader(loader, name, steps)
+        run.call("on_loader_begin")
+        with torch.set_grad_enabled(state.is_train):
+            for state.batch_idx, batch in run.batches():
+                run.load_batch(batch)
+                run.call("on_batch_begin")
+                with run.gradient_exchange:
+                    state.make_step()
+                run.update_meters()
+                run.call("on_batch_end")
+                if state.is_train:
+                    run.call("on_checkpoint")
                 if state.should_stop:
                     return False
-        state._end_loader()
-        state._call("on_loader_end")
+        run.end_loader()
+        run.call("on_loader_end")
         return True
 
     def _make_step(self) -> None:
-        """One batch: forward and loss; in training backward, and at the end of a window the optimizer's step.
+        """Run one batch: forward and loss, in training backward, and at the end of a window the optimizer's step.
 
-        The place for logic of your own: override it in a subclass, or assign a function without arguments to
-        ``runner._make_step``. It finds the batch in ``state.input`` and ``state.target``, and should set
-        ``state.output`` (for metrics) and ``state.loss`` (for the log). A batch that is no pair is all in
-        ``state.input``, and ``state.target`` is None; so it is in ``predict``, where the criterion returns None.
+        This is the place for complete control: override it in a subclass, or assign a function without arguments to
+        ``runner._make_step``. It finds the batch in ``state.input`` and ``state.target`` (a batch that is not a pair
+        is whole in ``state.input``), and should set ``state.output`` for metrics and ``state.loss`` for the log.
+        For another way to compute the loss, override :meth:`forward` instead.
 
         Example:
-            The least step there can be, without AMP, accumulation and the hooks around the optimizer::
+            A step that keeps AMP, accumulation and the hooks::
 
                 class MyRunner(Runner):
                     def _make_step(self):
                         state = self.state
-                        state.output = state.model(state.input)
-                        state.loss = state.criterion(state.output, state.target)
+                        with self.autocast():
+                            state.output = state.model(state.input)
+                            state.loss = state.criterion(state.output, state.target)
                         if state.is_train:
-                            state.optimizer.zero_grad()
-                            state.loss.backward()
-                            state.optimizer.step()
+                            self.backward(state.loss)
+                            self.optimizer_step()
         """
-        state = self.state
-        if state.is_train and not state._window.samples:
-            for group in state.optimizer.param_groups:  # What zero_grad() does, without its bookkeeping.
-                for parameter in group["params"]:
-                    parameter.grad = None
-        with self._autocast:
-            state.output = state.model(state.input)
-            if state.target is None:  # It is predict that asks.
-                return
-            loss = state.loss = state.criterion(state.output, state.target)
-        if state.step == 0:
-            checks.loss(loss, state.is_train)
-        if not state.is_train:
-            return
-        scaler = state.grad_scaler
-        if state.accumulate_steps > 1:
-            loss = loss / state._window.divisor(state.batch_size, state.is_optimizer_step, state._parameters())
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch has no type for it
-        state._call("on_after_backward")
-        if state.is_optimizer_step:
-            if state._hooks["on_before_step"]:
-                scaler.unscale_(state.optimizer)
-                state._call("on_before_step")
-            scaler.step(state.optimizer)
-            scaler.update()
+        state, run = self.state, self._run
+        if state.is_train and not run.cleared:
+            run.drop_gradients(state.optimizer)
+        with run.autocast:
+            self.forward()
+        if state.batch_idx == 0 or not isinstance(state.loss, Tensor):
+            run.check_loss("forward" if self._has_own("forward") else "criterion")
+        if state.is_train:
+            self.backward(state.loss)
+            self.optimizer_step()
 
-    def _begin(self) -> RunnerState:
-        standard = getattr(self._make_step, "__func__", None) is Runner._make_step
-        self.state._begin(split=pair if standard else pair_or_whole)  # A step of the user's own may take any batch.
-        return self.state
+    def forward(self) -> None:
+        """Compute ``state.output`` and ``state.loss`` of the batch. Override it for batches that are not pairs,
+        models that return their loss, or several losses.
+
+        AMP, accumulation, clipping, hooks, weights, metrics and ``predict`` keep working. What may be set here:
+        ``state.output`` (for metrics and ``predict``), ``state.loss`` (a 0-dim tensor, or a dict of losses, of which
+        ``"loss"`` is trained on; None where there is none, in evaluation), ``state.target`` (for metrics),
+        ``state.batch_size`` and ``state.weight``. A batch that is not a pair is whole in ``state.input``. In
+        ``predict`` no loss is needed: ``state.needs_loss`` is False.
+
+        Example:
+            A model of Hugging Face, whose loss is a mean over the labels that are not ignored::
+
+                class MyRunner(Runner):
+                    def forward(self):
+                        state = self.state
+                        result = state.model(**state.input)
+                        state.output, state.loss = result.logits, result.loss
+                        state.target = state.input["labels"]
+                        state.weight = (state.target != -100).sum()
+        """  # noqa: D205
+        state = self.state
+        state.output = state.model(state.input)
+        if state.needs_loss:
+            state.loss = state.criterion(state.output, state.target)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context for a forward pass in half precision. It does nothing if the Runner runs in float32."""
+        self._run.used_autocast = True
+        return self._run.autocast
+
+    def backward(self, loss: Any, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Compute the gradients of a loss, weighted for its accumulation window and scaled for fp16.
+
+        Drops the gradients of the last window first, and calls ``on_after_backward`` at the end.
+
+        Args:
+            loss: the mean loss of the batch, a 0-dim tensor.
+            optimizer: compute the gradients of this optimizer's parameters only, for steps with several optimizers.
+        """
+        state, run = self.state, self._run
+        run.used_backward = True
+        if (optimizer or state.optimizer) not in run.cleared:
+            run.drop_gradients(optimizer or state.optimizer)
+        if not run.window.is_trivial:
+            loss = loss / run.loss_divisor()
+        scaled = state.grad_scaler.scale(loss)
+        if optimizer is None:
+            scaled.backward()
+        else:
+            scaled.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
+        if run.hooks["on_after_backward"]:
+            run.call("on_after_backward")
+
+    def optimizer_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Step the optimizer if the batch is the last of its accumulation window, after ``on_before_step``.
+
+        Args:
+            optimizer: the one to step, by default the Runner's. During ``on_before_step`` it is ``state.optimizer``.
+        """
+        state, run = self.state, self._run
+        run.used_optimizer_step = True
+        if not state.is_optimizer_step:
+            return
+        if optimizer is None:
+            optimizer = state.optimizer
+        run.stepped.append(optimizer)
+        if run.hooks["on_before_step"]:
+            state.grad_scaler.unscale_(optimizer)
+            own, state.optimizer = state.optimizer, optimizer
+            try:
+                run.call("on_before_step")
+            finally:
+                state.optimizer = own
+        state.grad_scaler.step(optimizer)
+
+    def _begin(self, device: torch.device, stream: Stream | None = None) -> Run:
+        """Start a run, and look at what may have changed since the last one: device, processes, callbacks, metrics."""
+        state = self.state
+        if device.type != state.device.type:
+            state.grad_scaler = torch.amp.GradScaler(device.type, enabled=self._half is torch.float16)
+        state.device, state.make_step = device, self._make_step
+        has_own_step = self._has_own("_make_step")
+        if has_own_step or self._has_own("forward"):
+            split = split_if_pair  # may take any batch
+        else:
+            split = split_pair if state.needs_loss else split_for_prediction
+        self._run = Run(state, split, self._half, stream, checks_step=has_own_step)
+        return self._run
 
     @contextmanager
-    def _aside(self) -> Iterator[RunnerState]:
-        """A state of its own for what happens beside a run, which goes on as if nothing had been."""
-        run, was_training = self.state, self.state.model.training
-        self.state = run._aside()
+    def _beside_the_run(self, *, predicts: bool = False) -> Iterator[Run]:
+        """Use a state, meters and metrics apart from those of a run that may be going on."""
+        state, run = self.state, getattr(self, "_run", None)
+        self.state = copy.copy(state)
+        self.state.logs, self.state.loss_meters, self.state.should_stop = {}, {}, False
+        if run is not None and run.is_in_loader:  # The metrics contain a part of a loader, which the run still needs.
+            self.state.metrics = copy.deepcopy(state.metrics)
+        if predicts:
+            self.state.metrics, self.state.criterion, self.state.needs_loss = [], _no_loss, False
         try:
-            yield self._begin()
+            beside = self._begin(checks.device(self.state.model, self.state.criterion))
+            with keep_modes(beside.modules()):
+                yield beside
         finally:
-            self.state = run
-            run.model.train(was_training)
+            self.state = state
+            if run is not None:
+                self._run = run
 
-    def __str__(self) -> str:
-        return str(self.state)
+    def _has_own(self, name: str) -> bool:
+        """Return whether a method was overridden, or assigned to."""
+        return getattr(getattr(self, name), "__func__", None) is not getattr(Runner, name)
+
+    def __repr__(self) -> str:
+        """Show what is trained, and which callbacks take part at which hook, in the order they are called."""
+        state = self.state
+        parts = ", ".join(type(part).__name__ for part in (state.model, state.optimizer, state.criterion))
+        metrics = ", ".join(map(metric_name, state.metrics)) or "none"
+        hooks = {
+            hook: [type(method.__self__).__name__ for method in methods]  # type: ignore[attr-defined]
+            for hook, methods in hooks_of(state.callbacks).items()
+        }
+        lines = [f"{line:<28}{', '.join(hooks[line.strip()])}".rstrip() for line in LIFECYCLE.splitlines()]
+        return "\n".join([f"Runner({parts}) on {state.device}, metrics: {metrics}", *lines])
+
+
+def _no_loss(output: Any, target: Any) -> None:
+    """Stand in for the criterion where there is none: in ``predict``, and beside a ``forward`` with its own loss."""

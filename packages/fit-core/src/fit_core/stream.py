@@ -1,223 +1,189 @@
-"""Where the training batches come from: a loader, read epoch after epoch, whose place can be saved and found again."""
+"""Read the training loader epoch after epoch, at a place that can be saved and found again."""
 
 from __future__ import annotations
 
-import os
-import random
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import torch
 
-__all__ = ["Stream", "get_rng", "length", "process_group", "set_rng", "why_empty"]
+from .loaders import has_estimated_length, length, warn_longer, why_empty
+from .random_state import get_random_state, set_random_state
+
+__all__ = ["Stream"]
 
 _END = object()
 
 
-def get_rng(device: torch.device) -> dict[str, Any]:
-    """The state of every global random generator: Python's, NumPy's if it is imported, torch's, the accelerator's."""
-    rng: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if numpy := sys.modules.get("numpy"):
-        name, keys, *rest = numpy.random.get_state()
-        rng["numpy"] = (name, keys.tolist(), *rest)  # arrays do not pass torch.load(weights_only=True)
-    if device.type != "cpu":
-        rng["accelerator"] = torch.get_device_module(device).get_rng_state(device)
-    return rng
-
-
-def set_rng(rng: dict[str, Any], device: torch.device) -> None:
-    """Set every global random generator to what :func:`get_rng` found."""
-    random.setstate(rng["python"])
-    torch.set_rng_state(rng["torch"])
-    if "numpy" in rng and (numpy := sys.modules.get("numpy")):
-        numpy.random.set_state(rng["numpy"])
-    if "accelerator" in rng and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(rng["accelerator"], device)
-
-
-def length(loader: Iterable[Any], at_most: int | None = None) -> int | None:
-    """``len(loader)``, or ``at_most`` if that is less; None where nothing is known."""
-    try:
-        size = len(loader)  # type: ignore[arg-type]  # a loader may have a len; TypeError says that it has not
-    except TypeError:
-        return at_most
-    return size if at_most is None else min(size, at_most)
-
-
-def why_empty(loader: Any, name: str) -> str:
-    """A sentence on a loader that gives no batch, with the sizes that explain it."""
-    samples = length(getattr(loader, "dataset", ()))
-    size = getattr(loader, "batch_size", None)
-    if samples and size and getattr(loader, "drop_last", False):
-        return (
-            f"{name} gives no batch: its {samples} samples do not fill one batch of {size} and drop_last=True "
-            "drops them. Use a smaller batch_size or drop_last=False"
-        )
-    if isinstance(loader, Iterator):
-        return (
-            f"{name} is a {type(loader).__name__}, which can be read only once, and has ended: "
-            "pass a list, a DataLoader, or an object whose __iter__ starts anew"
-        )
-    return f"{name} ({type(loader).__name__}) gives no batch: its dataset is empty"
-
-
-def process_group() -> tuple[int, int]:
-    """``(rank, world_size)``: of the process group where there is one, else of the launcher's environment."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
 class Stream:
-    """The training batches of a run. Iterating gives the batches that are left of the current epoch.
+    """The training batches of a run. Iterating yields the batches that are left of the current epoch.
 
-    An epoch is one pass over the loader, or ``steps`` batches: then the loader's iterator is kept from epoch to
-    epoch and starts over when it runs out. ``set_epoch`` of the loader's samplers is called at each pass.
+    An epoch is one pass over the loader, or ``steps`` batches. With ``steps`` the loader's iterator is kept from
+    epoch to epoch and starts over when it runs out. ``set_epoch`` of the loader's samplers is called at each pass.
 
     A place in the data is the state of all random generators at the start of the pass and the number of batches
-    taken since. To find it again the pass is started anew from those states and as many batches are fetched and
-    dropped; a loader with a ``state_dict`` of its own (such as torchdata's StatefulDataLoader) restores itself.
+    taken since. To find it again, the pass is started from those states and as many batches are fetched and dropped.
+    A loader with a ``state_dict`` of its own (such as torchdata's StatefulDataLoader) restores itself.
 
     Args:
         loader: any iterable of batches.
-        steps: how many batches make an epoch; None for one pass over the loader.
-        know_last: find out which batch is an epoch's last before it is given. Where the loader has no len, this
-            fetches one batch ahead.
+        steps: how many batches make an epoch, or None for one pass over the loader.
+        window: batches per optimizer step. Above 1 the stream has to know which batch is an epoch's last before it
+            is used. Where ``len`` is missing or an estimate, that takes fetching one batch ahead.
         device: the device whose random generator belongs to the place.
 
     Attributes:
         size (int | None): batches in an epoch, None while unknown.
-        steps, device, loader: as given.
-        skipping: wraps the batches that are fetched and dropped, or None.
-        step (int): batches given in this epoch.
-        last (bool): whether the batch just given is known to be the epoch's last.
+        batches_done (int): batches yielded in this epoch.
+        is_last (bool): whether the batch just yielded is known to be the epoch's last.
+        opens_window (bool): whether it is the first of an accumulation window.
+        closes_window (bool): whether it is the last of one.
     """
 
-    def __init__(
-        self, loader: Iterable[Any], steps: int | None, *, know_last: bool = False, device: torch.device
-    ) -> None:
+    def __init__(self, loader: Iterable[Any], steps: int | None, *, window: int, device: torch.device) -> None:
         self.loader = loader
-        self.size = steps or length(loader)
-        self.step = 0
-        self.last = False
         self.steps = steps
+        self.window = window
         self.device = device
-        self.skipping: Callable[[Iterable[Any], int], Iterable[Any]] | None = None
-        self._know_last = know_last
-        self._look_ahead = know_last and self.size is None
+        self.size = steps or length(loader)
+        self.batches_done = 0
+        self.is_last = False
+        self.opens_window = False
+        self.closes_window = False
+        self._looks_ahead = window > 1 and steps is None and (self.size is None or has_estimated_length(loader))
         self._iterator: Iterator[Any] | None = None
         self._ahead: list[Any] = []
         self._passes = 0
         self._taken = 0
-        self._start: dict[str, Any] = {}
-        self._rng: dict[str, Any] = {}
+        self._pass_start: dict[str, Any] = {}
+        self._before_peek: dict[str, Any] = {}
+        self._resumed_at: dict[str, Any] | None = None
         self._loader_state: Any = None
 
+    @property
+    def is_inside_window(self) -> bool:
+        """Whether gradients wait for the rest of their window."""
+        return self.batches_done % self.window != 0 and not self.is_last
+
     def __iter__(self) -> Iterator[Any]:
-        if self.step:  # Resumed inside an epoch: hooks on the way here drew numbers that the first run did not draw.
-            set_rng(self._rng, self.device)
-            if self.last and self.steps is None:
+        if self.batches_done:  # Resumed inside an epoch: hooks on the way here drew numbers that the first run did not.
+            if self._resumed_at is not None:
+                set_random_state(self._resumed_at, self.device)
+            if self.is_last and self.steps is None:
                 if self._taken:
                     self._end_pass()
                 return
-        while self.step != self.steps:
+        while self.batches_done != self.steps:
             if self._iterator is None:
                 self._iterator = self._reopen() if self._taken else self._open()
             batch = self._ahead.pop() if self._ahead else next(self._iterator, _END)
-            if batch is _END:
+            if batch is _END or (self.is_last and self.steps is None):
+                if batch is not _END:  # A loader that has more batches than its len may never end.
+                    warn_longer("train_loader", self.batches_done)
                 self._end_pass()
                 if self.steps is None:
                     break
                 continue
             self._taken += 1
-            self.step += 1
-            self.last = self._peek() is _END if self._look_ahead else self.step == self.size
+            self.opens_window = self.batches_done % self.window == 0
+            self.batches_done += 1
+            self.is_last = (self._looks_ahead and self._peek() is _END) or self.batches_done == self.size
+            self.closes_window = self.is_last or self.batches_done % self.window == 0
             yield batch
 
+    def begin_epoch(self) -> None:
+        """Call ``set_epoch`` of the samplers for a new pass, and update ``size``, which may differ in each pass."""
+        if self.steps is None and not self._taken:
+            self._set_epoch()
+
     def end_epoch(self) -> None:
-        """The epoch is complete: the next batch is the first of another."""
-        self.step = 0
-        self.last = False
+        """Make the next batch the first of another epoch."""
+        self.batches_done = 0
+        self.is_last = False
 
     def close(self) -> None:
-        """Let go of the loader's iterator and with it of its workers."""
+        """Drop the loader's iterator, and its workers with it."""
         self._iterator = None
         self._ahead.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the data."""
-        place: dict[str, Any] = {"step": self.step, "last": self.last, "passes": self._passes, "taken": self._taken}
-        place |= {"generators": self._get_generators(), "start": self._start}
+        """Return the place in the data."""
+        place: dict[str, Any] = {
+            "batches_done": self.batches_done,
+            "is_last": self.is_last,
+            "passes": self._passes,
+            "taken": self._taken,
+            "generators": self._get_generators(),
+            "pass_start": self._pass_start,
+            "before_peek": self._before_peek,
+        }
         if self._taken and self._restores_itself:
             place["loader"] = self.loader.state_dict()  # type: ignore[attr-defined]
         return place
 
-    def load_state_dict(self, place: dict[str, Any], rng: dict[str, Any]) -> None:
-        """Go to a place; the loader is opened there when the next batch is asked for.
+    def load_state_dict(self, place: dict[str, Any], random_state: dict[str, Any]) -> None:
+        """Go to a place. The loader is opened there when the next batch is needed.
 
         Args:
-            place: what :meth:`state_dict` gave.
-            rng: what :func:`get_rng` gave at the same moment.
+            place: what :meth:`state_dict` returned.
+            random_state: what :func:`get_random_state` returned at the same moment.
         """
         self.close()
-        self.step, self.last = place["step"], place["last"]
+        self.batches_done, self.is_last = place["batches_done"], place["is_last"]
         self._passes, self._taken = place["passes"], place["taken"]
-        self._start, self._loader_state = place["start"], place.get("loader")
-        self._rng = rng
+        self._pass_start, self._before_peek = place["pass_start"], place["before_peek"]
+        self._loader_state = place.get("loader")
+        self._resumed_at = random_state
         self._set_generators(place["generators"])
 
     @property
     def _restores_itself(self) -> bool:
-        # A loader that was read one batch ahead would say a place one batch too far.
-        return hasattr(self.loader, "state_dict") and hasattr(self.loader, "load_state_dict") and not self._look_ahead
+        # A loader that was read one batch ahead would report a place one batch too far.
+        return hasattr(self.loader, "state_dict") and hasattr(self.loader, "load_state_dict") and not self._looks_ahead
 
     def _peek(self) -> Any:
         assert self._iterator is not None
-        self._start["before_peek"] = get_rng(self.device)
+        self._before_peek = get_random_state(self.device)
         self._ahead.append(next(self._iterator, _END))
         return self._ahead[0]
 
     def _open(self) -> Iterator[Any]:
-        self._start = {
-            "rng": get_rng(self.device),
-            "generators": self._get_generators(),
-        }
-        self._set_epoch()
+        self._pass_start = {"random": get_random_state(self.device), "generators": self._get_generators()}
+        if self.steps is not None:  # Else begin_epoch has done it.
+            self._set_epoch()
         return iter(self.loader)
 
     def _reopen(self) -> Iterator[Any]:
-        now = get_rng(self.device)
+        now = get_random_state(self.device)
         self._set_epoch()
         if self._loader_state is not None and self._restores_itself:
             self.loader.load_state_dict(self._loader_state)  # type: ignore[attr-defined]
             iterator = iter(self.loader)
         else:
-            set_rng(self._start["rng"], self.device)
-            self._set_generators(self._start["generators"])
+            set_random_state(self._pass_start["random"], self.device)
+            self._set_generators(self._pass_start["generators"])
             iterator = iter(self.loader)
-            dropped: Iterable[Any] = islice(iterator, self._taken)
-            for _ in self.skipping(dropped, self._taken) if self.skipping else dropped:
+            for _ in islice(iterator, self._taken):
                 pass
-            if self._look_ahead:
-                set_rng(self._start["before_peek"], self.device)
+            if self._looks_ahead:
+                set_random_state(self._before_peek, self.device)
                 self._ahead.append(next(iterator, _END))
-        set_rng(now, self.device)
+        set_random_state(now, self.device)
         return iterator
 
     def _end_pass(self) -> None:
         self.close()
         if not self._taken:
             raise ValueError(why_empty(self.loader, "train_loader"))
-        if self._know_last and self.steps is None and not self.last:
+        if self.window > 1 and self.steps is None and not self.is_last:
             raise ValueError(
                 f"len(train_loader) is {self.size}, but it ended after {self._taken} batches, inside an accumulation "
-                "window: correct its __len__, or pass steps_per_epoch"
+                "window. Correct its __len__, or pass steps_per_epoch"
             )
         self._passes += 1
         self._taken = 0
-        self._start = {}
+        self._pass_start = {}
 
     def _samplers(self) -> list[Any]:
         batch_sampler = getattr(self.loader, "batch_sampler", None)
@@ -227,6 +193,8 @@ class Stream:
         for sampler in dict.fromkeys(self._samplers()):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(self._passes)
+        if self.steps is None:  # A batch sampler may yield another number of batches in each pass.
+            self.size = length(self.loader)
 
     def _generators(self) -> list[torch.Generator]:
         found = [getattr(holder, "generator", None) for holder in (self.loader, *self._samplers())]

@@ -1,51 +1,90 @@
-"""Gradient accumulation: the batches whose gradients make one optimizer step, each weighted by its samples."""
+"""Weigh the losses of batches so that their gradients add up to those of one big batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, distributed
+
+from .metric import double
 
 __all__ = ["Window"]
 
 
 class Window:
-    """Weighs the losses of ``size`` batches so that their gradients add up to those of one big batch.
+    """Gradient accumulation: the batches whose gradients make one optimizer step.
 
-    The gradient of a window is ``sum(n_i * g_i) / sum(n_i)`` for batches of ``n_i`` samples with mean gradients
-    ``g_i``. As long as all batches are as large as the first, that is ``g_i / size``, and costs one division of the
-    loss. Only in a window that turns out shorter or uneven are the gradients multiplied, once, before the last
-    backward pass: so each process scales its own gradients, and what DDP then averages is equal everywhere.
+    The gradient of a step is ``sum(w_i * g_i) / sum(w_i)`` over its batches on all processes, for batches of weight
+    ``w_i`` with mean gradients ``g_i``. As long as all weigh as much as the first, that is ``g_i / size`` and costs
+    one division of the loss. Only in a window that turns out shorter or uneven are the gradients multiplied, once,
+    before the last backward pass. So each process scales its own gradients, and what DDP then averages is right.
+
+    Args:
+        size: batches per optimizer step.
+        world_size: number of processes whose gradients are averaged. Above 1 they sum their weights at each step.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, world_size: int = 1) -> None:
         self.size = size
-        self.samples = 0  # of the batches whose gradients wait for the rest of the window
-        self._expected = 0
+        self.world_size = world_size
+        self.is_trivial = size == 1 and world_size == 1
+        """Whether a step is one batch of one process, whose loss needs no scaling."""
+        self._weight: float | Tensor = 0  # of the batches whose gradients wait for the rest of the window
+        self._expected: float | Tensor = 0
 
-    def divisor(self, samples: int, closes: bool, parameters: Iterable[Tensor]) -> float:
-        """What to divide the mean loss of a batch by before its backward pass.
+    def divisor(
+        self, weight: float | Tensor, closes: bool, parameters: Callable[[], Iterable[Tensor]], device: torch.device
+    ) -> float | Tensor:
+        """Return what to divide the mean loss of a batch by before its backward pass. Call it once per batch.
 
         Args:
-            samples: how many samples the batch holds.
-            closes: whether it is the window's last.
-            parameters: what the optimizer steps; their gradients are rescaled when the window is uneven.
+            weight: what the loss is a mean over, a number or a 0-dim tensor, which is not read back.
+            closes: whether it is the window's last batch.
+            parameters: returns those whose gradients are rescaled when the window is uneven.
+            device: the device of a weight that is exchanged between processes.
         """
-        if not self.samples:
-            self._expected = samples * self.size
-        self.samples += samples
+        if isinstance(weight, Tensor):
+            weight = weight.to(device, double(device))
+        opens = not isinstance(self._weight, Tensor) and self._weight == 0
+        if opens:
+            self._expected = _or_one(weight) * self.size
+        self._weight = self._weight + weight
         if closes:
-            if self.samples != self._expected:
-                for parameter in parameters:
-                    if parameter.grad is not None:
-                        parameter.grad.mul_(self._expected / self.samples)
-            self._expected, self.samples = self.samples, 0
-        return self._expected / samples
+            expected, self._expected = self._expected, _or_one(self._mean_over_processes(device))
+            self._weight = 0
+            if not opens:
+                _rescale(parameters, expected, self._expected)
+        if isinstance(weight, Tensor) or weight:
+            return self._expected / weight
+        return math.inf
 
-    def state_dict(self) -> dict[str, int]:
-        """Samples seen and expected."""
-        return {"samples": self.samples, "expected": self._expected}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights seen and expected."""
+        return {"weight": self._weight, "expected": self._expected}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on in the window that :meth:`state_dict` described."""
-        self.samples, self._expected = state_dict["samples"], state_dict["expected"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume inside the window that :meth:`state_dict` described."""
+        self._weight, self._expected = state_dict["weight"], state_dict["expected"]
+
+    def _mean_over_processes(self, device: torch.device) -> float | Tensor:
+        if self.world_size == 1:
+            return self._weight
+        total = torch.zeros((), dtype=double(device), device=device) + self._weight
+        distributed.all_reduce(total)
+        return total / self.world_size
+
+
+def _rescale(parameters: Callable[[], Iterable[Tensor]], expected: float | Tensor, actual: float | Tensor) -> None:
+    """Multiply gradients that were divided by what was expected, where that turned out to be something else."""
+    if isinstance(expected, Tensor) or isinstance(actual, Tensor) or expected != actual:
+        for parameter in parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(expected / actual)
+
+
+def _or_one(weight: float | Tensor) -> float | Tensor:
+    """Return a weight to divide by: a window of batches without any sample has gradients of zero."""
+    return torch.where(weight > 0, weight, 1.0) if isinstance(weight, Tensor) else weight or 1

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CheckpointError", "copied", "damage", "put", "read", "sync_folder", "write"]
+__all__ = ["CheckpointError", "add_name", "copy_to_cpu", "find_damage", "read", "sync_folder", "write"]
 
 
 class CheckpointError(RuntimeError):
@@ -33,7 +33,7 @@ def write(content: Mapping[str, Any], part: Path) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        if problem := damage(part):
+        if problem := find_damage(part):
             raise OSError(f"read back, {problem}")
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
@@ -45,7 +45,7 @@ def write(content: Mapping[str, Any], part: Path) -> None:
         ) from error
 
 
-def put(source: Path, target: Path) -> None:
+def add_name(source: Path, target: Path) -> None:
     """Give a file one more name. What had that name goes; there is no moment without the one or the other."""
     passing = target.with_name(f".{target.name}.link")
     passing.unlink(missing_ok=True)
@@ -68,7 +68,7 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def damage(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """What is wrong with a file, by the checksums of all its records; None when it is whole."""
     try:
         with zipfile.ZipFile(path) as records:
@@ -88,7 +88,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    if problem := damage(path):
+    if problem := find_damage(path):
         raise CheckpointError(f"{path} cannot be used: {problem}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -120,14 +120,14 @@ def newest_whole(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
     raise CheckpointError(f"no checkpoint can be used: {'; '.join(problems)}")
 
 
-def copied(value: Any) -> Any:
+def copy_to_cpu(value: Any) -> Any:
     """A copy of a nested state on the CPU, which later steps do not change."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {key: copied(part) for key, part in value.items()}
+        return {key: copy_to_cpu(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(copied(part) for part in value)
+        return type(value)(copy_to_cpu(part) for part in value)
     return value
 
 

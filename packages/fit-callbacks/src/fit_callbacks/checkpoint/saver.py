@@ -7,18 +7,17 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from fit_core import Callback, RunnerState
-from tqdm.auto import tqdm
+from fit_core import Callback, RunnerState, at_least_one, has_process_group
 
 from ..every import check_every, is_due
 from ..monitor import Best, check_monitor, monitored
-from ..ranks import has_peers, say
-from .files import CheckpointError, copied, newest_whole, put, sync_folder, write
+from ..ranks import print_line
+from .files import CheckpointError, add_name, copy_to_cpu, newest_whole, sync_folder, write
 from .signals import Signals
 
 __all__ = ["CheckpointSaver"]
@@ -79,8 +78,7 @@ class CheckpointSaver(Callback):
         background: bool = False,
     ) -> None:
         check_every("every_steps", every_steps)
-        if keep < 1:
-            raise ValueError(f"keep must be 1 or more, got {keep}")
+        at_least_one(keep=keep)
         self.save_dir = Path(save_dir)
         self.monitor = monitor
         self._sign = Best(mode).sign
@@ -103,15 +101,14 @@ class CheckpointSaver(Callback):
         check_monitor(state, self.monitor)
         self._kept, self._epochs, self._saved, self._stopped_by = [], 0, None, 0
         # Flags and states travel between the processes by way of the CPU, so that no accelerator is waited for.
-        self._peers = torch.distributed.new_group(backend="gloo") if has_peers() else None
+        self._peers = torch.distributed.new_group(backend="gloo") if has_process_group() else None
         self._asking = None
         found = self._on_rank_zero(state, lambda: self._open(state))
         if found is not None:
             path, content = found
             state.load_state_dict(content)
             self._saved = _point(state) if _same(path.parent, self.save_dir) else None
-            state.skipping = self._skipping
-            self._tell(state, path)
+            self._tell(state, path, content)
         if self.save_on_signal:
             self._signals.listen()
 
@@ -148,7 +145,9 @@ class CheckpointSaver(Callback):
                 self._asking[0].wait()
         if self._stopped_by and state.error is None:
             name = signal.Signals(self._stopped_by).name
-            say(state, f"CheckpointSaver: {name} stopped the run in epoch {state.epoch + 1}; {self.save_dir} holds it")
+            print_line(
+                state, f"CheckpointSaver: {name} stopped the run in epoch {state.epoch + 1}; {self.save_dir} has it"
+            )
             if self._stopped_by == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(128 + self._stopped_by)
@@ -165,7 +164,9 @@ class CheckpointSaver(Callback):
         """Save ``last.pt``, and ``best.pt`` after an epoch with a value that is better."""
         self._saved = _point(state)
         if not _is_finite(state):
-            say(state, f"CheckpointSaver: epoch {state.epoch} has weights that are nan or infinite; it is not saved")
+            print_line(
+                state, f"CheckpointSaver: epoch {state.epoch} has weights that are nan or infinite; it is not saved"
+            )
             return
         names, dropped = self._rank(state.epoch, value) if value is not None else ([], [])
         content = state.state_dict()
@@ -175,7 +176,7 @@ class CheckpointSaver(Callback):
             torch.distributed.gather_object(content["ranks"][0], ranks, dst=0, group=self._peers)
             content["ranks"] = ranks
         if self.background and state.rank == 0:
-            content = copied(content)
+            content = copy_to_cpu(content)
         self._on_rank_zero(
             state, lambda: self._writer.run(lambda: self._write(content, names, dropped), self.background)
         )
@@ -195,9 +196,9 @@ class CheckpointSaver(Callback):
         part, last = self.save_dir / ".last.pt.part", self.save_dir / "last.pt"
         write(content, part)
         for name in names:
-            put(part, self.save_dir / name)
+            add_name(part, self.save_dir / name)
         if last.exists():
-            put(last, self.save_dir / "before-last.pt")
+            add_name(last, self.save_dir / "before-last.pt")
         os.replace(part, last)
         sync_folder(self.save_dir)
         for name in dropped:
@@ -215,7 +216,7 @@ class CheckpointSaver(Callback):
                     f'there is no checkpoint in {self.save_dir} to resume from; resume="auto" begins anew then'
                 )
             if not paths:
-                say(state, f"CheckpointSaver: there is no checkpoint in {self.save_dir}, the run begins anew")
+                print_line(state, f"CheckpointSaver: there is no checkpoint in {self.save_dir}, the run begins anew")
             return newest_whole(paths) if paths else None
         found = None
         if self.resume is not False:
@@ -238,21 +239,21 @@ class CheckpointSaver(Callback):
             folder.mkdir()
             for path in paths:
                 path.rename(folder / path.name)
-            say(state, f"CheckpointSaver: checkpoints of an earlier run in {self.save_dir} are in {folder.name} now")
+            print_line(
+                state, f"CheckpointSaver: checkpoints of an earlier run in {self.save_dir} are in {folder.name} now"
+            )
 
-    def _tell(self, state: RunnerState, path: Path) -> None:
+    def _tell(self, state: RunnerState, path: Path, content: dict[str, Any]) -> None:
         if state.epoch >= state.num_epochs:
-            say(
+            print_line(
                 state,
                 f"CheckpointSaver: the run in {path} is complete, {state.epoch} of {state.num_epochs} epochs: there is "
                 "nothing left to do. Pass more epochs to fit, or resume=False to begin anew",
             )
         else:
-            say(state, f"CheckpointSaver: resumed from {path}, in epoch {state.epoch + 1} of {state.num_epochs}")
-
-    def _skipping(self, batches: Iterable[Any], number: int) -> Iterable[Any]:
-        """Show that the batches before the interruption are fetched again, and dropped."""
-        return tqdm(batches, "Finding the place in the data", number, leave=False, delay=1.0, disable=None)
+            batches = content["ranks"][0]["stream"]["batches_done"]
+            place = f"epoch {state.epoch + 1} of {state.num_epochs}" + (f", after batch {batches}" if batches else "")
+            print_line(state, f"CheckpointSaver: resumed from {path}, in {place}")
 
     def _asked_to_stop(self) -> int:
         """The signal that any process has received. What they tell each other at a batch is read at the next."""
@@ -330,7 +331,7 @@ def _name(epoch: int) -> str:
 
 
 def _point(state: RunnerState) -> tuple[int, int]:
-    return state.epoch, state.samples
+    return state.epoch, state.samples_seen
 
 
 def _is_finite(state: RunnerState) -> bool:

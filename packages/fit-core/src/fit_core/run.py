@@ -1,0 +1,370 @@
+"""What the loop does around a batch, so that the loop itself can be read from top to bottom."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .batch import SampleCounter, to_device
+from .callback import HOOKS, Callback
+from .loaders import batches, length, why_empty
+from .metric import FunctionMetric, Mean, as_metrics, metric_name, named_values
+from .processes import has_process_group, rank_and_world_size
+from .random_state import get_random_state, set_random_state
+from .state import RunnerState
+from .stream import Stream
+from .window import Window
+
+__all__ = ["Run", "hooks_of"]
+
+Hook = Callable[[RunnerState], None]
+_NOTHING = nullcontext()
+
+
+class Run:
+    """One call of ``fit``, ``evaluate`` or ``predict``: its hooks, meters, accumulation window and place in the data.
+
+    Args:
+        state: the state that callbacks see.
+        split: returns ``(input, target)`` of a batch.
+        half: the half precision to run in, None for float32.
+        stream: the training batches, None outside ``fit``.
+        checks_step: whether to warn if the first step reaches less than the Runner's own does.
+
+    Attributes:
+        autocast: the context of a forward pass.
+        gradient_exchange: the context of a step, in which DDP averages gradients at the end of a window only.
+        hooks: the methods to call at each hook.
+        window: the accumulation window.
+        model: the model that trains, also while a callback evaluates another in its place.
+        stepped (list): the optimizers that were stepped in this batch.
+        cleared: those whose old gradients were dropped in this window.
+        used_autocast, used_backward, used_optimizer_step: whether the step has called these parts of the Runner.
+        is_in_loader: whether a loader is running, and meters hold a part of it.
+    """
+
+    def __init__(
+        self,
+        state: RunnerState,
+        split: Callable[[Any], tuple[Any, Any]],
+        half: torch.dtype | None,
+        stream: Stream | None,
+        *,
+        checks_step: bool,
+    ) -> None:
+        self.state = state
+        self.autocast: AbstractContextManager[Any] = _NOTHING
+        if half is not None:
+            self.autocast = torch.autocast(state.device.type, half)
+        self.split = split
+        self.stream = stream
+        self.model = state.model
+        self.hooks = hooks_of(state.callbacks)
+        self.stepped: list[torch.optim.Optimizer] = []
+        self.cleared: tuple[torch.optim.Optimizer, ...] = ()
+        self.used_autocast = self.used_backward = self.used_optimizer_step = False
+        self.is_in_loader = False
+        self._half = half
+        self._scales = state.grad_scaler.is_enabled()
+        self._checks_step = checks_step
+        self._divisor: float | Tensor | None = None
+        self._counter = SampleCounter(None)
+        self._at_rest: dict[str, Any] | None = None
+        state.metrics[:] = as_metrics(state.metrics)
+        state.rank, state.world_size = rank_and_world_size()
+        self.window = Window(state.accumulate_steps, state.world_size if has_process_group() else 1)
+        checks.metrics_reduce(state.metrics, state.world_size)
+        self.gradient_exchange: AbstractContextManager[Any] = _NOTHING
+        self._wrapped: list[Any] = [module for module in self.modules() if hasattr(module, "no_sync")]
+        for metric in state.metrics:
+            if hasattr(metric, "to"):
+                metric.to(state.device)
+            if hasattr(metric, "persistent"):  # torchmetrics: let state_dict contain what exact resume needs
+                metric.persistent(True)
+
+    def modules(self) -> list[nn.Module]:
+        """Return what is put into train or eval mode: the model, and the criterion if it is a module."""
+        return [part for part in (self.model, self.state.criterion) if isinstance(part, nn.Module)]
+
+    def parameters(self) -> list[Tensor]:
+        """Return everything that may have a gradient, once."""
+        stepped = (parameter for group in self.state.optimizer.param_groups for parameter in group["params"])
+        others = (parameter for module in self.modules() for parameter in module.parameters())
+        return list(dict.fromkeys((*stepped, *others)))
+
+    def call(self, hook: str) -> None:
+        """Call a hook of every callback that overrides it, in order."""
+        for method in self.hooks[hook]:
+            method(self.state)
+
+    def call_each(self, hook: str) -> None:
+        """Call a hook of every callback, also after one that raises. Raise the first error at the end."""
+        with ExitStack() as stack:  # calls back in reverse
+            for method in reversed(self.hooks[hook]):
+                stack.callback(method, self.state)
+
+    def begin_epoch(self) -> None:
+        """Start an epoch, or continue the one in which the run was interrupted."""
+        if self.stream and not self.stream.batches_done:
+            self.state.logs = {}
+
+    def begin_loader(self, loader: Iterable[Any], name: str, steps: int | None = None) -> None:
+        """Start a loader: set the modes, and empty the meters unless the run was interrupted in it."""
+        state, stream = self.state, self.stream if name == "train" else None
+        if stream:
+            stream.begin_epoch()
+        state.loader, state.loader_name, state.is_train = loader, name, stream is not None
+        state.is_optimizer_step, self.gradient_exchange = False, _NOTHING
+        state.num_batches = stream.size if stream else length(loader, at_most=steps)
+        state.batch_idx = stream.batches_done if stream else 0
+        state.batch_size = None
+        self._counter = SampleCounter(loader)
+        self._batches = iter(stream) if stream else batches(loader, steps, "loader")
+        for module in self.modules():
+            module.train(state.is_train)
+        if not state.batch_idx:
+            state.loss_meters = {}
+            for metric in state.metrics:
+                metric.reset()
+        self.is_in_loader = True
+
+    def batches(self) -> Iterator[tuple[int, Any]]:
+        """Return the batches that are left of the loader, numbered."""
+        return enumerate(self._batches, self.state.batch_idx)
+
+    def load_batch(self, batch: Any) -> None:
+        """Move input and target of a batch to the device, and count its samples."""
+        state, device = self.state, self.state.device
+        input, target = self.split(batch)
+        state.input = input if isinstance(input, Tensor) and input.device == device else to_device(input, device)
+        state.target = target if isinstance(target, Tensor) and target.device == device else to_device(target, device)
+        state.batch_size = self._counter.count(input, target)
+        state.weight = state.output = state.loss = self._divisor = None
+        if state.losses:
+            state.losses = {}
+        if state.is_train and self.stream:
+            state.is_optimizer_step = self.stream.closes_window
+            if self.stream.opens_window:
+                self.cleared = ()
+            if self._wrapped:
+                self.gradient_exchange = _NOTHING if state.is_optimizer_step else self._no_exchange()
+
+    def drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop the gradients of an optimizer's last step: what zero_grad() does, without its bookkeeping."""
+        self.cleared = (*self.cleared, optimizer)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def check_loss(self, source: str) -> None:
+        """Check the loss of a loader's first batch, before its backward pass.
+
+        Args:
+            source: what has computed it, ``criterion`` or ``forward``.
+        """
+        state = self.state
+        if isinstance(state.loss, Mapping):
+            self.split_losses()
+        if state.loss is None and not state.is_train and (source == "forward" or not state.needs_loss):
+            return
+        checks.loss(state.loss, state.is_train, source)
+        self.weight()
+        if state.batch_size is None:
+            raise ValueError(checks.UNKNOWN_BATCH_SIZE)
+
+    def loss_divisor(self) -> float | Tensor:
+        """Return what to divide the losses of this batch by, so that the gradients of its window add up."""
+        if self._divisor is None:
+            closes, device = self.state.is_optimizer_step, self.state.device
+            self._divisor = self.window.divisor(self.weight(), closes, self.parameters, device)
+        return self._divisor
+
+    def split_losses(self) -> None:
+        """Move what a dict of losses contains beside ``"loss"`` to ``state.losses``."""
+        state = self.state
+        state.losses = {name: value for name, value in state.loss.items() if name != "loss"}
+        state.loss = checks.total_loss(state.loss, [metric_name(metric) for metric in state.metrics])
+
+    def weight(self) -> float | Tensor:
+        """Return what the mean loss of this batch is a mean over.
+
+        Raises:
+            ValueError: nobody has said how many samples the batch has.
+        """
+        if self.state.weight is not None:
+            return self.state.weight
+        if self.state.batch_size is None:
+            raise ValueError(checks.UNKNOWN_BATCH_SIZE)
+        return self.state.batch_size
+
+    def update_meters(self) -> None:
+        """Count the batch, and add it to the loss and the metrics, without waiting for the device."""
+        state = self.state
+        if self.stepped:
+            self.stepped = []
+            if self._scales:
+                state.grad_scaler.update()
+        if self._checks_step and state.is_optimizer_step:
+            self._check_step()
+        if state.is_train:
+            if state.batch_size is None:
+                raise ValueError(checks.UNKNOWN_BATCH_SIZE)
+            state.global_step += state.is_optimizer_step
+            state.samples_seen += state.batch_size * state.world_size
+        if state.loss is not None:
+            if not isinstance(state.loss, Tensor):
+                self.split_losses()
+            weight = state.batch_size if state.weight is None and state.batch_size is not None else self.weight()
+            (state.loss_meters.get("loss") or self._new_meter("loss")).update(state.loss, weight)
+            for name, value in state.losses.items():
+                (state.loss_meters.get(name) or self._new_meter(name)).update(value, weight)
+        if state.metrics:
+            with torch.no_grad():
+                for metric in state.metrics:
+                    if isinstance(metric, FunctionMetric):
+                        metric.weight = self.weight()
+                    metric.update(state.output, state.target)
+
+    def end_loader(self) -> None:
+        """Put the results of a loader, over all processes, into the logs.
+
+        Raises:
+            ValueError: the loader yielded no batches, or two results have the same name.
+        """
+        state = self.state
+        if state.is_train:
+            self.rest()
+        values = self.results()
+        if state.batch_size is None and not values and not (state.is_train and state.batch_idx):
+            raise ValueError(why_empty(state.loader, "the loader"))
+        state.logs.update({f"{state.loader_name}/{name}": value for name, value in values.items()})
+        if state.is_train:
+            state.logs["lr"] = float(state.optimizer.param_groups[0]["lr"])
+        self.is_in_loader = False
+
+    def results(self) -> dict[str, float]:
+        """Return the losses and metrics of this loader by name, over all processes if there is a process group.
+
+        Raises:
+            ValueError: two metrics return a value of the same name.
+        """
+        state, several = self.state, has_process_group()
+        meters = {name: state.loss_meters.get(name) or self._new_meter(name) for name in self._loss_names(several)}
+        if several:
+            for meter in (*meters.values(), *state.metrics):
+                if hasattr(meter, "all_reduce"):
+                    meter.all_reduce()
+        values = {name: float(meter.compute()) for name, meter in meters.items()}
+        for metric in state.metrics:
+            for name, value in named_values(metric).items():
+                if name in values:
+                    raise ValueError(f"two results are called {name!r}: give each a name of its own")
+                if not isinstance(value, Tensor) or value.numel() == 1:
+                    values[name] = float(value)
+        return values
+
+    def end_epoch(self) -> None:
+        """Add the epoch to the history."""
+        self.state.history.append({"epoch": self.state.epoch + 1, **self.state.logs})
+        self.state.epoch += 1
+        self._at_rest = None
+        if self.stream:
+            self.stream.end_epoch()
+
+    def unfinished_row(self) -> dict[str, float]:
+        """Return the history row of an epoch that ``should_stop`` has left incomplete, with the results so far."""
+        state = self.state
+        if state.is_train:
+            self.rest()
+            self.end_loader()
+        assert self.stream is not None
+        return {"epoch": state.epoch + 1, **state.logs, "stopped_after_batch": self.stream.batches_done}
+
+    def rest(self) -> None:
+        """Keep what is needed to resume here, while validation and others go on with meters and random numbers."""
+        if self._at_rest is None:
+            state_dict = self.state_dict()
+            gradients = [None if gradient is None else gradient.clone() for gradient in state_dict["gradients"]]
+            self._at_rest = {**state_dict, "gradients": gradients, "metrics": copy.deepcopy(state_dict["metrics"])}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the part of a run that differs between processes."""
+        if self._at_rest is not None:
+            return self._at_rest
+        assert self.stream is not None
+        state = self.state
+        return {
+            "random": get_random_state(state.device),
+            "stream": self.stream.state_dict(),
+            "window": self.window.state_dict(),
+            "gradients": [p.grad for p in self.parameters()] if self.stream.is_inside_window else [],
+            "losses": {name: meter.state_dict() for name, meter in state.loss_meters.items()},
+            "metrics": {metric_name(m): dict(m.state_dict()) for m in state.metrics if hasattr(m, "state_dict")},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, in a run that has begun."""
+        assert self.stream is not None
+        state = self.state
+        self.stream.load_state_dict(state_dict["stream"], state_dict["random"])
+        self.window.load_state_dict(state_dict["window"])
+        if state_dict["gradients"]:
+            self.cleared = (state.optimizer,)
+        for parameter, gradient in zip(self.parameters(), state_dict["gradients"], strict=False):
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        state.loss_meters = {}
+        for name, values in state_dict["losses"].items():
+            self._new_meter(name).load_state_dict(values)
+        for metric in state.metrics:
+            if hasattr(metric, "load_state_dict") and (values := state_dict["metrics"].get(metric_name(metric))):
+                metric.load_state_dict(values)
+        set_random_state(state_dict["random"], state.device)
+
+    def _no_exchange(self) -> AbstractContextManager[Any]:
+        stack = ExitStack()
+        for module in self._wrapped:
+            stack.enter_context(module.no_sync())
+        return stack
+
+    def _check_step(self) -> None:
+        """Warn if a step of the user's own does not reach what callbacks and settings ask for."""
+        self._checks_step = False
+        steps = self.used_backward and self.used_optimizer_step
+        hooks = [] if self.used_backward else self.hooks["on_after_backward"]
+        hooks = hooks if self.used_optimizer_step else hooks + self.hooks["on_before_step"]
+        ignored = [type(method.__self__).__name__ for method in hooks]  # type: ignore[attr-defined]
+        if self.state.accumulate_steps > 1 and not steps:
+            ignored.append("accumulate_steps")
+        if self._half is torch.float16 and not (steps and self.used_autocast):
+            ignored.append("use_fp16")
+        if self._half is torch.bfloat16 and not self.used_autocast:
+            ignored.append("use_bf16")
+        if ignored:
+            checks.own_step(list(dict.fromkeys(ignored)))
+
+    def _new_meter(self, name: str) -> Mean:
+        meter = self.state.loss_meters[name] = Mean(self.state.device)
+        return meter
+
+    def _loss_names(self, several: bool) -> list[str]:
+        """Return the names of the losses, also of those that only other processes have seen."""
+        if not several:
+            return list(self.state.loss_meters)
+        names: list[list[str]] = [[] for _ in range(self.state.world_size)]
+        torch.distributed.all_gather_object(names, list(self.state.loss_meters))
+        return list(dict.fromkeys(name for some in names for name in some))
+
+
+def hooks_of(callbacks: Iterable[Callback]) -> dict[str, list[Hook]]:
+    """Return the bound methods to call at each hook: of every callback, in order, those that it overrides."""
+
+    def overrides(callback: Callback, hook: str) -> bool:
+        return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
+
+    return {hook: [getattr(callback, hook) for callback in callbacks if overrides(callback, hook)] for hook in HOOKS}
