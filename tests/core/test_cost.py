@@ -97,6 +97,41 @@ def test_a_step_makes_no_more_calls_than_the_loop_by_hand():
     assert ours[1] <= theirs[1]  # of built-in ones: 81 and 92, since gradients are dropped without zero_grad()
 
 
+def one_batch_epochs(epochs, *, validates):
+    model, optimizer, criterion, data = parts()
+    data = data[:1]
+
+    def by_hand():
+        for _ in range(epochs):
+            for is_train in (True, False)[: 1 + validates]:
+                model.train(is_train)
+                total = torch.zeros((), dtype=torch.float64)
+                with torch.set_grad_enabled(is_train):
+                    for input, target in data:
+                        loss = criterion(model(input), target)
+                        if is_train:
+                            optimizer.zero_grad()
+                            loss.backward()
+                            optimizer.step()
+                        total.add_(loss.detach(), alpha=len(input))
+                float(total / len(input))
+
+    def with_runner():
+        Runner(model, optimizer, criterion).fit(data, epochs, val_loader=data if validates else None)
+
+    return with_runner, by_hand
+
+
+@pytest.mark.parametrize(("validates", "more"), [(False, 100), (True, 200)])
+def test_an_epoch_of_one_batch_makes_few_calls_more_than_the_loop_by_hand(validates, more):
+    """Calls of Python and built-in functions together. A copy of the random states alone would take 7000."""
+    (ours, theirs), (many_ours, many_theirs) = (one_batch_epochs(n, validates=validates) for n in (STEPS, 2 * STEPS))
+    for run in (ours, theirs):
+        run()
+    counts = [sum(calls(many)) - sum(calls(few)) for few, many in ((ours, many_ours), (theirs, many_theirs))]
+    assert (counts[0] - counts[1]) / STEPS <= more
+
+
 def test_callbacks_cost_the_hooks_that_they_override():
     class Silent(Callback):
         """Overrides nothing."""

@@ -2,6 +2,7 @@
 
 import multiprocessing
 
+import numpy as np
 import pytest
 import torch
 from fit_core import Callback, Runner
@@ -217,10 +218,107 @@ def test_a_len_that_lies_is_named_when_it_would_lose_a_window():
     runner()[0].fit(Lies())  # without accumulation nothing is lost
 
 
-def test_what_is_no_loader_is_refused():
+class Samples(IterableDataset):
+    def __iter__(self):
+        return iter([])
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        (7, "got int"),
+        ("mnist", "got str"),
+        ({"x": torch.zeros(2)}, "got dict"),
+        (
+            TensorDataset(torch.zeros(4, 1), torch.zeros(4, 1)),
+            r"got TensorDataset, a dataset\. Wrap it: DataLoader\(dataset, batch_size=32, shuffle=True\)",
+        ),
+        (Samples(), r"got Samples, a dataset\. Wrap it: DataLoader\(dataset, batch_size=32\), or .*batch_size=None\)"),
+        (torch.zeros(4, 1), r"got Tensor\. Wrap it: DataLoader\(TensorDataset\(inputs, targets\), batch_size=32"),
+        (np.zeros((4, 1)), r"got ndarray\. Wrap it: .* of torch.as_tensor of your arrays"),
+    ],
+)
+def test_what_is_not_a_loader_is_refused_with_the_line_to_type(loader, message):
+    run, seen = runner()
+    for call, name in (
+        (run.fit, "train_loader"),
+        (lambda value: run.fit(numbered(1), val_loader=value), "val_loader"),
+        (run.evaluate, "loader"),
+        (run.predict, "loader"),
+    ):
+        with pytest.raises(TypeError, match=f"{name} must be a DataLoader or another iterable of batches, {message}"):
+            call(loader)
+    assert seen.train == []
+
+
+def test_epochs_may_be_positional():
     run, _ = runner()
-    with pytest.raises(TypeError, match="train_loader must be a DataLoader or another iterable of batches, got int"):
-        run.fit(7)
+    assert [row["epoch"] for row in run.fit(numbered(1), 3)] == [1, 2, 3]
+
+
+class Longer:
+    """Yields more than its len says, and may never end."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return iter(numbered(5)) if self.count == 5 else (pair for _ in iter(int, 1) for pair in numbered(1))
+
+
+@pytest.mark.parametrize("count", [5, "endless"])
+@pytest.mark.parametrize("options", [{}, {"accumulate_steps": 2}])
+def test_a_pass_is_no_longer_than_the_len_of_the_loader(count, options):
+    run, seen = runner(**options)
+    with pytest.warns(UserWarning, match=r"len\(train_loader\) is 3, but it yields more batches"):
+        run.fit(Longer(count), 2)
+    assert [len(epoch) for epoch in seen.train] == [3, 3]
+    assert run.state.global_step == (4 if options else 6)
+    with pytest.warns(UserWarning, match=r"len\(loader\) is 3, but it yields more batches"):
+        assert run.predict(Longer(count)).shape == (6, 1)
+
+
+class Estimate(IterableDataset):
+    """Says that it has ten batches, and has another number."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return 10
+
+    def __iter__(self):
+        return iter(numbered(self.count))
+
+
+def test_the_length_of_an_iterable_dataset_is_an_estimate():
+    run, seen = runner(accumulate_steps=2)
+    run.fit(DataLoader(Estimate(5), batch_size=None), 2)
+    assert seen.train == [[0, 1, 2, 3, 4]] * 2
+    assert run.state.global_step == 6
+
+
+def test_the_number_of_batches_may_change_with_the_epoch():
+    class Growing(torch.utils.data.Sampler):
+        epoch = 0
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __len__(self):
+            return 2 + self.epoch
+
+        def __iter__(self):
+            return iter([[0, 1]] * len(self))
+
+    dataset = TensorDataset(torch.zeros(2, 1), torch.zeros(2, 1))
+    run, seen = runner(accumulate_steps=2)
+    run.fit(DataLoader(dataset, batch_sampler=Growing()), 3)
+    assert [len(epoch) for epoch in seen.train] == seen.sizes == [2, 3, 4]
+    assert run.state.global_step == 1 + 2 + 2
 
 
 def test_workers_are_gone_after_an_exception():

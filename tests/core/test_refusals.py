@@ -136,6 +136,27 @@ def test_arguments_in_another_order_are_named():
         Runner(model, sgd(model), LOSS, [], Callback())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda m, o: (nn.Linear, o, LOSS), r"model is the class Linear, expected an object of it, such as Net\(\)"),
+        (lambda m, o: (m, torch.optim.Adam, LOSS), r"optimizer is the class Adam, .* torch.optim.Adam\(model.param"),
+        (
+            lambda m, o: (m, o, nn.CrossEntropyLoss),
+            r"criterion is the class CrossEntropyLoss, .*nn.CrossEntropyLoss\(\)",
+        ),
+        (lambda m, o: (m, "adam", LOSS), r"optimizer is the string 'adam', expected an object"),
+        (lambda m, o: (m, o, "mse"), r"criterion is the string 'mse', expected an object, such as nn.CrossEntropyLoss"),
+        (lambda m, o: (m, o, LOSS, ["accuracy"]), r"metrics contains the name 'accuracy': pass .*fit_metrics.Accuracy"),
+        (lambda m, o: (m, o, LOSS, "accuracy"), r"metrics must be a list of metrics, got str"),
+    ],
+)
+def test_classes_and_names_in_place_of_objects(arguments, message):
+    model = nn.Linear(1, 1)
+    with pytest.raises(TypeError, match=message):
+        Runner(*arguments(model, sgd(model)))
+
+
 def test_nothing_is_shared_between_runners():
     first, second = nn.Linear(1, 1), nn.Linear(1, 1)
     one, two = Runner(first, sgd(first), LOSS), Runner(second, sgd(second), LOSS)

@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import warnings
 
+import pytest
 import torch
 from fit_core import Callback, Runner
 from torch import nn
@@ -90,6 +92,120 @@ def test_no_output_of_the_batch_before_is_measured():
     assert seen[1] is None
 
 
+class Clip(Callback):
+    def on_before_step(self, state):
+        nn.utils.clip_grad_norm_(state.model.parameters(), 0.1)
+
+
+class Look(Callback):
+    def on_after_backward(self, state):
+        self.norm = state.model.weight.grad.norm()
+
+
+class Least(Runner):
+    """Reaches nothing of what the standard step does."""
+
+    def _make_step(self):
+        state = self.state
+        state.output = state.model(state.input)
+        state.loss = state.criterion(state.output, state.target)
+        if state.is_train:
+            state.optimizer.zero_grad()
+            state.loss.backward()
+            state.optimizer.step()
+
+
+class Keeps(Runner):
+    """Keeps everything that the standard step does."""
+
+    def _make_step(self):
+        state = self.state
+        with self.autocast():
+            state.output = state.model(state.input)
+            state.loss = state.criterion(state.output, state.target)
+        if state.is_train:
+            self.backward(state.loss)
+            self.optimizer_step()
+
+
+def pairs(*sizes):
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(n, 3, generator=generator), torch.zeros(n, 1)) for n in sizes]
+
+
+def trained(cls, callbacks=(), **options):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    runner = cls(model, optimizer, nn.MSELoss(), (), callbacks, **options)
+    return runner.fit(pairs(4, 4, 2, 4, 1), 2, val_loader=pairs(3)), model
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "options", "ignored"),
+    [
+        ([Clip(), Look()], {}, "Look, Clip"),
+        ([], {"accumulate_steps": 2}, "accumulate_steps"),
+        ([Clip()], {"use_fp16": True, "accumulate_steps": 2}, "Clip, accumulate_steps, use_fp16"),
+        ([], {"use_bf16": True}, "use_bf16"),
+    ],
+)
+def test_a_step_that_ignores_callbacks_and_settings_is_told_once(callbacks, options, ignored):
+    with pytest.warns(UserWarning, match=f"your _make_step does not reach {ignored}: ") as caught:
+        trained(Least, callbacks, **options)
+    assert len([warning for warning in caught if "_make_step" in str(warning.message)]) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate_steps": 2}, {"use_bf16": True}, {"use_fp16": True, "accumulate_steps": 3}]
+)
+def test_a_step_of_the_public_pieces_is_the_standard_one(options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history, model = trained(Keeps, [Clip(), Look()], **options)
+    standard, other = trained(Runner, [Clip(), Look()], **options)
+    assert history == standard
+    assert torch.equal(model.weight, other.weight)
+
+
+def test_a_step_that_ignores_nothing_hears_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained(Least)
+
+
+def test_a_callback_may_wrap_the_step_of_a_run():
+    class Twice(Callback):
+        """Makes each training step two steps on the same batch."""
+
+        def on_begin(self, state):
+            make_step = state.make_step
+
+            def twice():
+                make_step()
+                if state.is_train:
+                    make_step()
+
+            state.make_step = twice
+
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), (), [Twice()])
+    runner.fit(pairs(4, 4))
+    torch.manual_seed(0)
+    by_hand = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    for input, target in pairs(4, 4):
+        for _ in range(2):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(by_hand(input), target).backward()
+            optimizer.step()
+    torch.testing.assert_close(model.weight, by_hand.weight)
+    runner.state.callbacks.clear()
+    runner.fit(pairs(4))
+    assert runner.state.make_step == runner._make_step  # set afresh
+
+
 class Accumulates(Runner):
     """Accumulates by itself, from public names alone."""
 
@@ -104,6 +220,7 @@ class Accumulates(Runner):
             state.optimizer.step()
 
 
+@pytest.mark.filterwarnings("ignore:your _make_step does not reach accumulate_steps")
 def test_gradients_that_a_step_of_ones_own_has_accumulated_are_saved():
     saved = []
 

@@ -37,6 +37,58 @@ def test_sources_import_only_what_the_house_allows(package):
     assert imported - set(sys.stdlib_module_names) - {package} <= ALLOWED[package]
 
 
+def arrows(folder):
+    """Which module imports which others of its package when it is loaded, as dotted names without the package."""
+    found = {}
+    for path in folder.rglob("*.py"):
+        place = path.relative_to(folder).with_suffix("").parts
+        package = place[:-1]
+        name = ".".join(package if place[-1] == "__init__" else place)
+        found[name] = set()
+        for node in ast.parse(path.read_text()).body:  # what is under TYPE_CHECKING or in a function is not loaded
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = package[: len(package) - node.level + 1]
+                modules = [node.module] if node.module else [alias.name for alias in node.names]
+                found[name] |= {".".join((*base, *module.split("."))) for module in modules}
+    return found
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_no_imports_inside_a_package_go_in_a_circle(package):
+    left = arrows(ROOT / package.replace("_", "-") / "src" / package)
+    left.pop("")  # __init__ imports them all
+    while free := [name for name, needed in left.items() if not needed & set(left)]:
+        for name in free:
+            del left[name]
+    assert not left
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_no_module_uses_a_private_name_of_another(package):
+    folder = ROOT / package.replace("_", "-") / "src" / package
+    own = {path: path.read_text() for path in folder.rglob("*.py")}
+    for path, text in own.items():
+        tree = ast.parse(text)
+        imported = [a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level for a in n.names]
+        reached = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+        }
+        defined = {
+            name for other, other_text in own.items() if other != path for name in privates(ast.parse(other_text))
+        } - privates(tree)
+        assert not [name for name in imported if name.startswith("_")]
+        assert not reached & defined, path
+
+
+def privates(tree):
+    """Private functions, methods and attributes that a module defines."""
+    names = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    names |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
 @pytest.mark.parametrize("package", ALLOWED)
 def test_the_tests_of_a_package_need_no_sibling(package):
     """So a wheel can be tried alone, with tests/<package>; what needs several packages is in tests/together."""

@@ -288,6 +288,44 @@ def test_e13_a_misspelt_hook_is_refused_when_the_class_is_made():
         type("Typo", (Callback,), {"on_batch_ended": lambda self, state: None})
 
 
+async def asynchronous(self, state):
+    pass
+
+
+def generator(self, state):
+    yield
+
+
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        (lambda self, epoch, logs=None: None, r"takes \(self, epoch, logs=None\), expected \(self, state\)\. Every"),
+        (lambda self: None, r"takes \(self\), expected \(self, state\)"),
+        (lambda self, trainer, module: None, r"takes \(self, trainer, module\), expected"),
+        (lambda self, *, state: None, r"takes \(self, \*, state\), expected"),
+        (asynchronous, "an async function or a generator, which would never run: write a plain method"),
+        (generator, "an async function or a generator, which would never run"),
+    ],
+)
+def test_a_hook_with_other_parameters_is_refused_when_the_class_is_made(hook, message):
+    with pytest.raises(TypeError, match=f"Keras.on_epoch_end .*{message}"):
+        type("Keras", (Callback,), {"on_epoch_end": hook})
+
+
+def test_a_hook_in_a_decorator_without_wraps_is_taken():
+    type("Decorated", (Callback,), {"on_epoch_end": lambda *args, **kwargs: None})
+
+
+def test_a_state_and_its_callbacks_show_what_they_are():
+    run, _ = runner(StopAt("epoch", 9))
+    run.fit(batches(2), 3)
+    assert repr(run.state).startswith(
+        "RunnerState(epoch 3 of 3, batch 1 of 2 in train, 6 steps, 12 samples, on cpu, logs:"
+    )
+    assert repr(run.state.callbacks[1]) == "StopAt(hook='epoch', epoch=9, is_train=True)"
+    assert repr(run) == str(run)
+
+
 def test_e13_a_misspelt_state_field_raises():
     run, _ = runner()
     with pytest.raises(AttributeError, match="should_stpo"):

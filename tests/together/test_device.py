@@ -33,6 +33,23 @@ def device_module(monkeypatch):
     monkeypatch.setattr(torch, "meta", module, raising=False)
 
 
+class WeighByDevice(Callback):
+    """Weighs each batch by a number that only the device knows."""
+
+    def on_batch_begin(self, state):
+        if state.is_train:
+            state.weight = (state.target != 0).sum()
+
+
+def parts(output, target):
+    loss = nn.functional.cross_entropy(output, target)
+    return {"loss": loss, "half": loss / 2}
+
+
+def share_of_zero(output, target):
+    return (output.argmax(1) == 0).float().mean()
+
+
 class Count(Callback):
     steps = 0
 
@@ -40,10 +57,10 @@ class Count(Callback):
         self.steps += 1
 
 
-def fit_on_meta(*callbacks, model=None, **options):
+def fit_on_meta(*callbacks, model=None, criterion=None, **options):
     model = model or nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).to("meta")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    runner = Runner(model, optimizer, nn.CrossEntropyLoss(), callbacks=callbacks, **options)
+    runner = Runner(model, optimizer, criterion or nn.CrossEntropyLoss(), callbacks=callbacks, **options)
     runner.fit([(torch.randn(4, 8), torch.randint(4, (4,)))] * STEPS)
 
 
@@ -53,6 +70,14 @@ def test_nothing_is_read_from_the_device_before_the_epoch_ends(options, callback
     count = Count()
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # the epoch's loss has no value there
         fit_on_meta(*callbacks, count, **options)
+    assert count.steps == STEPS
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 3])
+def test_weights_and_parts_of_the_loss_stay_on_the_device(accumulate_steps):
+    count = Count()
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        fit_on_meta(WeighByDevice(), count, criterion=parts, metrics=[share_of_zero], accumulate_steps=accumulate_steps)
     assert count.steps == STEPS
 
 

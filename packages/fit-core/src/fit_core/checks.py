@@ -17,7 +17,18 @@ from .models import common_device
 from .processes import has_process_group, rank_and_world_size
 from .stream import Stream
 
-__all__ = ["at_least_one", "device", "fit", "loader", "loss", "metrics_reduce", "own_step", "runner", "total_loss"]
+__all__ = [
+    "at_least_one",
+    "criterion_exchanges",
+    "device",
+    "fit",
+    "loader",
+    "loss",
+    "metrics_reduce",
+    "own_step",
+    "runner",
+    "total_loss",
+]
 
 UNKNOWN_BATCH_SIZE = (
     "cannot tell how many samples a batch has: input and target do not agree on one length. Set state.batch_size in "
@@ -234,6 +245,21 @@ def total_loss(losses: Mapping[str, Any], metrics: list[str]) -> Any:
     if clash := [name for name in losses if name in metrics]:
         raise ValueError(f"a loss and a metric are both called {clash[0]!r}: give each a name of its own")
     return losses["loss"]
+
+
+def criterion_exchanges(model: nn.Module, criterion: Any, world_size: int) -> None:
+    """Check that several processes average the gradients of a criterion's parameters as those of the model.
+
+    Raises:
+        ValueError: the model is in DistributedDataParallel, and a criterion with trainable parameters is not.
+    """
+    if world_size == 1 or not hasattr(model, "no_sync") or hasattr(criterion, "no_sync"):
+        return
+    if isinstance(criterion, nn.Module) and any(parameter.requires_grad for parameter in criterion.parameters()):
+        raise ValueError(
+            f"the criterion {type(criterion).__name__} has trainable parameters, which would drift apart on "
+            f"{world_size} processes. Wrap it like the model: criterion = fit_distributed.parallel(criterion)"
+        )
 
 
 def own_step(ignored: list[str]) -> None:

@@ -44,7 +44,7 @@ class Run:
         window: the accumulation window.
         model: the model that trains, also while a callback evaluates another in its place.
         stepped (list): the optimizers that were stepped in this batch.
-        cleared: those whose old gradients were dropped in this window.
+        cleared: those whose old gradients were dropped in this window, and that have not stepped since.
         used_autocast, used_backward, used_optimizer_step: whether the step has called these parts of the Runner.
         is_in_loader: whether a loader is running, and meters hold a part of it.
     """
@@ -67,7 +67,7 @@ class Run:
         self.model = state.model
         self.hooks = hooks_of(state.callbacks)
         self.stepped: list[torch.optim.Optimizer] = []
-        self.cleared: tuple[torch.optim.Optimizer, ...] = ()
+        self.cleared: dict[torch.optim.Optimizer, bool] = {}
         self.used_autocast = self.used_backward = self.used_optimizer_step = False
         self.is_in_loader = False
         self._half = half
@@ -78,7 +78,9 @@ class Run:
         self._at_rest: dict[str, Any] | None = None
         state.metrics[:] = as_metrics(state.metrics)
         state.rank, state.world_size = rank_and_world_size()
-        self.window = Window(state.accumulate_steps, state.world_size if has_process_group() else 1)
+        self._exchanges = has_process_group()
+        self.window = Window(state.accumulate_steps, state.world_size if self._exchanges else 1)
+        checks.criterion_exchanges(state.model, state.criterion, state.world_size)
         checks.metrics_reduce(state.metrics, state.world_size)
         self.gradient_exchange: AbstractContextManager[Any] = _NOTHING
         self._wrapped: list[Any] = [module for module in self.modules() if hasattr(module, "no_sync")]
@@ -151,13 +153,13 @@ class Run:
         if state.is_train and self.stream:
             state.is_optimizer_step = self.stream.closes_window
             if self.stream.opens_window:
-                self.cleared = ()
+                self.cleared = {}
             if self._wrapped:
                 self.gradient_exchange = _NOTHING if state.is_optimizer_step else self._no_exchange()
 
     def drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of an optimizer's last step: what zero_grad() does, without its bookkeeping."""
-        self.cleared = (*self.cleared, optimizer)
+        self.cleared[optimizer] = True
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -238,7 +240,7 @@ class Run:
             ValueError: the loader yielded no batches, or two results have the same name.
         """
         state = self.state
-        if state.is_train:
+        if state.is_train and state.val_loader is not None:
             self.rest()
         values = self.results()
         if state.batch_size is None and not values and not (state.is_train and state.batch_idx):
@@ -254,9 +256,9 @@ class Run:
         Raises:
             ValueError: two metrics return a value of the same name.
         """
-        state, several = self.state, has_process_group()
-        meters = {name: state.loss_meters.get(name) or self._new_meter(name) for name in self._loss_names(several)}
-        if several:
+        state, meters = self.state, self.state.loss_meters
+        if self._exchanges:
+            meters = {name: meters.get(name) or self._new_meter(name) for name in self._loss_names()}
             for meter in (*meters.values(), *state.metrics):
                 if hasattr(meter, "all_reduce"):
                     meter.all_reduce()
@@ -289,9 +291,10 @@ class Run:
     def rest(self) -> None:
         """Keep what is needed to resume here, while validation and others go on with meters and random numbers."""
         if self._at_rest is None:
-            state_dict = self.state_dict()
-            gradients = [None if gradient is None else gradient.clone() for gradient in state_dict["gradients"]]
-            self._at_rest = {**state_dict, "gradients": gradients, "metrics": copy.deepcopy(state_dict["metrics"])}
+            self._at_rest = self.state_dict()
+            for name in ("gradients", "metrics"):
+                if self._at_rest[name]:
+                    self._at_rest[name] = copy.deepcopy(self._at_rest[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the part of a run that differs between processes."""
@@ -315,7 +318,7 @@ class Run:
         self.stream.load_state_dict(state_dict["stream"], state_dict["random"])
         self.window.load_state_dict(state_dict["window"])
         if state_dict["gradients"]:
-            self.cleared = (state.optimizer,)
+            self.cleared[state.optimizer] = True
         for parameter, gradient in zip(self.parameters(), state_dict["gradients"], strict=False):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         state.loss_meters = {}
@@ -352,10 +355,8 @@ class Run:
         meter = self.state.loss_meters[name] = Mean(self.state.device)
         return meter
 
-    def _loss_names(self, several: bool) -> list[str]:
+    def _loss_names(self) -> list[str]:
         """Return the names of the losses, also of those that only other processes have seen."""
-        if not several:
-            return list(self.state.loss_meters)
         names: list[list[str]] = [[] for _ in range(self.state.world_size)]
         torch.distributed.all_gather_object(names, list(self.state.loss_meters))
         return list(dict.fromkeys(name for some in names for name in some))

@@ -220,7 +220,7 @@ class Runner:
                             self.optimizer_step()
         """
         state, run = self.state, self._run
-        if state.is_train and not run.cleared:
+        if state.is_train and state.optimizer not in run.cleared:
             run.drop_gradients(state.optimizer)
         with run.autocast:
             self.forward()
@@ -296,7 +296,11 @@ class Runner:
             return
         if optimizer is None:
             optimizer = state.optimizer
+        if optimizer in run.stepped:  # a second step in this batch
+            state.grad_scaler.update()
         run.stepped.append(optimizer)
+        if optimizer in run.cleared:
+            del run.cleared[optimizer]
         if run.hooks["on_before_step"]:
             state.grad_scaler.unscale_(optimizer)
             own, state.optimizer = state.optimizer, optimizer

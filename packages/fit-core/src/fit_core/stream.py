@@ -52,6 +52,11 @@ class Stream:
         self.opens_window = False
         self.closes_window = False
         self._looks_ahead = window > 1 and steps is None and (self.size is None or has_estimated_length(loader))
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+        self._samplers: list[Any] = [sampler for sampler in dict.fromkeys(samplers) if hasattr(sampler, "set_epoch")]
+        generators = [getattr(holder, "generator", None) for holder in (loader, *samplers)]
+        self._generators = [g for g in dict.fromkeys(generators) if isinstance(g, torch.Generator)]
         self._iterator: Iterator[Any] | None = None
         self._ahead: list[Any] = []
         self._passes = 0
@@ -185,24 +190,15 @@ class Stream:
         self._taken = 0
         self._pass_start = {}
 
-    def _samplers(self) -> list[Any]:
-        batch_sampler = getattr(self.loader, "batch_sampler", None)
-        return [getattr(self.loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
-
     def _set_epoch(self) -> None:
-        for sampler in dict.fromkeys(self._samplers()):
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(self._passes)
+        for sampler in self._samplers:
+            sampler.set_epoch(self._passes)
         if self.steps is None:  # A batch sampler may yield another number of batches in each pass.
             self.size = length(self.loader)
 
-    def _generators(self) -> list[torch.Generator]:
-        found = [getattr(holder, "generator", None) for holder in (self.loader, *self._samplers())]
-        return list(dict.fromkeys(generator for generator in found if isinstance(generator, torch.Generator)))
-
     def _get_generators(self) -> list[torch.Tensor]:
-        return [generator.get_state() for generator in self._generators()]
+        return [generator.get_state() for generator in self._generators]
 
     def _set_generators(self, states: list[torch.Tensor]) -> None:
-        for generator, state in zip(self._generators(), states, strict=False):
+        for generator, state in zip(self._generators, states, strict=False):
             generator.set_state(state)
