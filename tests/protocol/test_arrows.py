@@ -102,7 +102,7 @@ LOADED = {
     "fit_core": {"fit_core"},
     "fit_callbacks": {"fit_callbacks", "fit_core", "tqdm"},
     "fit_metrics": {"fit_metrics", "fit_core"},
-    "fit_distributed": {"fit_distributed"},
+    "fit_distributed": {"fit_distributed", "fit_core"},
 }
 
 NEW_MODULES = """

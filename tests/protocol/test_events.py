@@ -1,5 +1,6 @@
 """The lifecycle, told as the list of hooks that a callback sees. Read this first."""
 
+import contextlib
 from unittest.mock import ANY
 
 import pytest
@@ -143,13 +144,46 @@ def test_a_run_after_one_that_was_stopped_is_not_stopped():
     assert len(run.fit(batches(1), epochs=3)) == 3
 
 
+class Status(Callback):
+    """Notes what becomes of a run."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_epoch_begin(self, state):
+        self.seen.append(state.status)
+
+    def on_end(self, state):
+        self.seen.append(state.status)
+
+
+@pytest.mark.parametrize(
+    ("callback", "status"),
+    [
+        (lambda: StopAt("epoch", 5), "finished"),
+        (lambda: StopAt("epoch", 0), "finished"),
+        (lambda: StopAt("batch", 0), "interrupted"),
+        (lambda: StopAt("batch", 0, is_train=False), "interrupted"),
+        (lambda: Fails("on_batch_end"), "failed"),
+        (lambda: Fails("on_batch_end", error=KeyboardInterrupt), "interrupted"),
+    ],
+)
+def test_on_end_knows_what_became_of_the_run(callback, status):
+    seen = Status()
+    run, _ = runner(callback(), seen)
+    with contextlib.suppress(ZeroDivisionError, KeyboardInterrupt):
+        run.fit(batches(2), val_loader=batches(1))
+    assert seen.seen == ["running", status]
+
+
 class Fails(Callback):
-    def __init__(self, *hooks):
+    def __init__(self, *hooks, error=ZeroDivisionError):
+        self.error = error
         for hook in hooks:
             setattr(self, hook, self.fail)
 
     def fail(self, state):
-        raise ZeroDivisionError("of a callback")
+        raise self.error("of a callback")
 
 
 def test_an_exception_reaches_the_user_after_on_end():

@@ -56,6 +56,6 @@ class ScheduledDropout(Callback):
     def on_epoch_begin(self, state: RunnerState) -> None:
         """Set the probability of this epoch."""
         last = (self.epochs or state.num_epochs) - 1
-        part = min(1.0, state.epoch / last) if last else 1.0
+        fraction = min(1.0, state.epoch / last) if last else 1.0
         for layer in self._layers:
-            layer.p = (1 - part) * self.start + part * self.end  # type: ignore[assignment]  # a dropout layer's float
+            layer.p = (1 - fraction) * self.start + fraction * self.end  # type: ignore[assignment]  # a dropout layer's float

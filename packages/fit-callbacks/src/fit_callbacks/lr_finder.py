@@ -90,9 +90,9 @@ class LRFinder(Callback):
     def on_batch_begin(self, state: RunnerState) -> None:
         """Set the learning rate."""
         if state.is_train:
-            part = state.global_step / (self._steps - 1)
+            fraction = state.global_step / (self._steps - 1)
             for group in state.optimizer.param_groups:
-                group["lr"] = self.min_lr * (self.max_lr / self.min_lr) ** part
+                group["lr"] = self.min_lr * (self.max_lr / self.min_lr) ** fraction
 
     def on_batch_end(self, state: RunnerState) -> None:
         """Note the loss, and end where it explodes."""

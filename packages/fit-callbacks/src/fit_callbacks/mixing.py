@@ -163,8 +163,8 @@ def _beta(alpha: float) -> float:
     return torch.distributions.Beta(alpha, alpha).sample().item()
 
 
-def _mix(one: Tensor, other: Tensor, lam: float) -> Tensor:
-    return other.lerp(one, lam)
+def _mix(batch: Tensor, shuffled: Tensor, lam: float) -> Tensor:
+    return shuffled.lerp(batch, lam)
 
 
 def _box(images: Tensor, alpha: float) -> Box:

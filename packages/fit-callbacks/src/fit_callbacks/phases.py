@@ -12,22 +12,22 @@ from fit_core import Callback, RunnerState
 __all__ = ["Phase", "PhasesScheduler"]
 
 MODES: dict[str, Callable[[float, float], float]] = {
-    "linear": lambda part, power: 1 - part,
-    "cos": lambda part, power: (1 + math.cos(math.pi * part)) / 2,
-    "poly": lambda part, power: (1 - part) ** power,
+    "linear": lambda fraction, power: 1 - fraction,
+    "cos": lambda fraction, power: (1 + math.cos(math.pi * fraction)) / 2,
+    "poly": lambda fraction, power: (1 - fraction) ** power,
 }
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a schedule, in which the learning rate goes from one value to another, both reached.
+    """A fraction of a schedule, in which the learning rate goes from one value to another, both reached.
 
     Attributes:
         start: the epoch at which it begins, counted from 0; may lie within an epoch (0.5).
         end: the epoch before which it ends.
         lr: the learning rate of its first and of its last step; a number where it stays.
         mode: the way between them. ``linear``; ``cos``, half a cosine (Loshchilov and Hutter 2017, SGDR); ``poly``,
-            ``(1 - part) ** power`` (Chen et al. 2017, DeepLab).
+            ``(1 - fraction) ** power`` (Chen et al. 2017, DeepLab).
         power: of ``poly``.
     """
 
@@ -43,10 +43,10 @@ class Phase:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
 
-    def at(self, part: float) -> float:
-        """The learning rate at a part of the way, 0..1."""
+    def at(self, fraction: float) -> float:
+        """The learning rate at a fraction of the way, 0..1."""
         first, last = self.lr if isinstance(self.lr, (tuple, list)) else (self.lr, self.lr)
-        return last + (first - last) * MODES[self.mode](part, self.power)
+        return last + (first - last) * MODES[self.mode](fraction, self.power)
 
 
 class PhasesScheduler(Callback):

@@ -109,7 +109,7 @@ class Runner:
         run = self._begin(device, stream)
         state.num_epochs, state.batches_per_epoch = epochs, stream.size
         state.train_loader, state.val_loader = train_loader, val_loader
-        state.should_stop, state.error = False, None
+        state.should_stop, state.error, state.status = False, None, "running"
         self._resume.begin(run)
         unfinished: History = []
         try:
@@ -128,8 +128,11 @@ class Runner:
                     run.call("on_epoch_end")
                     run.end_epoch()
                     run.call("on_checkpoint")
+                if state.status == "running":
+                    state.status = "interrupted" if unfinished else "finished"
         except BaseException as error:
             state.error = error
+            state.status = "failed" if isinstance(error, Exception) else "interrupted"
             raise
         finally:
             run.is_in_loader = False

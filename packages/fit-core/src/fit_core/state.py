@@ -64,6 +64,8 @@ class RunnerState:
         rank: number of this process among all, from 0.
         world_size: number of processes.
         error: the exception that ended the run, for ``on_end``.
+        status: ``running``, and in ``on_end`` ``finished``, ``interrupted`` (stopped inside an epoch, or by a signal or
+            Ctrl-C) or ``failed``.
 
         input: the input of the batch, on the device. May be replaced in ``on_batch_begin``.
         target: its target, likewise.
@@ -79,8 +81,9 @@ class RunnerState:
             A callback may add to it.
         make_step: the function the loop calls for each batch. A callback may wrap it in ``on_begin``. Set to
             ``Runner._make_step`` at the start of each run.
-        should_stop: set it to stop the run. It is read after each batch, which leaves the epoch incomplete (no
-            ``on_loader_end``, no ``on_epoch_end``, and a resumed run completes it), and after each epoch.
+        should_stop: set it to stop the run, with ``status = "interrupted"`` if the run is meant to be resumed. It is
+            read after each batch, which leaves the epoch incomplete (no ``on_loader_end``, no ``on_epoch_end``, and
+            a resumed run completes it), and after each epoch.
     """
 
     # The user's, through Runner.
@@ -114,6 +117,7 @@ class RunnerState:
     rank: int = 0
     world_size: int = 1
     error: BaseException | None = None
+    status: str = "running"
 
     # For callbacks and forward to change.
     input: Any = None

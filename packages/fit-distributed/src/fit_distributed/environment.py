@@ -6,19 +6,20 @@ import os
 import re
 
 import torch
+from fit_core import has_process_group
 from torch import distributed
 
-__all__ = ["barrier", "device", "has_group", "is_main", "launcher_variables", "local_rank", "rank", "world_size"]
+__all__ = ["barrier", "device", "is_main", "launcher_variables", "local_rank", "rank", "world_size"]
 
 
 def rank() -> int:
     """The number of this process among all of all machines, from 0."""
-    return distributed.get_rank() if has_group() else int(launcher_variables().get("RANK", 0))
+    return distributed.get_rank() if has_process_group() else int(launcher_variables().get("RANK", 0))
 
 
 def world_size() -> int:
     """The number of processes on all machines."""
-    return distributed.get_world_size() if has_group() else int(launcher_variables().get("WORLD_SIZE", 1))
+    return distributed.get_world_size() if has_process_group() else int(launcher_variables().get("WORLD_SIZE", 1))
 
 
 def local_rank() -> int:
@@ -39,7 +40,7 @@ def barrier() -> None:
         ...     download()
         >>> barrier()
     """
-    if has_group():
+    if has_process_group():
         distributed.barrier()
 
 
@@ -52,11 +53,6 @@ def device() -> torch.device:
         return torch.device(accelerator.type, torch.accelerator.current_device_index())
     # SLURM may show each process one device only, and processes on gloo may share one: hence the remainder.
     return torch.device(accelerator.type, local_rank() % torch.accelerator.device_count())
-
-
-def has_group() -> bool:
-    """Whether this process is in a process group."""
-    return distributed.is_available() and distributed.is_initialized()
 
 
 def launcher_variables() -> dict[str, str]:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from fit_core import has_process_group
 from torch import distributed
 
 from . import worker
-from .environment import has_group, launcher_variables
+from .environment import launcher_variables
 from .pickling import dump_call, load_value
 
 __all__ = ["LaunchError", "launch"]
@@ -98,7 +99,7 @@ def launch(
         >>> histories = launch(train, lr=0.1, nproc=2)
     """
     _check(fn, nnodes, rdzv, max_restarts, backend, timeout)
-    if has_group():
+    if has_process_group():
         return worker.call(fn, args, kwargs)
     if launcher_variables() and (rdzv is None or "RANK" in os.environ):
         return worker.call_in_group(fn, args, kwargs, backend, timeout)
@@ -174,7 +175,7 @@ def _on_elastic(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     host = (rdzv or "localhost").partition(":")[0]
-    with tempfile.TemporaryDirectory(prefix="fit_distributed_") as folder, _restored():
+    with tempfile.TemporaryDirectory(prefix="fit_distributed_") as folder, _keep_environment():
         os.environ[_LAUNCHER] = str(os.getpid())
         # Without it, as many threads as cores in each process make all of them slow.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // nproc)))
@@ -226,7 +227,7 @@ def _explain(folder: Path, rank: int, exitcode: int, world_size: int) -> LaunchE
 
 
 @contextmanager
-def _restored() -> Iterator[None]:
+def _keep_environment() -> Iterator[None]:
     """Give back signal handlers, environment and log level, which elastic leaves as it likes."""
     is_main_thread = threading.current_thread() is threading.main_thread()
     names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")

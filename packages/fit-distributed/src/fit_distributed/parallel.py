@@ -6,10 +6,11 @@ import warnings
 from typing import Any
 
 import torch
+from fit_core import has_process_group
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .environment import device, has_group, world_size
+from .environment import device, world_size
 
 __all__ = ["parallel"]
 
@@ -39,7 +40,7 @@ def parallel(model: nn.Module, *, sync_bn: bool = False, **ddp_options: Any) -> 
     model = model.to(here)
     if world_size() == 1:
         return model
-    if not has_group():
+    if not has_process_group():
         raise RuntimeError(
             f"there are {world_size()} processes, but no process group: call parallel inside the function that you "
             "launch, or call torch.distributed.init_process_group() first"

@@ -8,12 +8,13 @@ from itertools import cycle, islice
 from typing import Any, TypeVar
 
 import torch
+from fit_core import has_process_group
 from torch import distributed
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, SequentialSampler
 from torch.utils.data import _utils as data_utils
 from torch.utils.data.distributed import DistributedSampler
 
-from .environment import has_group, rank, world_size
+from .environment import rank, world_size
 
 __all__ = ["ShardSampler", "shard"]
 
@@ -60,7 +61,7 @@ class ShardSampler(Sampler[Any]):
     def generator(self) -> torch.Generator | None:
         """The random generator of the inner sampler, which the place of a run in its data needs."""
         holders = (self.sampler, getattr(self.sampler, "sampler", None))
-        return next((found for one in holders if (found := getattr(one, "generator", None))), None)
+        return next((found for holder in holders if (found := getattr(holder, "generator", None))), None)
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the number of the pass on to the inner sampler, if it wants it."""
@@ -89,7 +90,7 @@ class ShardSampler(Sampler[Any]):
         return (length // size if self.drop_last else -(-length // size)) * size
 
     def _indices(self) -> list[Any]:
-        if not has_group() or isinstance(self.sampler, SequentialSampler):
+        if not has_process_group() or isinstance(self.sampler, SequentialSampler):
             return list(self.sampler)
         message = [list(self.sampler) if distributed.get_rank() == 0 else None]
         distributed.broadcast_object_list(message, src=0)

@@ -56,7 +56,7 @@ def work(job: Job) -> list[bytes] | None:
         os.setpgrp()
     with _output(job.log_dir):
         try:
-            _tell_of_restart()
+            _log_restart()
             fn, args, kwargs = pickle.loads(job.call)
             _join(job.backend, job.timeout)
             with _mark_running():
@@ -72,7 +72,7 @@ def call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """Call a function in this process, in its group if there is one; returns what every process returned."""
     with _mark_running():
         value = fn(*args, **kwargs)
-    return [load_value(one) for one in _gather(value)] if world_size() > 1 else [value]
+    return [load_value(data) for data in _gather(value)] if world_size() > 1 else [value]
 
 
 def call_in_group(
@@ -233,21 +233,21 @@ def _report(error: BaseException, timeout: float) -> NoReturn:
         raise error from None
     if error.__traceback__:
         error.__traceback__ = error.__traceback__.tb_next  # Without the frame of this file.
-    told: BaseException = error
+    reported: BaseException = error
     if _is_timeout(error):
-        told = TimeoutError(_missing(attempt, timeout))
+        reported = TimeoutError(_missing(attempt, timeout))
     elif isinstance(error, SystemExit):
-        told = RuntimeError(f"the function called sys.exit({error.code!r}): let it return instead")
-    if told is not error:
-        told.__cause__ = error
+        reported = RuntimeError(f"the function called sys.exit({error.code!r}): let it return instead")
+    if reported is not error:
+        reported.__cause__ = error
     report = attempt / f"failed{rank()}"
-    text = "".join(traceback.format_exception(told))
+    text = "".join(traceback.format_exception(reported))
     report.with_suffix(".part").write_text(text)
     report.with_suffix(".part").rename(report)
     if rank():  # Into its log. On the console it is the last word of the launcher's error.
         sys.stderr.write(text)
     time.sleep(_LAST_WORD)
-    raise told
+    raise reported
 
 
 def _is_timeout(error: BaseException) -> bool:
@@ -277,7 +277,7 @@ def _wait(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.05)
 
 
-def _tell_of_restart() -> None:
+def _log_restart() -> None:
     attempt = _attempt()
     count = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if count and local_rank() == 0:

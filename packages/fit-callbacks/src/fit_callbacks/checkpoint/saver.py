@@ -124,7 +124,8 @@ class CheckpointSaver(Callback):
             self._save(state, monitored(state, self.monitor))
         elif is_due(state, self.every_steps) or self._stopped_by or state.should_stop:
             self._save(state)
-        state.should_stop = state.should_stop or bool(self._stopped_by)
+        if self._stopped_by:
+            state.should_stop, state.status = True, "interrupted"
 
     def on_batch_end(self, state: RunnerState) -> None:
         """In validation too, stop after the batch."""
@@ -154,7 +155,7 @@ class CheckpointSaver(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Which epochs are kept, and their values."""
-        return {"kept": [list(one) for one in self._kept]}
+        return {"kept": [list(entry) for entry in self._kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with them."""
@@ -186,7 +187,7 @@ class CheckpointSaver(Callback):
         this, before = (value, epoch), self._kept
         if not math.isfinite(value):
             return [], []
-        self._kept = sorted([*before, this], key=lambda one: (self._sign * one[0], one[1]))[: self.keep]
+        self._kept = sorted([*before, this], key=lambda entry: (self._sign * entry[0], entry[1]))[: self.keep]
         names = ["best.pt"] if self._kept[0] == this else []
         if self.keep > 1 and this in self._kept:
             names.append(_name(epoch))
