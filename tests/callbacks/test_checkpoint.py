@@ -17,7 +17,7 @@ import torch
 from fit_callbacks import CheckpointError, CheckpointSaver, EarlyStopping, FileLogger, LRScheduler, ModelEma
 from fit_callbacks.checkpoint import read
 from fit_core import Callback
-from scene import Snapshots, batches, flat, make, network
+from scene import Snapshots, Watch, accuracy, batches, flat, make, network
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Dataset
@@ -64,7 +64,7 @@ def test_the_files_of_a_run(tmp_path):
     best, last, before = (read(tmp_path / name) for name in ("best.pt", "last.pt", "before-last.pt"))
     losses = [row["val/loss"] for row in runner.state.history]
     assert (last["epoch"], before["epoch"], best["epoch"]) == (3, 2, losses.index(min(losses)) + 1)
-    assert best["monitor"] == {"name": "loss", "value": min(losses)}
+    assert best["monitor"] == {"name": "val/loss", "value": min(losses)}
     bare = network()
     bare.load_state_dict(torch.load(tmp_path / "last.pt", weights_only=True)["model"])
     assert flat(bare.state_dict()) == flat(runner.state.model.state_dict())
@@ -101,7 +101,7 @@ def test_the_best_are_kept_by_name(tmp_path, mode):
 
 
 def test_of_equal_values_the_first_is_best(tmp_path):
-    make(Logs(2.0, 1.0, 1.0), CheckpointSaver(tmp_path, "value")).fit(batches((4,)), epochs=3)
+    make(Logs(2.0, 1.0, 1.0), CheckpointSaver(tmp_path, "value", "min")).fit(batches((4,)), epochs=3)
     assert read(tmp_path / "best.pt")["epoch"] == 2
 
 
@@ -139,7 +139,7 @@ def test_a9_nan_never_replaces_a_finite_checkpoint(tmp_path, capsys):
 def test_a9_files_of_others_stay(tmp_path):
     for name in ("epoch-0001.txt", "notes.md", "model.pt", ".hidden"):
         (tmp_path / name).write_text("mine")
-    make(Logs(3.0, 2.0, 1.0), CheckpointSaver(tmp_path, "value", keep=2)).fit(batches((4,)), epochs=3)
+    make(Logs(3.0, 2.0, 1.0), CheckpointSaver(tmp_path, "value", "min", keep=2)).fit(batches((4,)), epochs=3)
     for name in ("epoch-0001.txt", "notes.md", "model.pt", ".hidden"):
         assert (tmp_path / name).read_text() == "mine"
 
@@ -213,8 +213,8 @@ def test_b2_resumed_with_everything_the_same_bits(tmp_path, workers):
 
 def test_b6_a_worse_epoch_after_the_resume_does_not_replace_best(tmp_path):
     values = [4.0, 1.0, 2.0, 3.0, 0.5]
-    make(Logs(*values), CheckpointSaver(tmp_path, "value", keep=2)).fit(batches((4,)), epochs=3)
-    saver = CheckpointSaver(tmp_path, "value", keep=2, resume=True)
+    make(Logs(*values), CheckpointSaver(tmp_path, "value", "min", keep=2)).fit(batches((4,)), epochs=3)
+    saver = CheckpointSaver(tmp_path, "value", "min", keep=2, resume=True)
     with pytest.warns(UserWarning, match="epochs 3 -> 4"):
         make(Logs(*values), saver).fit(batches((4,)), epochs=4)
     assert read(tmp_path / "best.pt")["epoch"] == 2
@@ -413,11 +413,31 @@ def test_a8_a_callback_that_raises_shows_in_the_traceback_and_loses_nothing(tmp_
     assert read(tmp_path / "last.pt")["epoch"] == 1
 
 
-def test_e2_a_misspelt_monitor(tmp_path):
-    with pytest.raises(ValueError, match="monitor 'train/los' not found; did you mean 'train/loss'"):
-        make(CheckpointSaver(tmp_path, "train/los")).fit(batches())
-    with pytest.raises(ValueError, match="this run has none: pass val_loader"):
-        make(CheckpointSaver(tmp_path, "val/loss")).fit(batches())
+def test_e2_a_misspelt_monitor_is_refused_before_the_first_step(tmp_path):
+    steps = Watch("on_batch_end", lambda state: 1)
+    with pytest.raises(
+        ValueError, match=r"monitor 'train/los' not found\. Did you mean 'train/loss'\? There are: train"
+    ):
+        make(CheckpointSaver(tmp_path, "train/los"), steps).fit(batches())
+    assert steps.seen == []
+
+
+def test_the_best_model_is_that_of_the_highest_accuracy(tmp_path):
+    def rising(output, target):
+        return float(runner.state.epoch)
+
+    rising.higher_is_better = True
+    runner = make(CheckpointSaver(tmp_path, "val/rising"), metrics=[rising])
+    runner.fit(batches((4,)), 3, val_loader=batches((4,)))
+    assert read(tmp_path / "best.pt")["monitor"] == {"name": "val/rising", "value": 2.0}
+
+
+def test_a_run_resumed_with_another_monitor_starts_its_best_from_scratch(tmp_path):
+    make(CheckpointSaver(tmp_path), metrics=[accuracy]).fit(batches(), 2)
+    saver = CheckpointSaver(tmp_path, "train/accuracy", "max", resume=True)
+    with pytest.warns(UserWarning, match=r"monitor train/loss \(lower is better\) .* with train/accuracy \(higher"):
+        history = make(saver, metrics=[accuracy]).fit(batches(), 3)
+    assert read(tmp_path / "best.pt")["monitor"] == {"name": "train/accuracy", "value": history[2]["train/accuracy"]}
 
 
 def test_e10_another_model(tmp_path):
@@ -527,7 +547,7 @@ def test_the_tool_lists_a_folder(tmp_path):
     lines = {line.split()[0]: line for line in result.stdout.splitlines()}
     assert lines.keys() == {"file", "last.pt", "before-last.pt", "best.pt", "epoch-0002.pt", "epoch-0003.pt"}
     loss = read(tmp_path / "last.pt")["monitor"]["value"]
-    assert lines["last.pt"].split()[:5] == ["last.pt", "3", "15", "loss", f"{loss:.6g}"]
+    assert lines["last.pt"].split()[:5] == ["last.pt", "3", "15", "train/loss", f"{loss:.6g}"]
     assert lines["last.pt"].endswith("MB  whole")
     flip(tmp_path / "before-last.pt")
     result = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)

@@ -1,72 +1,76 @@
-"""The end of a run that no longer gets better."""
+"""Stop a run that no longer gets better."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fit_core import Callback, RunnerState
+from fit_core import Callback, RunnerState, at_least_one
 
-from .monitor import Best, check_monitor, monitored
+from .monitor import Monitor
 from .ranks import from_rank_zero, print_line
 
 __all__ = ["EarlyStopping"]
 
 
 class EarlyStopping(Callback):
-    """Ends the run when the monitored value has not improved for ``patience`` epochs, and says so in a line.
+    """Stop the run when the monitored value has not improved for ``patience`` epochs, and say so in a line.
 
-    Every process takes the decision of rank 0. Epochs without validation (``validate_every``) do not count; nan and
+    Every process takes the decision of rank 0. Epochs without validation (``validate_every``) do not count. Nan and
     infinity are never an improvement.
 
     Args:
-        monitor: a key of the logs, such as ``val/Acc@1``; ``loss`` is ``val/loss``, or ``train/loss`` without
+        monitor: a key of the logs, such as ``val/Acc@1``. ``loss`` is ``val/loss``, or ``train/loss`` without
             validation.
-        mode: ``min`` where less is better, ``max`` where more is.
+        mode: ``min`` if lower is better, ``max`` if higher is. ``auto`` takes ``min`` for a loss, and asks a metric's
+            ``higher_is_better``.
         patience: epochs without an improvement after which to stop, 1 or more.
         min_delta: by how much a value must be better to count, 0 or more.
 
     Raises:
-        ValueError: an argument is out of its range; the run has no such value.
+        TypeError: ``monitor`` is not a string, or ``patience`` is not a whole number.
+        ValueError: an argument is out of its range. Before the first step: the run has no such value, or nothing says
+            which way is better.
 
     Example:
-        >>> EarlyStopping("val/Acc@1", "max", patience=5)
+        >>> EarlyStopping("val/Acc@1", patience=5)
     """
 
-    def __init__(self, monitor: str = "loss", mode: str = "min", *, patience: int = 10, min_delta: float = 0.0) -> None:
-        if patience < 1:
-            raise ValueError(f"patience must be 1 epoch or more, got {patience}")
-        self.monitor = monitor
+    def __init__(
+        self, monitor: str = "loss", mode: str = "auto", *, patience: int = 10, min_delta: float = 0.0
+    ) -> None:
+        at_least_one(patience=patience)
         self.patience = patience
-        self.best = Best(mode, min_delta)
+        self.monitor = Monitor(monitor, mode, min_delta)
         self.waited = 0
 
     def on_begin(self, state: RunnerState) -> None:
-        """A new run has no best value yet; that of a resumed one is restored after this."""
-        check_monitor(state, self.monitor)
+        """Look the monitored value up. The count of a resumed run is restored after this."""
+        self.monitor.begin(state)
+        self.waited = 0
         self._state = state
-        self.best.value, self.waited = None, 0
 
     def on_epoch_end(self, state: RunnerState) -> None:
-        """Compare with the best."""
-        value = from_rank_zero(monitored(state, self.monitor))
+        """Compare with the best value."""
+        value = from_rank_zero(self.monitor.value(state))
         if value is None:
             return
-        self.waited = 0 if self.best.update(value) else self.waited + 1
+        self.waited = 0 if self.monitor.best.update(value) else self.waited + 1
         if self.waited >= self.patience:
             state.should_stop = True
-            best = "never was a finite number" if self.best.value is None else f"was best at {self.best.value:.6g}"
+            best = self.monitor.best.value
             print_line(
                 state,
-                f"EarlyStopping: {self.monitor} {best} and has not improved for {self.patience} epochs; "
-                f"the run ends after epoch {state.epoch + 1}",
+                f"EarlyStopping: stopped after epoch {state.epoch + 1}. {self.monitor.key} "
+                f"{'never was a finite number' if best is None else f'was best at {best:.6g}'} and has not improved "
+                f"for {self.patience} epochs",
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value, and the epochs since."""
-        return {"best": self.best.state_dict(), "waited": self.waited}
+        """Return the best value, and the epochs since."""
+        return {"monitor": self.monitor.state_dict(), "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting there; a run that was stopped stays so, unless ``patience`` has grown."""
-        self.best.load_state_dict(state_dict["best"])
-        self.waited = state_dict["waited"]
-        self._state.should_stop = self._state.should_stop or self.waited >= self.patience
+        """Restore the count. A run that was stopped stays stopped, unless ``patience`` has grown."""
+        if self.monitor.load_state_dict(state_dict["monitor"]):
+            self.waited = state_dict["waited"]
+            self._state.should_stop = self._state.should_stop or self.waited >= self.patience

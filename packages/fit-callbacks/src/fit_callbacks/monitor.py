@@ -1,75 +1,149 @@
-"""Which number of the logs a callback watches, and whether it has become better."""
+"""Watch one result of a run: its name in the logs, which way is better, and the best value so far."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from fit_core import RunnerState
+from fit_core import RunnerState, metric_name
 
-__all__ = ["Best", "check_monitor", "monitored"]
-
-
-def check_monitor(state: RunnerState, monitor: str) -> None:
-    """Refuse, before the first step, a validation result in a run that does not validate.
-
-    Raises:
-        ValueError: there is no ``val_loader``.
-    """
-    if monitor.startswith("val/") and state.val_loader is None:
-        raise ValueError(
-            f"monitor {monitor!r} is a result of validation, and this run has none: "
-            f"pass val_loader=... to fit, or monitor 'train/{monitor.removeprefix('val/')}'"
-        )
+__all__ = ["Best", "Monitor"]
 
 
-def monitored(state: RunnerState, monitor: str) -> float | None:
-    """This epoch's value of ``monitor``; None in an epoch that was not validated (``validate_every``).
+class Monitor:
+    """The result that a callback watches.
 
     Args:
-        state: at the end of an epoch.
-        monitor: a key of ``state.logs``. ``loss`` is short for ``val/loss`` in a run that validates, and for
-            ``train/loss`` in one that does not.
+        name: a key of ``state.logs``, such as ``val/Acc@1``. ``loss`` is short for ``val/loss`` in a run that
+            validates, and for ``train/loss`` in one that does not.
+        mode: ``min`` if lower is better, ``max`` if higher is. ``auto`` takes ``min`` for a loss, and asks a metric's
+            ``higher_is_better``.
+        min_delta: by how much a value must be better to count, 0 or more.
+
+    Attributes:
+        key: the name in the logs. Known once a run has begun.
+        best: the best value so far.
 
     Raises:
-        ValueError: there is no such key; the message names those there are, and what is near.
+        TypeError: the name is not a string.
+        ValueError: the mode or ``min_delta`` is invalid.
     """
-    key = monitor
-    if monitor == "loss":
-        key = "train/loss" if state.val_loader is None else "val/loss"
-    if key in state.logs:
-        return state.logs[key]
-    check_monitor(state, monitor)
-    if key.startswith("val/") and not any(name.startswith("val/") for name in state.logs):
-        return None
-    near = get_close_matches(monitor, state.logs, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"monitor {monitor!r} not found; {hint}there are: {', '.join(state.logs)}")
+
+    def __init__(self, name: str, mode: str = "auto", min_delta: float = 0.0) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f'monitor must be a name in the logs, such as "val/loss", got {name!r}')
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(f"mode must be 'min' (lower is better), 'max' (higher is better) or 'auto', got {mode!r}")
+        self.name = name
+        self.key = name
+        self.mode = mode
+        self.best = Best("min" if mode == "auto" else mode, min_delta)
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+    @property
+    def sign(self) -> float:
+        """1 if lower is better, -1 if higher is."""
+        return self.best.sign
+
+    def begin(self, state: RunnerState) -> None:
+        """Look the result up in a run that begins, and forget the best value of another.
+
+        Raises:
+            ValueError: the run has no such result, or nothing says which way is better. The message says what to type.
+        """
+        self.key = self.name
+        if self.name == "loss":
+            self.key = "train/loss" if state.val_loader is None else "val/loss"
+        self.best = Best(self._direction(state), self.best.min_delta)
+
+    def value(self, state: RunnerState) -> float | None:
+        """Return this epoch's value, or None in an epoch that was not validated (``validate_every``).
+
+        Raises:
+            ValueError: there is no such result. The message lists those there are.
+        """
+        if self.key in state.logs:
+            return state.logs[self.key]
+        if self.key.startswith("val/") and not any(name.startswith("val/") for name in state.logs):
+            return None
+        raise ValueError(self._not_found(list(state.logs)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value, and of what it is."""
+        return {"name": self.key, "sign": self.sign, **self.best.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> bool:
+        """Restore the best value. Return False, with a warning, if it is that of another result."""
+        if (state_dict["name"], state_dict["sign"]) != (self.key, self.sign):
+            saved, own = (
+                f"{name} ({'lower' if sign > 0 else 'higher'} is better)"
+                for name, sign in ((state_dict["name"], state_dict["sign"]), (self.key, self.sign))
+            )
+            warnings.warn(
+                f"the run was saved with monitor {saved} and is resumed with {own}: the best value starts from scratch",
+                stacklevel=2,
+            )
+            return False
+        self.best.load_state_dict(state_dict)
+        return True
+
+    def _direction(self, state: RunnerState) -> str:
+        directions = dict(_directions(state))
+        if self.key.startswith("val/") and state.val_loader is None:
+            raise ValueError(
+                f"monitor {self.name!r} is a result of validation, and this run has none: "
+                f"pass val_loader=... to fit, or monitor 'train/{self.key.removeprefix('val/')}'"
+            )
+        if self.mode != "auto":
+            if self.key.startswith(("val_", "train_")):  # Keras'
+                raise ValueError(self._not_found(list(directions)))
+            return self.mode  # The result of a callback, or one of several losses, cannot be known yet.
+        if self.key not in directions:
+            raise ValueError(
+                f"{self._not_found(list(directions))}. If it comes from a callback or is one of several losses, pass "
+                "mode='min' or mode='max'"
+            )
+        higher_is_better = directions[self.key]
+        if higher_is_better is None:
+            raise ValueError(
+                f"nothing says whether a higher or a lower {self.key} is better: pass mode='max' or mode='min', or set "
+                "higher_is_better on the metric"
+            )
+        return "max" if higher_is_better else "min"
+
+    def _not_found(self, names: list[str]) -> str:
+        lowered = {name.lower(): name for name in names}
+        asked = self.key.lower().replace("val_", "val/").replace("train_", "train/")
+        close = get_close_matches(asked, lowered, n=1, cutoff=0.5)
+        hint = f"Did you mean {lowered[close[0]]!r}? " if close else ""
+        return f"monitor {self.name!r} not found. {hint}There are: {', '.join(names)}"
 
 
 class Best:
     """The best value so far. One that is nan or infinite is never better.
 
     Args:
-        mode: ``min`` where less is better, ``max`` where more is.
+        mode: ``min`` if lower is better, ``max`` if higher is.
         min_delta: by how much a value must be better to count, 0 or more.
 
     Raises:
-        ValueError: the mode is neither.
+        ValueError: ``min_delta`` is negative.
     """
 
     def __init__(self, mode: str, min_delta: float = 0.0) -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode must be 'min' (less is better) or 'max' (more is better), got {mode!r}")
-        if min_delta < 0:
+        if not min_delta >= 0:
             raise ValueError(f"min_delta must be 0 or more, got {min_delta}")
         self.sign = 1.0 if mode == "min" else -1.0
         self.min_delta = min_delta
         self.value: float | None = None
 
     def update(self, value: float) -> bool:
-        """Whether ``value`` is better than the best; it is the best from now on then."""
+        """Return whether ``value`` is better than the best, and keep it then."""
         if not math.isfinite(value):
             return False
         if self.value is not None and self.sign * (self.value - value) <= self.min_delta:
@@ -78,9 +152,28 @@ class Best:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """The value."""
+        """Return the value."""
         return {"value": self.value}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the value."""
         self.value = state_dict["value"]
+
+
+def _directions(state: RunnerState) -> Iterator[tuple[str, bool | None]]:
+    """Yield the results that the loaders of a run are known to have, and whether higher is better."""
+    for prefix in ("train",) if state.val_loader is None else ("train", "val"):
+        yield f"{prefix}/loss", False
+        for metric in state.metrics:
+            for name, part in _parts(metric):
+                yield f"{prefix}/{name}", getattr(part, "higher_is_better", None)
+
+
+def _parts(metric: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the names of a metric's values, each with what knows its direction."""
+    if hasattr(metric, "items"):  # torchmetrics' MetricCollection
+        yield from metric.items()
+    elif isinstance(names := getattr(metric, "names", None), (list, tuple)):  # several values of one kind
+        yield from ((name, metric) for name in names)
+    else:
+        yield metric_name(metric), metric

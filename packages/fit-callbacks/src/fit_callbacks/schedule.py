@@ -9,7 +9,7 @@ import torch
 from fit_core import Callback, RunnerState
 from torch.optim import lr_scheduler
 
-from .monitor import check_monitor, monitored
+from .monitor import Monitor
 from .ranks import from_rank_zero
 
 __all__ = ["LRScheduler", "ReduceLROnPlateau"]
@@ -104,44 +104,50 @@ class ReduceLROnPlateau(Callback):
     never an improvement.
 
     Args:
-        monitor: a key of the logs, such as ``val/Acc@1``; ``loss`` is ``val/loss``, or ``train/loss`` without
+        monitor: a key of the logs, such as ``val/Acc@1``. ``loss`` is ``val/loss``, or ``train/loss`` without
             validation.
-        mode: ``min`` where less is better, ``max`` where more is.
+        mode: ``min`` if lower is better, ``max`` if higher is. ``auto`` takes ``min`` for a loss, and asks a metric's
+            ``higher_is_better``.
         **options: of ``torch.optim.lr_scheduler.ReduceLROnPlateau``: ``factor`` (0.1) to multiply the learning rate by
             after more than ``patience`` (10) epochs without an improvement, ``threshold`` (1e-4) and ``threshold_mode``
-            (``rel``) that tell what is one, ``cooldown`` (0), ``min_lr`` (0).
+            (``rel``) that define an improvement, ``cooldown`` (0), ``min_lr`` (0).
 
     Raises:
-        ValueError: an option is out of its range; the run has no such value.
+        TypeError: ``monitor`` is not a string, or torch does not know an option.
+        ValueError: an option is out of its range. Before the first step: the run has no such value, or nothing says
+            which way is better.
 
     Example:
-        >>> ReduceLROnPlateau("val/Acc@1", "max", factor=0.2, patience=3)
+        >>> ReduceLROnPlateau("val/Acc@1", factor=0.2, patience=3)
     """
 
-    def __init__(self, monitor: str = "loss", mode: str = "min", **options: Any) -> None:
-        self.monitor = monitor
-        self.mode = mode
+    def __init__(self, monitor: str = "loss", mode: str = "auto", **options: Any) -> None:
+        self.monitor = Monitor(monitor, mode)
         self.options = options
-        self._make_scheduler(torch.optim.SGD([torch.zeros(1)]))  # refuses what it does not know
+        groups = len(options["min_lr"]) if isinstance(options.get("min_lr"), (list, tuple)) else 1
+        # Refuses what torch does not know.
+        self._make_scheduler(torch.optim.SGD([{"params": [torch.zeros(1)]} for _ in range(groups)]))
 
     def on_begin(self, state: RunnerState) -> None:
-        """A new run has no best value yet; that of a resumed one is restored after this."""
-        check_monitor(state, self.monitor)
+        """Look the monitored value up. The count of a resumed run is restored after this."""
+        self.monitor.begin(state)
         self.scheduler = self._make_scheduler(state.optimizer)
 
     def on_epoch_end(self, state: RunnerState) -> None:
-        """Compare with the best, and reduce."""
-        value = from_rank_zero(monitored(state, self.monitor))
+        """Compare with the best value, and reduce the learning rate."""
+        value = from_rank_zero(self.monitor.value(state))
         if value is not None:
             self.scheduler.step(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value, and the epochs since."""
-        return self.scheduler.state_dict()
+        """Return the best value, and the epochs since."""
+        return {"monitor": self.monitor.state_dict(), "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting there; the learning rate itself comes back with the optimizer."""
-        self.scheduler.load_state_dict(state_dict)
+        """Restore the count. The learning rate itself is restored with the optimizer."""
+        if self.monitor.load_state_dict(state_dict["monitor"]):
+            self.scheduler.load_state_dict(state_dict["scheduler"])
 
     def _make_scheduler(self, optimizer: torch.optim.Optimizer) -> lr_scheduler.ReduceLROnPlateau:
-        return lr_scheduler.ReduceLROnPlateau(optimizer, self.mode, **self.options)  # type: ignore[arg-type]
+        mode: Any = "min" if self.monitor.sign > 0 else "max"
+        return lr_scheduler.ReduceLROnPlateau(optimizer, mode, **self.options)

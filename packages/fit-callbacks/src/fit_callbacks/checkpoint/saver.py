@@ -15,7 +15,7 @@ import torch
 from fit_core import Callback, RunnerState, at_least_one, has_process_group
 
 from ..every import check_every, is_due
-from ..monitor import Best, check_monitor, monitored
+from ..monitor import Monitor
 from ..ranks import print_line
 from .files import CheckpointError, add_name, copy_to_cpu, newest_whole, sync_folder, write
 from .signals import Signals
@@ -44,9 +44,10 @@ class CheckpointSaver(Callback):
     Args:
         save_dir: the folder. Checkpoints of an earlier run in it are set aside into ``previous-1`` when a new one
             begins.
-        monitor: the key of the logs that tells the best epoch; ``loss`` is ``val/loss``, or ``train/loss`` without
-            validation.
-        mode: ``min`` where less is better, ``max`` where more is.
+        monitor: the key of the logs that decides which epoch is best. ``loss`` is ``val/loss``, or ``train/loss``
+            without validation.
+        mode: ``min`` if lower is better, ``max`` if higher is. ``auto`` takes ``min`` for a loss, and asks a metric's
+            ``higher_is_better``.
         keep: how many of the best to keep, 1 or more.
         every_steps: save ``last.pt`` also after each so many optimizer steps.
         resume: False begins anew. True goes on from the newest whole checkpoint in ``save_dir``; ``"auto"`` too, and
@@ -61,7 +62,7 @@ class CheckpointSaver(Callback):
         CheckpointError: nothing there can be read; or a checkpoint could not be written.
 
     Example:
-        >>> CheckpointSaver("runs/a", "val/Acc@1", "max", resume="auto")
+        >>> CheckpointSaver("runs/a", "val/Acc@1", resume="auto")
         $ python -m fit_callbacks.checkpoint runs/a
     """
 
@@ -69,7 +70,7 @@ class CheckpointSaver(Callback):
         self,
         save_dir: str | os.PathLike[str],
         monitor: str = "loss",
-        mode: str = "min",
+        mode: str = "auto",
         *,
         keep: int = 1,
         every_steps: int | None = None,
@@ -80,8 +81,7 @@ class CheckpointSaver(Callback):
         check_every("every_steps", every_steps)
         at_least_one(keep=keep)
         self.save_dir = Path(save_dir)
-        self.monitor = monitor
-        self._sign = Best(mode).sign
+        self.monitor = Monitor(monitor, mode)
         self.keep = keep
         self.every_steps = every_steps
         self.resume = resume
@@ -98,7 +98,7 @@ class CheckpointSaver(Callback):
 
     def on_begin(self, state: RunnerState) -> None:
         """Look into the folder, and take up the run in it."""
-        check_monitor(state, self.monitor)
+        self.monitor.begin(state)
         self._kept, self._epochs, self._saved, self._stopped_by = [], 0, None, 0
         # Flags and states travel between the processes by way of the CPU, so that no accelerator is waited for.
         self._peers = torch.distributed.new_group(backend="gloo") if has_process_group() else None
@@ -121,7 +121,7 @@ class CheckpointSaver(Callback):
         self._stopped_by = self._asked_to_stop()
         if len(state.history) != self._epochs:
             self._epochs = len(state.history)
-            self._save(state, monitored(state, self.monitor))
+            self._save(state, self.monitor.value(state))
         elif is_due(state, self.every_steps) or self._stopped_by or state.should_stop:
             self._save(state)
         if self._stopped_by:
@@ -155,11 +155,12 @@ class CheckpointSaver(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Which epochs are kept, and their values."""
-        return {"kept": [list(entry) for entry in self._kept]}
+        return {"monitor": self.monitor.state_dict(), "kept": [list(entry) for entry in self._kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with them."""
-        self._kept = [(value, epoch) for value, epoch in state_dict["kept"]]
+        if self.monitor.load_state_dict(state_dict["monitor"]):
+            self._kept = [(value, epoch) for value, epoch in state_dict["kept"]]
 
     def _save(self, state: RunnerState, value: float | None = None) -> None:
         """Save ``last.pt``, and ``best.pt`` after an epoch with a value that is better."""
@@ -171,7 +172,7 @@ class CheckpointSaver(Callback):
             return
         names, dropped = self._rank(state.epoch, value) if value is not None else ([], [])
         content = state.state_dict()
-        content["monitor"] = {"name": self.monitor, "value": value}
+        content["monitor"] = {"name": self.monitor.key, "value": value}
         if self._peers is not None:
             ranks: list[Any] | None = [None] * state.world_size if state.rank == 0 else None
             torch.distributed.gather_object(content["ranks"][0], ranks, dst=0, group=self._peers)
@@ -187,7 +188,7 @@ class CheckpointSaver(Callback):
         this, before = (value, epoch), self._kept
         if not math.isfinite(value):
             return [], []
-        self._kept = sorted([*before, this], key=lambda entry: (self._sign * entry[0], entry[1]))[: self.keep]
+        self._kept = sorted([*before, this], key=lambda entry: (self.monitor.sign * entry[0], entry[1]))[: self.keep]
         names = ["best.pt"] if self._kept[0] == this else []
         if self.keep > 1 and this in self._kept:
             names.append(_name(epoch))

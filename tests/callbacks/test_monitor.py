@@ -1,0 +1,104 @@
+"""What a callback watches: the right name and the right direction, or a refusal before the first step."""
+
+import pytest
+import torchmetrics
+from fit_callbacks import CheckpointSaver, EarlyStopping, ReduceLROnPlateau
+from scene import Watch, accuracy, batches, make
+from torch import nn
+
+KINDS = [EarlyStopping, ReduceLROnPlateau, lambda *arguments: CheckpointSaver("runs", *arguments)]
+
+
+def refusal(callback, tmp_path, monkeypatch, metrics=(), **fit):
+    """What a run says that is refused before its first step."""
+    monkeypatch.chdir(tmp_path)
+    steps = Watch("on_batch_end", lambda state: 1)
+    with pytest.raises(ValueError, match=r"monitor|better") as caught:
+        make(steps, callback, metrics=metrics).fit(batches(), **fit)
+    assert steps.seen == []
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("monitor", "mode", "suggestion"),
+    [
+        ("val/los", "auto", "Did you mean 'val/loss'?"),
+        ("val_loss", "auto", "Did you mean 'val/loss'?"),
+        ("val_loss", "min", "Did you mean 'val/loss'?"),
+        ("val_accuracy", "auto", "Did you mean 'val/accuracy'?"),
+        ("Accuracy", "auto", "Did you mean 'val/accuracy'?"),
+        ("f1", "auto", "If it comes from a callback or is one of several losses, pass mode='min' or mode='max'"),
+    ],
+)
+def test_e2_a_wrong_monitor_is_refused_before_the_first_step(kind, monitor, mode, suggestion, tmp_path, monkeypatch):
+    said = refusal(kind(monitor, mode), tmp_path, monkeypatch, [accuracy], val_loader=batches())
+    assert said.startswith(f"monitor {monitor!r} not found. ")
+    assert "There are: train/loss, train/accuracy, val/loss, val/accuracy" in said
+    assert suggestion in said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_metric_whose_direction_nobody_knows_is_refused_before_the_first_step(kind, tmp_path, monkeypatch):
+    said = refusal(kind("train/accuracy"), tmp_path, monkeypatch, [accuracy])
+    assert said.startswith("nothing says whether a higher or a lower train/accuracy is better: pass mode='max'")
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "sign"),
+    [
+        (None, "loss", 1),
+        (None, "val/loss", 1),
+        (torchmetrics.classification.MulticlassAccuracy(3), "val/MulticlassAccuracy", -1),
+        (torchmetrics.MeanSquaredError(), "train/MeanSquaredError", 1),
+        (
+            torchmetrics.MetricCollection({"f1": torchmetrics.classification.MulticlassF1Score(3)}),
+            "val/f1",
+            -1,
+        ),
+    ],
+)
+def test_a_metric_says_which_way_is_better(metric, name, sign):
+    stopper = EarlyStopping(name)
+    runner = make(stopper, metrics=[metric] if metric else [])
+    runner.state.val_loader = []
+    stopper.on_begin(runner.state)
+    assert stopper.monitor.sign == sign
+
+
+def test_a_monitor_given_with_its_mode_may_come_from_anywhere():
+    losses = EarlyStopping("train/half", "min", patience=1)
+
+    def parts(output, target):
+        loss = nn.functional.cross_entropy(output, target)
+        return {"loss": loss, "half": loss / 2}
+
+    runner = make(losses)
+    runner.state.criterion = parts
+    history = runner.fit(batches(), 2)
+    assert losses.monitor.best.value == min(row["train/half"] for row in history)
+
+
+def test_an_improving_accuracy_does_not_stop_the_run():
+    values = iter([0.1, 0.2, 0.3, 0.4])
+
+    class Rising:
+        name, higher_is_better = "rising", True
+
+        def reset(self):
+            pass
+
+        def update(self, output, target):
+            pass
+
+        def compute(self):
+            return next(values)
+
+    assert len(make(EarlyStopping("train/rising", patience=1), metrics=[Rising()]).fit(batches(), 4)) == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("monitor", [3, None, 0.5])
+def test_a_monitor_that_is_not_a_name(kind, monitor):
+    with pytest.raises(TypeError, match=r'monitor must be a name in the logs, such as "val/loss", got'):
+        kind(monitor)
