@@ -98,7 +98,7 @@ def test_an_improving_accuracy_does_not_stop_the_run():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("monitor", [3, None, 0.5])
+@pytest.mark.parametrize("monitor", [b"loss", None, 0.5])
 def test_a_monitor_that_is_not_a_name(kind, monitor):
     with pytest.raises(TypeError, match=r'monitor must be a name in the logs, such as "val/loss", got'):
         kind(monitor)

@@ -157,6 +157,47 @@ def test_classes_and_names_in_place_of_objects(arguments, message):
         Runner(*arguments(model, sgd(model)))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (
+            (BATCHES,),
+            {"batch_size": 32},
+            r"fit has no argument batch_size: the loader has it: DataLoader\(dataset, batch",
+        ),
+        ((BATCHES,), {"validation_data": BATCHES}, r"no argument validation_data: write val_loader=DataLoader"),
+        ((BATCHES,), {"validation_split": 0.1}, r"no argument validation_split: .*random_split, and pass val_loader="),
+        ((BATCHES,), {"verbose": 1}, r"no argument verbose: .*Runner\(..., callbacks=\[ConsoleLogger\(\)\]\)"),
+        ((BATCHES,), {"callbacks": []}, r"no argument callbacks: pass them to the Runner"),
+        ((BATCHES,), {"epoch": 3}, r"fit has no argument epoch: did you mean epochs=\?"),
+        ((BATCHES,), {"colour": 3}, r"fit has no argument colour$"),
+        (
+            (torch.zeros(2, 1), torch.zeros(2, 1)),
+            {},
+            r"got Tensor: pass one loader of pairs: fit\(DataLoader\(TensorDat",
+        ),
+        ((BATCHES, BATCHES), {}, r"got list: pass it by name, fit\(train_loader, val_loader=...\)"),
+    ],
+)
+def test_arguments_of_other_libraries_get_the_line_to_type(arguments, options, message):
+    model = nn.Linear(1, 1)
+    with pytest.raises(TypeError, match=message):
+        Runner(model, sgd(model), LOSS).fit(*arguments, **options)
+
+
+def test_fit_inside_a_hook_of_the_same_run_is_refused():
+    class Again(Callback):
+        def on_epoch_end(self, state):
+            runner.fit(BATCHES)
+
+    model = nn.Linear(1, 1)
+    runner = Runner(model, sgd(model), LOSS, (), [Again()])
+    with pytest.raises(RuntimeError, match="fit was called while this Runner is training: a hook may call evaluate"):
+        runner.fit(BATCHES)
+    runner.state.callbacks.clear()
+    assert len(runner.fit(BATCHES)) == 1
+
+
 def test_nothing_is_shared_between_runners():
     first, second = nn.Linear(1, 1), nn.Linear(1, 1)
     one, two = Runner(first, sgd(first), LOSS), Runner(second, sgd(second), LOSS)

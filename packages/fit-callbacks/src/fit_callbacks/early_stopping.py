@@ -6,12 +6,20 @@ from typing import Any
 
 from fit_core import Callback, RunnerState, at_least_one
 
+from .hints import hints
 from .monitor import Monitor
 from .ranks import from_rank_zero, print_line
 
 __all__ = ["EarlyStopping"]
 
 
+@hints(
+    restore_best_weights="CheckpointSaver keeps the best model: "
+    'model.load_state_dict(torch.load("runs/a/best.pt", weights_only=True)["model"])',
+    baseline="Stop in a callback of your own: set state.should_stop in on_epoch_end",
+    start_from_epoch="Add the epochs to patience",
+    verbose="It prints one line when it stops",
+)
 class EarlyStopping(Callback):
     """Stop the run when the monitored value has not improved for ``patience`` epochs, and say so in a line.
 
@@ -38,6 +46,10 @@ class EarlyStopping(Callback):
     def __init__(
         self, monitor: str = "loss", mode: str = "auto", *, patience: int = 10, min_delta: float = 0.0
     ) -> None:
+        if isinstance(monitor, int):
+            raise TypeError(
+                f"monitor must be a name in the logs, got {monitor}. Write EarlyStopping(patience={monitor})"
+            )
         at_least_one(patience=patience)
         self.patience = patience
         self.monitor = Monitor(monitor, mode, min_delta)

@@ -37,6 +37,8 @@ class ModelEma(Callback):
     """
 
     def __init__(self, decay: float = 0.9999, *, warmup: bool = True) -> None:
+        if isinstance(decay, nn.Module):
+            raise TypeError("expected a decay, got a model. ModelEma finds the model in the run: ModelEma(0.999)")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be 0 or more and below 1, got {decay}")
         self.decay = decay

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .loaders import length, why_empty
 from .metric import Metric, metric_name
 from .models import common_device
 from .processes import has_process_group, rank_and_world_size
+from .state import RunnerState
 from .stream import Stream
 
 __all__ = [
@@ -174,6 +176,54 @@ def _how_to_wrap(value: Any) -> str | None:
     return None
 
 
+_OTHER_NAMES = {
+    "x": "pass one loader of pairs: fit(DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True))",
+    "y": "pass one loader of pairs: fit(DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True))",
+    "batch_size": "the loader has it: DataLoader(dataset, batch_size=32)",
+    "shuffle": "the loader has it: DataLoader(dataset, shuffle=True)",
+    "validation_data": "write val_loader=DataLoader(val_dataset, batch_size=32)",
+    "val_data": "write val_loader=DataLoader(val_dataset, batch_size=32)",
+    "val_dataloaders": "write val_loader=...",
+    "valid_loader": "write val_loader=...",
+    "validation_split": "split the dataset with torch.utils.data.random_split, and pass val_loader=...",
+    "validation_steps": "write val_steps=...",
+    "validation_freq": "write validate_every=...",
+    "max_epochs": "write epochs=...",
+    "num_epochs": "write epochs=...",
+    "initial_epoch": "a resumed run knows its epoch: CheckpointSaver(folder, resume=True)",
+    "callbacks": "pass them to the Runner: Runner(..., callbacks=[...])",
+    "metrics": "pass them to the Runner: Runner(..., metrics=[...])",
+    "verbose": "fit prints nothing by itself: Runner(..., callbacks=[ConsoleLogger()])",
+    "class_weight": "the loss has it: nn.CrossEntropyLoss(weight=torch.tensor([...]))",
+    "sample_weight": "return it from the dataset and weigh the loss in Runner.forward",
+}
+
+
+def no_other_arguments(unknown: Mapping[str, Any]) -> None:
+    """Refuse arguments of ``fit`` that other libraries have.
+
+    Raises:
+        TypeError: there is one. The message says what to type.
+    """
+    for name in unknown:
+        close = get_close_matches(name, ("epochs", "val_loader", "steps_per_epoch", "val_steps", "validate_every"), n=1)
+        hint = _OTHER_NAMES.get(name) or (f"did you mean {close[0]}=?" if close else "")
+        raise TypeError(f"fit has no argument {name}{': ' + hint if hint else ''}")
+
+
+def not_running(state: RunnerState) -> None:
+    """Check that this Runner is not training already.
+
+    Raises:
+        RuntimeError: ``fit`` was called inside a hook of its own run, or by a second thread.
+    """
+    if state.status == "running":
+        raise RuntimeError(
+            "fit was called while this Runner is training: a hook may call evaluate and predict, but another fit, or "
+            "one in another thread, needs a Runner of its own"
+        )
+
+
 def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, validate_every: int) -> None:
     """Check the arguments of ``Runner.fit``, and that the training loader is as long on every process.
 
@@ -182,6 +232,13 @@ def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, val
     Raises:
         TypeError, ValueError: one is invalid. Raised on every process when the lengths differ.
     """
+    if isinstance(epochs, Tensor) or hasattr(epochs, "__array__"):
+        raise TypeError(f"epochs must be a whole number, got {type(epochs).__name__}: {_OTHER_NAMES['x']}")
+    if not isinstance(epochs, int) and isinstance(epochs, Iterable):
+        kind = type(epochs).__name__
+        raise TypeError(
+            f"epochs must be a whole number, got {kind}: pass it by name, fit(train_loader, val_loader=...)"
+        )
     at_least_one(epochs=epochs, steps_per_epoch=stream.steps, val_steps=val_steps, validate_every=validate_every)
     loader("train_loader", stream.loader, stream.steps, passes=epochs)
     if val_loader is not None:

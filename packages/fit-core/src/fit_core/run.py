@@ -279,6 +279,13 @@ class Run:
         if self.stream:
             self.stream.end_epoch()
 
+    def end(self) -> None:
+        """Let go of the last batch's graph, and of an exception, whose traceback would keep everything alive."""
+        state = self.state
+        self.is_in_loader = False
+        state.output = state.loss = state.error = None
+        state.losses = {}
+
     def unfinished_row(self) -> dict[str, float]:
         """Return the history row of an epoch that ``should_stop`` has left incomplete, with the results so far."""
         state = self.state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from .batch import concat, split_for_prediction, split_if_pair, split_pair, to_d
 from .callback import LIFECYCLE, Callback
 from .metric import Metric, as_metrics, metric_name
 from .models import keep_modes
+from .notes import add_note
 from .resume import Resume
 from .run import Run, hooks_of
 from .state import History, RunnerState
@@ -83,6 +84,7 @@ class Runner:
         steps_per_epoch: int | None = None,
         val_steps: int | None = None,
         validate_every: int = 1,
+        **unknown: NoReturn,
     ) -> History:
         """Train, and validate after each epoch.
 
@@ -94,6 +96,7 @@ class Runner:
                 starts over when it runs out. Without it, an epoch is one pass.
             val_steps: validate on at most this many batches.
             validate_every: validate every that many epochs.
+            **unknown: refused, with what to type in place of other libraries' arguments.
 
         Returns:
             One dict per epoch, such as ``{"epoch": 1, "train/loss": 0.7, "lr": 0.1, "val/loss": 0.6}``. If the run
@@ -103,13 +106,15 @@ class Runner:
             TypeError, ValueError: an argument, a loader or a batch is invalid. The message says how to fix it.
         """
         state = self.state
+        checks.no_other_arguments(unknown)
+        checks.not_running(state)
         device = checks.device(state.model, state.criterion)
         stream = Stream(train_loader, steps_per_epoch, window=state.accumulate_steps, device=device)
         checks.fit(stream, epochs, val_loader, val_steps, validate_every)
         run = self._begin(device, stream)
         state.num_epochs, state.batches_per_epoch = epochs, stream.size
         state.train_loader, state.val_loader = train_loader, val_loader
-        state.should_stop, state.error, state.status = False, None, "running"
+        state.should_stop, state.status = False, "running"
         self._resume.begin(run)
         unfinished: History = []
         try:
@@ -133,11 +138,14 @@ class Runner:
         except BaseException as error:
             state.error = error
             state.status = "failed" if isinstance(error, Exception) else "interrupted"
+            add_note(error, state)
             raise
         finally:
-            run.is_in_loader = False
             stream.close()
-            run.call_each("on_end")
+            try:
+                run.call_each("on_end")
+            finally:
+                run.end()
         return state.history + unfinished
 
     def evaluate(self, loader: Iterable[Any], *, steps: int | None = None, name: str = "val") -> dict[str, float]:
@@ -341,6 +349,9 @@ class Runner:
             beside = self._begin(checks.device(self.state.model, self.state.criterion))
             with keep_modes(beside.modules()):
                 yield beside
+        except Exception as error:
+            add_note(error, self.state)
+            raise
         finally:
             self.state = state
             if run is not None:

@@ -63,9 +63,9 @@ class RunnerState:
         history: one dict per complete epoch.
         rank: number of this process among all, from 0.
         world_size: number of processes.
-        error: the exception that ended the run, for ``on_end``.
-        status: ``running``, and in ``on_end`` ``finished``, ``interrupted`` (stopped inside an epoch, or by a signal or
-            Ctrl-C) or ``failed``.
+        error: in ``on_end``, the exception that ended the run.
+        status: ``running`` inside ``fit``. From ``on_end`` on ``finished``, ``interrupted`` (stopped inside an epoch,
+            or by a signal or Ctrl-C) or ``failed``.
 
         input: the input of the batch, on the device. May be replaced in ``on_batch_begin``.
         target: its target, likewise.
@@ -117,7 +117,7 @@ class RunnerState:
     rank: int = 0
     world_size: int = 1
     error: BaseException | None = None
-    status: str = "running"
+    status: str = "not started"
 
     # For callbacks and forward to change.
     input: Any = None

@@ -15,6 +15,7 @@ import torch
 from fit_core import Callback, RunnerState, at_least_one, has_process_group
 
 from ..every import check_every, is_due
+from ..hints import hints
 from ..monitor import Monitor
 from ..ranks import print_line
 from .files import CheckpointError, add_name, copy_to_cpu, newest_whole, sync_folder, write
@@ -25,6 +26,17 @@ __all__ = ["CheckpointSaver"]
 T = TypeVar("T")
 
 
+@hints(
+    filepath="Pass the folder: CheckpointSaver(save_dir)",
+    dirpath="Pass the folder: CheckpointSaver(save_dir)",
+    save_best_only="best.pt is always kept beside last.pt, which a resume needs",
+    save_weights_only='A checkpoint is a whole run, and torch.load(path, weights_only=True)["model"] is its weights',
+    save_top_k="Use keep=k",
+    save_last="last.pt is always kept",
+    save_freq="Use every_steps=n, in optimizer steps",
+    every_n_train_steps="Use every_steps=n, in optimizer steps",
+    verbose="It prints a line when it resumes or stops a run",
+)
 class CheckpointSaver(Callback):
     """Saves the run after each epoch, so that it can go on after any interruption with the same bits.
 

@@ -1,0 +1,34 @@
+"""Answer arguments of other libraries with the line to type here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = ["hints"]
+
+Class = TypeVar("Class", bound="type[Any]")
+
+
+def hints(**answers: str) -> Callable[[Class], Class]:
+    """Let a class refuse arguments that it does not have, and say what to type in their place.
+
+    Args:
+        **answers: for each name of another library, the end of the sentence.
+    """
+
+    def decorate(cls: Class) -> Class:
+        original = cls.__init__
+
+        @functools.wraps(original)
+        def init(self: Any, *args: Any, **kwargs: Any) -> None:
+            for name in kwargs:
+                if name in answers:
+                    raise TypeError(f"{cls.__name__} has no argument {name}. {answers[name]}")
+            original(self, *args, **kwargs)
+
+        cls.__init__ = init
+        return cls
+
+    return decorate

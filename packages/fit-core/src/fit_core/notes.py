@@ -1,0 +1,59 @@
+"""Add to an exception what its traceback does not show: the epoch, the batch, and the shapes in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from .state import RunnerState
+
+__all__ = ["add_note", "describe"]
+
+_LOADING = {"stream.py", "loaders.py"}
+
+
+def add_note(error: BaseException, state: RunnerState) -> None:
+    """Say in a note (PEP 678) where in the run an exception was raised. On Python 3.10 the note is logged instead."""
+    if not isinstance(error, Exception) or not state.loader_name:
+        return
+    place = f"epoch {state.epoch + 1}, {state.loader_name} "
+    if _comes_from(error.__traceback__, _LOADING):
+        note = f"raised while the loader fetched a batch: {place}, after batch {state.batch_idx}"
+    elif state.input is None:
+        return
+    else:
+        parts = {"input": state.input, "target": state.target, "output": state.output}
+        described = "".join(f"\n  {name}: {describe(value)}" for name, value in parts.items() if value is not None)
+        note = f"raised in {place}batch {state.batch_idx}, on {state.device}:{described}"
+    if hasattr(error, "add_note"):
+        error.add_note(f"fit: {note}")
+    else:
+        logging.getLogger("fit_core").error(note)
+
+
+def describe(value: Any, depth: int = 3) -> str:
+    """Return structure, shapes, dtypes and devices of a nested value."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{tuple(value.shape)} on {value.device}"
+    if depth and isinstance(value, Mapping):
+        parts = ", ".join(f"{name}: {describe(part, depth - 1)}" for name, part in list(value.items())[:8])
+        return f"{type(value).__name__} of {len(value)} {{{parts}}}"
+    if depth and isinstance(value, (list, tuple)):
+        parts = ", ".join(describe(part, depth - 1) for part in value[:4])
+        return f"{type(value).__name__} of {len(value)} [{parts}{', ...' if len(value) > 4 else ''}]"
+    return type(value).__name__
+
+
+def _comes_from(traceback: TracebackType | None, files: set[str]) -> bool:
+    """Return whether one of this package's files is on the way to where an exception was raised."""
+    while traceback is not None:
+        path = Path(traceback.tb_frame.f_code.co_filename)
+        if path.name in files and path.parent == Path(__file__).parent:
+            return True
+        traceback = traceback.tb_next
+    return False

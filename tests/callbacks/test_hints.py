@@ -1,0 +1,32 @@
+"""Arguments of other libraries are answered with the line to type here."""
+
+import inspect
+
+import pytest
+from fit_callbacks import CheckpointSaver, EarlyStopping, ModelEma
+from torch import nn
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: EarlyStopping(restore_best_weights=True),
+            r"no argument restore_best_weights\. CheckpointSaver keeps the b",
+        ),
+        (lambda: EarlyStopping(5), r"got 5\. Write EarlyStopping\(patience=5\)"),
+        (lambda: CheckpointSaver("runs", save_best_only=True), r"no argument save_best_only\. best.pt is always kept"),
+        (
+            lambda: CheckpointSaver(filepath="runs"),
+            r"no argument filepath\. Pass the folder: CheckpointSaver\(save_dir\)",
+        ),
+        (lambda: ModelEma(nn.Linear(1, 1)), r"got a model\. ModelEma finds the model in the run: ModelEma\(0.999\)"),
+    ],
+)
+def test_an_argument_of_another_library(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_the_signature_stays_that_of_the_class():
+    assert list(inspect.signature(EarlyStopping).parameters) == ["monitor", "mode", "patience", "min_delta"]

@@ -1,0 +1,102 @@
+"""What an exception of the user's code says beside its traceback, and what it leaves behind."""
+
+import contextlib
+import gc
+import logging
+import sys
+import weakref
+
+import pytest
+import torch
+from fit_core import Callback, Runner
+from fit_core.notes import describe
+from torch import nn
+
+needs_notes = pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes since Python 3.11")
+
+
+def batches(width=4):
+    return [(torch.zeros(2, 4), torch.zeros(2, 1)), (torch.zeros(2, width), torch.zeros(2, 1))]
+
+
+def make(*callbacks, metrics=(), criterion=None):
+    model = nn.Linear(4, 1)
+    return Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), criterion or nn.MSELoss(), metrics, callbacks)
+
+
+def notes(call, kind=RuntimeError):
+    with pytest.raises(kind) as caught:
+        call()
+    return getattr(caught.value, "__notes__", [])
+
+
+@needs_notes
+def test_an_error_of_the_model_names_epoch_batch_and_shapes():
+    assert notes(lambda: make().fit(batches(5), 2)) == [
+        "fit: raised in epoch 1, train batch 1, on cpu:\n  input: float32(2, 5) on cpu\n  target: float32(2, 1) on cpu"
+    ]
+
+
+@needs_notes
+def test_an_error_in_evaluation_and_in_a_metric_is_placed_too():
+    def broken(output, target):
+        raise RuntimeError("broken")
+
+    expected = "\n  input: float32(2, 4) on cpu\n  target: float32(2, 1) on cpu\n  output: float32(2, 1) on cpu"
+    runner = make(metrics=[broken])
+    assert notes(lambda: runner.evaluate(batches(), name="test")) == [
+        f"fit: raised in epoch 1, test batch 0, on cpu:{expected}"
+    ]
+    assert notes(lambda: runner.fit(batches())) == [f"fit: raised in epoch 1, train batch 0, on cpu:{expected}"]
+
+
+@needs_notes
+def test_an_error_of_the_dataset_is_not_blamed_on_the_batch_before():
+    def broken():
+        yield batches()[0]
+        raise RuntimeError("broken file")
+
+    for call in (lambda: make().fit(broken()), lambda: make().evaluate(broken())):
+        assert notes(call)[0].startswith("fit: raised while the loader fetched a batch: epoch 1, ")
+
+
+@needs_notes
+def test_keyboard_interrupt_gets_no_note():
+    class Interrupt(Callback):
+        def on_batch_end(self, state):
+            raise KeyboardInterrupt
+
+    assert notes(lambda: make(Interrupt()).fit(batches()), KeyboardInterrupt) == []
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 11), reason="logged on Python 3.10 only")
+def test_on_python_3_10_the_note_is_logged(caplog):
+    with caplog.at_level(logging.ERROR, "fit_core"), pytest.raises(RuntimeError):
+        make().fit(batches(5))
+    assert "raised in epoch 1, train batch 1" in caplog.text
+
+
+def test_nested_batches_are_described():
+    batch = {"image": [torch.zeros(3, 4), torch.zeros(3, 5)], "name": "a"}
+    assert describe(batch) == "dict of 2 {image: list of 2 [float32(3, 4) on cpu, float32(3, 5) on cpu], name: str}"
+    assert describe([1] * 9) == "list of 9 [int, int, int, int, ...]"
+
+
+def test_an_exception_that_was_caught_keeps_no_graph_alive():
+    kept = []
+
+    class Fail(Callback):
+        def on_batch_end(self, state):
+            kept.append(weakref.ref(state.output))
+            raise RuntimeError("stop")
+
+    runner = make(Fail())
+    gc.collect()
+    gc.disable()
+    try:
+        for call in (runner.fit, runner.evaluate):
+            with contextlib.suppress(RuntimeError):
+                call(batches())
+        assert [output() for output in kept] == [None, None]
+    finally:
+        gc.enable()
