@@ -59,9 +59,8 @@ class Run:
         checks_step: bool,
     ) -> None:
         self.state = state
-        self.autocast: AbstractContextManager[Any] = _NOTHING
-        if half is not None:
-            self.autocast = torch.autocast(state.device.type, half)
+        self._half = half
+        self.autocast = self.new_autocast()
         self.split = split
         self.stream = stream
         self.model = state.model
@@ -70,7 +69,6 @@ class Run:
         self.cleared: tuple[torch.optim.Optimizer, ...] = ()
         self.used_autocast = self.used_backward = self.used_optimizer_step = False
         self.is_in_loader = False
-        self._half = half
         self._scales = state.grad_scaler.is_enabled()
         self._checks_step = checks_step
         self._divisor: float | Tensor | None = None
@@ -87,6 +85,10 @@ class Run:
                 metric.to(state.device)
             if hasattr(metric, "persistent"):  # torchmetrics: let state_dict contain what exact resume needs
                 metric.persistent(True)
+
+    def new_autocast(self) -> AbstractContextManager[Any]:
+        """Return another context of a forward pass. One may be inside another, which a context cannot be in itself."""
+        return _NOTHING if self._half is None else torch.autocast(self.state.device.type, self._half)
 
     def modules(self) -> list[nn.Module]:
         """Return what is put into train or eval mode: the model, and the criterion if it is a module."""

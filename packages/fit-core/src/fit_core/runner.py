@@ -259,7 +259,7 @@ class Runner:
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context for a forward pass in half precision. It does nothing if the Runner runs in float32."""
         self._run.used_autocast = True
-        return self._run.autocast
+        return self._run.new_autocast()
 
     def backward(self, loss: Any, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Compute the gradients of a loss, weighted for its accumulation window and scaled for fp16.
