@@ -126,3 +126,67 @@ def test_gradients_that_a_step_of_ones_own_has_accumulated_are_saved():
     gold = run([Save()])
     for state in saved:
         assert all(torch.equal(one, other) for one, other in zip(gold, run([], state), strict=True))
+
+
+class TwoOptimizers(Runner):
+    """Trains the bias with an optimizer of its own, by a loss of its own."""
+
+    def __init__(self, model, callbacks=(), **options):
+        super().__init__(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), (), callbacks, **options)
+        self.of_bias = torch.optim.SGD([model.bias], lr=0.3)
+
+    def _make_step(self):
+        state = self.state
+        state.output = state.model(state.input)
+        state.loss = state.criterion(state.output, state.target)
+        self.backward(state.loss)
+        self.backward(state.model.bias.square().sum(), self.of_bias)
+        self.optimizer_step()
+        self.optimizer_step(self.of_bias)
+
+
+def regression():
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(4, 3, generator=generator), torch.zeros(4, 1)) for _ in range(5)]
+
+
+def linear():
+    torch.manual_seed(0)
+    return nn.Linear(3, 1)
+
+
+def test_a_second_backward_pass_adds_to_the_gradients_of_the_first():
+    hand, model = linear(), linear()
+    sgd, of_bias = torch.optim.SGD(hand.parameters(), lr=0.1), torch.optim.SGD([hand.bias], lr=0.3)
+    for input, target in regression():
+        sgd.zero_grad()
+        nn.functional.mse_loss(hand(input), target).backward()
+        hand.bias.square().sum().backward()
+        sgd.step()
+        of_bias.step()
+    TwoOptimizers(model).fit(regression())
+    assert torch.equal(hand.weight, model.weight)
+    assert torch.equal(hand.bias, model.bias)
+
+
+def test_gradients_of_several_optimizers_are_restored_inside_a_window():
+    saved = []
+
+    class Save(Callback):
+        def on_checkpoint(self, state):
+            saved.append(copy.deepcopy(state.state_dict()))
+
+    def train(callbacks=(), state=None):
+        model = linear()
+        runner = TwoOptimizers(model, callbacks, accumulate_steps=3)
+        if state:
+            runner.state.load_state_dict(state)
+        runner.fit(regression(), epochs=2)
+        return model
+
+    uninterrupted = train([Save()])
+    assert len(saved) == 12
+    for state in saved:
+        resumed = train(state=state)
+        assert torch.equal(uninterrupted.weight, resumed.weight)
+        assert torch.equal(uninterrupted.bias, resumed.bias)

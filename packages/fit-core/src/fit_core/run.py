@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Run:
         window: the accumulation window.
         model: the model that trains, also while a callback evaluates another in its place.
         stepped (list): the optimizers that were stepped in this batch.
-        cleared: those whose old gradients were dropped in this window.
+        cleared: the optimizers whose parameters have only gradients of this window.
         used_autocast, used_backward, used_optimizer_step: whether the step has called these parts of the Runner.
         is_in_loader: whether a loader is running, and meters hold a part of it.
     """
@@ -66,7 +67,7 @@ class Run:
         self.model = state.model
         self.hooks = hooks_of(state.callbacks)
         self.stepped: list[torch.optim.Optimizer] = []
-        self.cleared: tuple[torch.optim.Optimizer, ...] = ()
+        self.cleared: tuple[Any, ...] = ()
         self.used_autocast = self.used_backward = self.used_optimizer_step = False
         self.is_in_loader = False
         self._scales = state.grad_scaler.is_enabled()
@@ -96,9 +97,8 @@ class Run:
 
     def parameters(self) -> list[Tensor]:
         """Return everything that may have a gradient, once."""
-        stepped = (parameter for group in self.state.optimizer.param_groups for parameter in group["params"])
         others = (parameter for module in self.modules() for parameter in module.parameters())
-        return list(dict.fromkeys((*stepped, *others)))
+        return list(dict.fromkeys((*_stepped_by(self.state.optimizer), *others)))
 
     def call(self, hook: str) -> None:
         """Call a hook of every callback that overrides it, in order."""
@@ -159,10 +159,12 @@ class Run:
 
     def drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of an optimizer's last step: what zero_grad() does, without its bookkeeping."""
+        kept = set(map(id, _stepped_by(*self.cleared))) if self.cleared else ()
         self.cleared = (*self.cleared, optimizer)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                parameter.grad = None
+                if not kept or id(parameter) not in kept:
+                    parameter.grad = None
 
     def check_loss(self, source: str) -> None:
         """Check the loss of a loader's first batch, before its backward pass.
@@ -316,8 +318,8 @@ class Run:
         state = self.state
         self.stream.load_state_dict(state_dict["stream"], state_dict["random"])
         self.window.load_state_dict(state_dict["window"])
-        if state_dict["gradients"]:
-            self.cleared = (state.optimizer,)
+        if state_dict["gradients"]:  # of all parameters, whichever optimizer will ask for them
+            self.cleared = (SimpleNamespace(param_groups=[{"params": self.parameters()}]),)
         for parameter, gradient in zip(self.parameters(), state_dict["gradients"], strict=False):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         state.loss_meters = {}
@@ -361,6 +363,12 @@ class Run:
         names: list[list[str]] = [[] for _ in range(self.state.world_size)]
         torch.distributed.all_gather_object(names, list(self.state.loss_meters))
         return list(dict.fromkeys(name for some in names for name in some))
+
+
+def _stepped_by(*optimizers: Any) -> Iterator[Tensor]:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            yield from group["params"]
 
 
 def hooks_of(callbacks: Iterable[Callback]) -> dict[str, list[Hook]]:

@@ -272,8 +272,10 @@ class Runner:
         """
         state, run = self.state, self._run
         run.used_backward = True
-        if (optimizer or state.optimizer) not in run.cleared:
-            run.drop_gradients(optimizer or state.optimizer)
+        if not run.cleared:
+            run.drop_gradients(state.optimizer)
+        if optimizer is not None and optimizer not in run.cleared:
+            run.drop_gradients(optimizer)
         if not run.window.is_trivial:
             loss = loss / run.loss_divisor()
         scaled = state.grad_scaler.scale(loss)
