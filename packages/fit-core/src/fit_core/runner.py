@@ -163,19 +163,25 @@ class Runner:
             steps: predict at most this many batches.
 
         Returns:
-            What the model returns for a batch, each tensor in it joined over all batches. Each of several processes
-            returns the outputs of its own loader.
+            What the model returns for a batch, each tensor in it joined over all batches. A list with an entry per
+            sample becomes the list of all samples. Each of several processes returns the outputs of its own loader.
 
         Raises:
             TypeError, ValueError: the loader or a batch is invalid. The message says how to fix it.
         """
         checks.loader("loader", loader, steps)
         outputs: list[Any] = []
+        sizes: list[int | None] = []
         cpu = torch.device("cpu")
+
+        def keep(state: RunnerState) -> None:
+            outputs.append(to_device(state.output, cpu))
+            sizes.append(state.batch_size)
+
         with self._beside_the_run(predicts=True) as run:
-            run.hooks["on_batch_end"].append(lambda state: outputs.append(to_device(state.output, cpu)))
+            run.hooks["on_batch_end"].append(keep)
             self._run_epoch(loader, "predict", steps)
-        return concat(outputs)
+        return concat(outputs, sizes)
 
     def _run_epoch(self, loader: Iterable[Any], name: str, steps: int | None = None) -> bool:
         """Run all batches of a loader. Return False if ``should_stop`` ended it early."""
