@@ -17,7 +17,19 @@ from .models import common_device
 from .processes import has_process_group, rank_and_world_size
 from .stream import Stream
 
-__all__ = ["at_least_one", "device", "fit", "loader", "loss", "metrics_reduce", "own_step", "runner", "total_loss"]
+__all__ = [
+    "at_least_one",
+    "device",
+    "fit",
+    "loader",
+    "loss",
+    "metrics_reduce",
+    "own_step",
+    "parts",
+    "runner",
+    "size",
+    "total_loss",
+]
 
 UNKNOWN_BATCH_SIZE = (
     "cannot tell how many samples a batch has: input and target do not agree on one length. Set state.batch_size in "
@@ -214,6 +226,40 @@ def loss(value: Any, is_train: bool, source: str) -> None:
         raise ValueError(
             "the loss has no graph to go backward through: no parameter in it requires grad, "
             "or it passed through detach(), item(), argmax or torch.no_grad()"
+        )
+
+
+def parts(losses: Mapping[str, Any]) -> None:
+    """Check that each other loss of a dict is a number or a scalar tensor.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in losses.items():
+        if isinstance(value, Tensor) and value.dim():
+            raise ValueError(
+                f"the loss {name!r} is a tensor of shape {tuple(value.shape)}, expected a scalar: take its mean"
+            )
+
+
+def size(batch_size: Any, weight: Any) -> None:
+    """Check the number of samples of a batch, and what its mean loss is a mean over.
+
+    Raises:
+        TypeError: the number of samples is a tensor, which the counters would wait for.
+        ValueError: it is unknown, or the weight is not a scalar.
+    """
+    if batch_size is None:
+        raise ValueError(UNKNOWN_BATCH_SIZE)
+    if isinstance(batch_size, Tensor):
+        raise TypeError(
+            "state.batch_size is a tensor, expected an int, the number of samples. What the mean loss is a mean over "
+            "may be a tensor: set state.weight"
+        )
+    if isinstance(weight, Tensor) and weight.dim():
+        raise ValueError(
+            f"state.weight is a tensor of shape {tuple(weight.shape)}, expected a number or a 0-dim tensor: take its "
+            "sum()"
         )
 
 

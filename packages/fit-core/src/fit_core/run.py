@@ -178,9 +178,8 @@ class Run:
         if state.loss is None and not state.is_train and (source == "forward" or not state.needs_loss):
             return
         checks.loss(state.loss, state.is_train, source)
-        self.weight()
-        if state.batch_size is None:
-            raise ValueError(checks.UNKNOWN_BATCH_SIZE)
+        checks.parts(state.losses)
+        checks.size(state.batch_size, state.weight)
 
     def loss_divisor(self) -> float | Tensor:
         """Return what to divide the losses of this batch by, so that the gradients of its window add up."""
