@@ -208,6 +208,25 @@ def test_predict_takes_inputs_alone_and_keeps_their_order():
         assert not outputs.requires_grad
 
 
+def test_batches_without_a_loss_need_no_number_of_samples():
+    class Graphs(Runner):
+        def forward(self):
+            state = self.state
+            state.output = state.model(state.input["nodes"])
+            if state.is_train:
+                state.loss, state.batch_size = state.output.mean(), 1
+
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    graphs = [{"nodes": torch.randn(5, 2), "edges": torch.zeros(2, 9)}] * 2
+    runner = Graphs(model, torch.optim.SGD(model.parameters(), lr=0.1), None)
+    assert runner.fit(graphs, val_loader=graphs)[0].keys() == {"epoch", "train/loss", "lr"}
+    assert runner.evaluate(graphs) == {}
+    assert runner.predict(graphs).shape == (10, 1)
+    with pytest.raises(ValueError, match="can be read only once and has ended"):
+        runner.evaluate(iter([]))
+
+
 def test_outputs_are_joined_leaf_by_leaf():
     outputs = [Point(torch.tensor(float(n)), {"a": torch.full((n, 1), n), "b": "text"}) for n in (1, 2)]
     joined = concat(outputs, [1, 2])

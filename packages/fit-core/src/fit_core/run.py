@@ -48,6 +48,7 @@ class Run:
         cleared: the optimizers whose parameters have only gradients of this window.
         used_autocast, used_backward, used_optimizer_step: whether the step has called these parts of the Runner.
         is_in_loader: whether a loader is running, and meters hold a part of it.
+        has_batches: whether the loader has yielded a batch.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Run:
         self.stepped: list[torch.optim.Optimizer] = []
         self.cleared: tuple[Any, ...] = ()
         self.used_autocast = self.used_backward = self.used_optimizer_step = False
-        self.is_in_loader = False
+        self.is_in_loader = self.has_batches = False
         self._scales = state.grad_scaler.is_enabled()
         self._checks_step = checks_step
         self._divisor: float | Tensor | None = None
@@ -125,7 +126,7 @@ class Run:
         state.is_optimizer_step, self.gradient_exchange = False, _NOTHING
         state.num_batches = stream.size if stream else length(loader, at_most=steps)
         state.batch_idx = stream.batches_done if stream else 0
-        state.batch_size = None
+        self.has_batches = False
         self._counter = SampleCounter(loader)
         self._batches = iter(stream) if stream else batches(loader, steps, "loader")
         for module in self.modules():
@@ -142,6 +143,7 @@ class Run:
 
     def load_batch(self, batch: Any) -> None:
         """Move input and target of a batch to the device, and count its samples."""
+        self.has_batches = True
         state, device = self.state, self.state.device
         input, target = self.split(batch)
         state.input = input if isinstance(input, Tensor) and input.device == device else to_device(input, device)
@@ -244,7 +246,7 @@ class Run:
         if state.is_train:
             self.rest()
         values = self.results()
-        if state.batch_size is None and not values and not (state.is_train and state.batch_idx):
+        if not self.has_batches and not values and not (state.is_train and state.batch_idx):
             raise ValueError(why_empty(state.loader, "the loader"))
         state.logs.update({f"{state.loader_name}/{name}": value for name, value in values.items()})
         if state.is_train:
