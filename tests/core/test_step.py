@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import pytest
 import torch
 from fit_core import Callback, Runner
 from torch import nn
@@ -85,9 +86,56 @@ def test_no_output_of_the_batch_before_is_measured():
 
     runner = make(Runner, note)
     runner._make_step = lambda: runner.state.batch_idx == 0 and setattr(runner.state, "output", runner.state.input)
-    runner.evaluate([(torch.ones(4, 1), torch.ones(4, 1))] * 2)
-    assert len(seen) == 2
-    assert seen[1] is None
+    assert runner.evaluate([(torch.ones(4, 1), torch.ones(4, 1))] * 2) == {"val/note": 0.0}
+    assert len(seen) == 1
+
+
+class Detector(Runner):
+    """Has a loss in training and predictions in evaluation, as the models of torchvision."""
+
+    def forward(self):
+        state = self.state
+        output = state.model(state.input)
+        if state.is_train:
+            state.loss = state.criterion(output, state.target)
+        else:
+            state.output = output
+
+
+def test_metrics_are_left_out_where_no_batch_has_an_output():
+    data = [(torch.ones(4, 3), torch.ones(4, 1))] * 3
+    row = make(Detector).fit(data, val_loader=data)[0]
+    assert row.keys() == {"epoch", "train/loss", "lr", "val/error"}
+
+
+def test_an_evaluation_that_measures_nothing_warns():
+    runner = make(Runner)
+    runner._make_step = lambda: None
+    with pytest.warns(UserWarning, match=r"error could not be computed, .* set state.output"):
+        assert runner.evaluate([(torch.ones(4, 3), torch.ones(4, 1))]) == {}
+
+
+@pytest.mark.parametrize("batches_done", [1, 2, 3])
+def test_what_was_measured_before_an_interruption_counts(batches_done):
+    """The output of the first batch is the only one."""
+
+    class Stop(Callback):
+        def on_checkpoint(self, state):
+            if state.is_train and state.batch_idx == batches_done - 1 and not saved:
+                saved.append(copy.deepcopy(state.state_dict()))
+
+    def runner(*callbacks):
+        runner = make(Runner)
+        runner.state.callbacks.extend(callbacks)
+        runner._make_step = lambda: runner.state.batch_idx == 0 and setattr(runner.state, "output", runner.state.input)
+        return runner
+
+    saved = []
+    data = [(torch.ones(4, 1), torch.zeros(4, 1))] * 3
+    history = runner(Stop()).fit(data)
+    resumed = runner()
+    resumed.state.load_state_dict(saved[0])
+    assert resumed.fit(data) == history == [{"epoch": 1, "train/error": 1.0, "lr": 0.1}]
 
 
 class Accumulates(Runner):

@@ -24,6 +24,7 @@ __all__ = [
     "loader",
     "loss",
     "metrics_reduce",
+    "nothing_measured",
     "own_step",
     "parts",
     "runner",
@@ -287,6 +288,15 @@ def own_step(ignored: list[str]) -> None:
     warnings.warn(
         f"your _make_step does not reach {', '.join(ignored)}: unless it does their work itself, they have no effect. "
         "Run the forward pass in self.autocast(), and call self.backward(loss) and self.optimizer_step()",
+        stacklevel=5,
+    )
+
+
+def nothing_measured(metrics: Iterable[Metric]) -> None:
+    """Warn of an evaluation in which no batch had an output. In training that is normal (detection)."""
+    warnings.warn(
+        f"{', '.join(map(metric_name, metrics))} could not be computed, because no batch had an output: "
+        "set state.output in Runner.forward or in your step",
         stacklevel=5,
     )
 

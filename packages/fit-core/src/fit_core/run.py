@@ -49,6 +49,7 @@ class Run:
         used_autocast, used_backward, used_optimizer_step: whether the step has called these parts of the Runner.
         is_in_loader: whether a loader is running, and meters hold a part of it.
         has_batches: whether the loader has yielded a batch.
+        has_outputs: whether one of its batches had an output, which the metrics have seen.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Run:
         self.stepped: list[torch.optim.Optimizer] = []
         self.cleared: tuple[Any, ...] = ()
         self.used_autocast = self.used_backward = self.used_optimizer_step = False
-        self.is_in_loader = self.has_batches = False
+        self.is_in_loader = self.has_batches = self.has_outputs = False
         self._scales = state.grad_scaler.is_enabled()
         self._checks_step = checks_step
         self._divisor: float | Tensor | None = None
@@ -132,6 +133,7 @@ class Run:
         for module in self.modules():
             module.train(state.is_train)
         if not state.batch_idx:
+            self.has_outputs = False
             state.loss_meters = {}
             for metric in state.metrics:
                 metric.reset()
@@ -229,7 +231,8 @@ class Run:
             (state.loss_meters.get("loss") or self._new_meter("loss")).update(state.loss, weight)
             for name, value in state.losses.items():
                 (state.loss_meters.get(name) or self._new_meter(name)).update(value, weight)
-        if state.metrics:
+        if state.output is not None and state.metrics:
+            self.has_outputs = True
             with torch.no_grad():
                 for metric in state.metrics:
                     if isinstance(metric, FunctionMetric):
@@ -248,6 +251,8 @@ class Run:
         values = self.results()
         if not self.has_batches and not values and not (state.is_train and state.batch_idx):
             raise ValueError(why_empty(state.loader, "the loader"))
+        if state.metrics and self.has_batches and not self.has_outputs and not state.is_train:
+            checks.nothing_measured(state.metrics)
         state.logs.update({f"{state.loader_name}/{name}": value for name, value in values.items()})
         if state.is_train:
             state.logs["lr"] = float(state.optimizer.param_groups[0]["lr"])
@@ -256,17 +261,21 @@ class Run:
     def results(self) -> dict[str, float]:
         """Return the losses and metrics of this loader by name, over all processes if there is a process group.
 
+        Metrics are left out if no batch had an output.
+
         Raises:
             ValueError: two metrics return a value of the same name.
         """
         state, several = self.state, has_process_group()
-        meters = {name: state.loss_meters.get(name) or self._new_meter(name) for name in self._loss_names(several)}
+        losses, has_outputs = self._seen(several)
+        meters = {name: state.loss_meters.get(name) or self._new_meter(name) for name in losses}
+        metrics = state.metrics if has_outputs else []
         if several:
-            for meter in (*meters.values(), *state.metrics):
+            for meter in (*meters.values(), *metrics):
                 if hasattr(meter, "all_reduce"):
                     meter.all_reduce()
         values = {name: float(meter.compute()) for name, meter in meters.items()}
-        for metric in state.metrics:
+        for metric in metrics:
             for name, value in named_values(metric).items():
                 if name in values:
                     raise ValueError(f"two results are called {name!r}: give each a name of its own")
@@ -311,6 +320,7 @@ class Run:
             "gradients": [p.grad for p in self.parameters()] if self.stream.is_inside_window else [],
             "losses": {name: meter.state_dict() for name, meter in state.loss_meters.items()},
             "metrics": {metric_name(m): dict(m.state_dict()) for m in state.metrics if hasattr(m, "state_dict")},
+            "has_outputs": self.has_outputs,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -329,6 +339,7 @@ class Run:
         for metric in state.metrics:
             if hasattr(metric, "load_state_dict") and (values := state_dict["metrics"].get(metric_name(metric))):
                 metric.load_state_dict(values)
+        self.has_outputs = state_dict["has_outputs"]
         set_random_state(state_dict["random"], state.device)
 
     def _no_exchange(self) -> AbstractContextManager[Any]:
@@ -357,13 +368,14 @@ class Run:
         meter = self.state.loss_meters[name] = Mean(self.state.device)
         return meter
 
-    def _loss_names(self, several: bool) -> list[str]:
-        """Return the names of the losses, also of those that only other processes have seen."""
+    def _seen(self, several: bool) -> tuple[list[str], bool]:
+        """Return the names of the losses, and whether a batch had an output, also if only other processes saw them."""
+        seen = list(self.state.loss_meters), self.has_outputs
         if not several:
-            return list(self.state.loss_meters)
-        names: list[list[str]] = [[] for _ in range(self.state.world_size)]
-        torch.distributed.all_gather_object(names, list(self.state.loss_meters))
-        return list(dict.fromkeys(name for some in names for name in some))
+            return seen
+        gathered = [seen] * self.state.world_size
+        torch.distributed.all_gather_object(gathered, seen)
+        return list(dict.fromkeys(name for names, _ in gathered for name in names)), any(has for _, has in gathered)
 
 
 def _stepped_by(*optimizers: Any) -> Iterator[Tensor]:
