@@ -26,7 +26,16 @@ from page import draw, write
 from peers import PEERS
 
 HERE = Path(__file__).parent
-EPOCHS = {"mlp": 4, "conv": 4, "mnist1d": 200, "thousand": 8, "big": 4, "workers": 6, "single": 3000, "single_validated": 3000}
+EPOCHS = {
+    "mlp": 4,
+    "conv": 4,
+    "mnist1d": 200,
+    "thousand": 8,
+    "big": 4,
+    "workers": 6,
+    "single": 3000,
+    "single_validated": 3000,
+}
 FEATURES = {  # what: the Runner with it, the loop by hand with it
     "Accuracy(1), Accuracy(5)": ("accuracies", "accuracies-by-hand"),
     "ConsoleLogger": ("bar", "bar-by-hand"),

@@ -196,7 +196,9 @@ def test_a_forward_that_sets_no_loss_is_named():
 
     model = network()
     pairs = [(batch["x"], batch["y"]) for batch in dicts(4)]
-    with pytest.raises(TypeError, match=r"forward returned None, expected a scalar tensor: set state\.loss"):
+    with pytest.raises(
+        TypeError, match=r"forward set state\.loss to None, expected a scalar tensor: set it in forward"
+    ):
         Forgets(model, sgd(model), nn.MSELoss()).fit(pairs)
 
 

@@ -187,8 +187,9 @@ class StopInValidation(Callback):
             state.should_stop = True
 
 
-def test_stopped_in_validation_the_run_validates_again_and_ends_with_the_same_bits():
-    train, val = loaders("shuffled", 0)
+@pytest.mark.parametrize("kind", ["shuffled", "iterable"])
+def test_stopped_in_validation_the_run_validates_again_and_ends_with_the_same_bits(kind):
+    train, val = loaders(kind, 0)
     gold = make([Schedule()])
     gold.fit(train, epochs=3, val_loader=val)
 

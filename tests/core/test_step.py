@@ -215,6 +215,20 @@ def test_a_step_of_the_public_pieces_is_the_standard_one(options):
     assert torch.equal(model.weight, other.weight)
 
 
+def test_a_step_may_go_backward_from_a_dict_of_losses():
+    def parts(output, target):
+        loss = nn.functional.mse_loss(output, target)
+        return {"loss": loss, "half": loss / 2}
+
+    def train(cls):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1)
+        return cls(model, torch.optim.SGD(model.parameters(), lr=0.1), parts).fit(pairs(4, 4, 2), 2)
+
+    assert train(Keeps) == train(Runner)
+    assert "train/half" in train(Keeps)[0]
+
+
 def test_a_step_that_ignores_nothing_hears_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -275,13 +275,13 @@ def loss(value: Any, is_train: bool, source: str) -> None:
         TypeError: it is not a tensor.
         ValueError: it is not a scalar, or has no graph in training.
     """
+    came = "forward set state.loss to" if source == "forward" else f"{source} returned"
     if not isinstance(value, Tensor):
-        hint = "set state.loss" if value is None and "forward" in source else "does it end with a return?"
-        raise TypeError(f"{source} returned {value!r:.80}, expected a scalar tensor: {hint}")
+        hint = "set it in forward" if source == "forward" else "does it end with a return?"
+        raise TypeError(f"{came} {value!r:.80}, expected a scalar tensor: {hint}")
     if value.dim():
         raise ValueError(
-            f"{source} returned a tensor of shape {tuple(value.shape)}, expected a scalar: "
-            "take its mean, or use reduction='mean'"
+            f"{came} a tensor of shape {tuple(value.shape)}, expected a scalar: take its mean, or use reduction='mean'"
         )
     if is_train and not value.requires_grad:
         raise ValueError(

@@ -196,9 +196,15 @@ class Run:
 
     def split_losses(self) -> None:
         """Move what a dict of losses contains beside ``"loss"`` to ``state.losses``."""
-        state = self.state
-        state.losses = {name: value for name, value in state.loss.items() if name != "loss"}
-        state.loss = checks.total_loss(state.loss, [metric_name(metric) for metric in state.metrics])
+        state, losses = self.state, self.state.loss
+        state.loss = checks.total_loss(losses, [metric_name(metric) for metric in state.metrics])
+        state.losses = {name: value for name, value in losses.items() if name != "loss"}
+
+    def total_loss(self, losses: Any) -> Any:
+        """Return the loss to train on of a dict of losses, and keep the others to be logged."""
+        self.state.loss = losses
+        self.split_losses()
+        return self.state.loss
 
     def weight(self) -> float | Tensor:
         """Return what the mean loss of this batch is a mean over.

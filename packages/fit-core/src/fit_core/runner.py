@@ -284,11 +284,13 @@ class Runner:
         Drops the gradients of the last window first, and calls ``on_after_backward`` at the end.
 
         Args:
-            loss: the mean loss of the batch, a 0-dim tensor.
+            loss: the mean loss of the batch, a 0-dim tensor, or a dict of losses.
             optimizer: compute the gradients of this optimizer's parameters only, for steps with several optimizers.
         """
         state, run = self.state, self._run
         run.used_backward = True
+        if not isinstance(loss, Tensor):
+            loss = run.total_loss(loss)
         if not run.cleared:
             run.drop_gradients(state.optimizer)
         if optimizer is not None and optimizer not in run.cleared:

@@ -88,6 +88,7 @@ class Stream:
                     warn_longer("train_loader", self.batches_done)
                 self._end_pass()
                 if self.steps is None:
+                    self.is_last = True  # Where the loader has no len, it is known only now.
                     break
                 continue
             self._taken += 1
