@@ -128,4 +128,4 @@ def test_two_processes_end_alike_and_one_speaks(name, ranks):
 
 
 def test_the_words_of_rank_0_are_seen(ranks):
-    assert "val loss" in ranks[0]["ConsoleLogger"]["printed"]
+    assert " val " in ranks[0]["ConsoleLogger"]["printed"]
