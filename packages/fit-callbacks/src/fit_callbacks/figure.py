@@ -20,7 +20,11 @@ class Figure(figure.Figure):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self.savefig(path, dpi=120)
 
-    def _repr_png_(self) -> bytes:
+    def png(self) -> bytes:
+        """Return the picture."""
         picture = BytesIO()
         self.savefig(picture, format="png")
         return picture.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self.png()

@@ -112,7 +112,7 @@ class Notebook:
         if has_news and began >= self._curve_due and find_spec("matplotlib"):
             self._drawn = epochs
             figure = draw([*state.history[: epochs - 1], self._point], ["loss"])
-            self._curve = base64.b64encode(figure._repr_png_()).decode()
+            self._curve = base64.b64encode(figure.png()).decode()
             self._curve_due = time.monotonic() + REST * (time.monotonic() - began)
         return f'<img alt="loss" src="data:image/png;base64,{self._curve}">' if self._curve else ""
 

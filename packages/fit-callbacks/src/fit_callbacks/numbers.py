@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["clock", "short"]
+__all__ = ["clock", "file_size", "short"]
 
 
 def short(value: float, width: int = 9) -> str:
@@ -28,3 +28,12 @@ def clock(seconds: float, digits: int = 1) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def file_size(size: float) -> str:
+    """Return a number of bytes such as 512 B, 20.8 kB or 1.3 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
