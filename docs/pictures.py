@@ -28,7 +28,7 @@ def record(command: list[str]) -> str:
     """What a command writes to a terminal."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
-    process = subprocess.Popen(command, stdout=slave, stderr=slave)
+    process = subprocess.Popen(command, stdout=slave, stderr=slave, cwd=HERE.parent)
     os.close(slave)
     written = b""
     while True:
@@ -125,12 +125,12 @@ def wait_for(address: str, content: bytes) -> None:
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     shutil.rmtree(RUNS, ignore_errors=True)
-    demo = [sys.executable, str(HERE.parent / "examples" / "demo.py"), "--out", str(RUNS)]
+    demo = [sys.executable, "examples/demo.py", "--out", str(RUNS.relative_to(HERE.parent))]
     written = record(demo)
     terminal(written, "hatch run demo", PICTURES / "terminal.svg")
     shutil.copy(RUNS / "cnn-6000" / "curves.png", PICTURES / "curves.png")
     tensorboard(RUNS, PICTURES / "tensorboard.png")
-    print(*screen(written)[-5:], sep="\n")
+    print(*screen(written)[-6:], sep="\n")
 
 
 if __name__ == "__main__":
