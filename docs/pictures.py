@@ -21,14 +21,14 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PICTURES = HERE / "pictures"
 RUNS = HERE.parent / "runs" / "pictures"
-COLUMNS, ROWS = 140, 12
+COLUMNS, ROWS = 100, 12
 
 
 def record(command: list[str]) -> str:
     """What a command writes to a terminal."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
-    process = subprocess.Popen(command, stdout=slave, stderr=slave)
+    process = subprocess.Popen(command, stdout=slave, stderr=slave, cwd=HERE.parent)
     os.close(slave)
     written = b""
     while True:
@@ -62,7 +62,7 @@ def terminal(written: str, command: str, path: Path) -> None:
     late = [bar for bar in bars[len(bars) * 2 // 3 :] if 40 <= int(bar[1]) <= 80]
     cut = late[0].end() if late else len(written)
     lines = [f"$ {command}", *screen(written[:cut])]
-    lines = lines[:2] + lines[-ROWS:] if len(lines) > ROWS + 2 else lines
+    lines = lines[:5] + lines[-ROWS:] if len(lines) > ROWS + 5 else lines
     rows = "".join(
         f'<text x="16" y="{44 + 19 * number}" xml:space="preserve">{escape(line)}</text>'
         for number, line in enumerate(lines)
@@ -125,12 +125,12 @@ def wait_for(address: str, content: bytes) -> None:
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     shutil.rmtree(RUNS, ignore_errors=True)
-    demo = [sys.executable, str(HERE.parent / "examples" / "demo.py"), "--out", str(RUNS)]
+    demo = [sys.executable, "examples/demo.py", "--out", str(RUNS.relative_to(HERE.parent))]
     written = record(demo)
     terminal(written, "hatch run demo", PICTURES / "terminal.svg")
-    shutil.copy(RUNS / "cnn" / "curves.png", PICTURES / "curves.png")
+    shutil.copy(RUNS / "cnn-6000" / "curves.png", PICTURES / "curves.png")
     tensorboard(RUNS, PICTURES / "tensorboard.png")
-    print(*screen(written)[-5:], sep="\n")
+    print(*screen(written)[-6:], sep="\n")
 
 
 if __name__ == "__main__":

@@ -557,7 +557,7 @@ def test_the_tool_lists_a_folder(tmp_path):
     assert lines.keys() == {"file", "last.pt", "before-last.pt", "best.pt", "epoch-0002.pt", "epoch-0003.pt"}
     loss = read(tmp_path / "last.pt")["monitor"]["value"]
     assert lines["last.pt"].split()[:5] == ["last.pt", "3", "15", "train/loss", f"{loss:.6g}"]
-    assert lines["last.pt"].endswith("MB  whole")
+    assert lines["last.pt"].endswith(" kB  whole")
     flip(tmp_path / "before-last.pt")
     result = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
     assert result.returncode == 1

@@ -2,10 +2,12 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fit_callbacks import ConfusionMatrix, FileLogger, TensorBoard
+from fit_callbacks.running import running_metrics
 from fit_core import Callback
 from scene import Snapshots, Watch, accuracy, batches, flat, load, make, network
 from sklearn.metrics import confusion_matrix
@@ -259,3 +261,34 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     board = TensorBoard(tmp_path, every=1, histograms=True, graph=True)
     make(board, ConfusionMatrix(board, 3), FileLogger(tmp_path / "log.csv")).fit(batches(), val_loader=batches())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_running_values_do_not_exchange_with_other_processes():
+    """The compute() of torchmetrics waits for all processes, and only rank 0 asks for running values."""
+    torchmetrics = pytest.importorskip("torchmetrics")
+    single = torchmetrics.MeanSquaredError()
+    several = torchmetrics.MetricCollection([torchmetrics.MeanAbsoluteError()])
+    for metric in (single, several):
+        metric.update(torch.ones(2), torch.zeros(2))
+    assert running_metrics(SimpleNamespace(world_size=2, metrics=[single, several])) == {}
+    assert running_metrics(SimpleNamespace(world_size=1, metrics=[several])) == {"MeanAbsoluteError": 1.0}
+
+
+def test_running_values_of_nested_results_have_tags(tmp_path):
+    class Nested:
+        name = "nested"
+
+        def reset(self):
+            pass
+
+        def update(self, output, target):
+            pass
+
+        def compute(self):
+            return {"f1": {"cat": 0.5}, "note": "text", "matrix": torch.ones(2, 2)}
+
+    with pytest.warns(UserWarning, match="note is not logged"):
+        make(TensorBoard(tmp_path, every=1), metrics=[Nested()]).fit(batches())
+    tags = curves(tmp_path)
+    assert {tag for tag in tags if "f1" in tag} == {"train_step/f1/cat", "train/f1/cat"}
+    assert not any("note" in tag or "matrix" in tag for tag in tags)

@@ -91,6 +91,15 @@ def test_names_and_values():
     assert all(type(value) is float for value in result.values())
 
 
+def test_nested_dicts_are_flattened_and_the_rest_is_skipped():
+    value = {"f1": {"cat": 0.5, "dog": {"big": torch.tensor(1)}}, "matrix": torch.ones(2, 2), "note": "2", "none": None}
+    with pytest.warns(UserWarning, match="is not logged: expected a number") as warned:
+        result = runner([Constant(value, "scores")]).evaluate(batches(2))
+    assert [str(warning.message).split()[0] for warning in warned] == ["note", "none"]
+    del result["val/loss"]
+    assert result == {"val/f1/cat": 0.5, "val/f1/dog/big": 1.0}
+
+
 def test_a_function_goes_by_the_name_that_it_was_given():
     def share_of(kind):
         def share(output, target):

@@ -119,4 +119,4 @@ def test_importing_a_package_loads_little(package):
     """TensorBoard, matplotlib and the like wait until somebody uses them."""
     code = NEW_MODULES.format(package)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(result.stdout.split()) == LOADED[package]
+    assert set(result.stdout.split()) <= LOADED[package]  # torch may have loaded tqdm

@@ -133,4 +133,4 @@ def test_two_processes_end_alike_and_one_prints(name, ranks):
 
 
 def test_what_rank_0_prints_is_captured(ranks):
-    assert "val loss" in ranks[0]["ConsoleLogger"]["printed"]
+    assert " val " in ranks[0]["ConsoleLogger"]["printed"]

@@ -1,5 +1,8 @@
-"""The demo trains, tells its accuracy beside the paper's, and draws its curves."""
+"""The demo trains, prints its accuracy next to the paper's, draws its curves, and resumes after Ctrl-C."""
 
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,36 +12,94 @@ import pytest
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 
 
+def demo(*arguments):
+    return subprocess.run([sys.executable, DEMO, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize(("model", "parameters"), [("cnn", 5210), ("mlp", 15210), ("linear", 410)])
 def test_the_demo_trains(model, parameters, tmp_path):
-    command = [sys.executable, str(DEMO), "--model", model, "--steps", "60", "--out", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = demo("--model", model, "--steps", 60, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
+    folder = tmp_path / f"{model}-60"
     assert lines[0] == f"MNIST-1D, {model} with {parameters} parameters, 60 steps"
-    assert lines[1].startswith("Epoch 1/1  train loss")
-    assert lines[-4].startswith("test accuracy ")
-    assert lines[-3] == f"learning curves: {tmp_path / model}/curves.png"
-    assert lines[-2] == f"TensorBoard: tensorboard --logdir {tmp_path}"
-    assert lines[-1] == f"checkpoints: python -m fit_callbacks.checkpoint {tmp_path / model}"
-    assert {path.name for path in (tmp_path / model).glob("*.pt")} == {"best.pt", "last.pt"}
-    assert (tmp_path / model / "curves.png").stat().st_size > 5000
-    assert len(list((tmp_path / model).glob("events.out.tfevents.*"))) == 1
+    header = next(number for number, line in enumerate(lines) if line.startswith("epoch"))
+    assert header < 4
+    assert lines[header].split()[1:7] == ["loss", "Acc@1", "Acc@5"] * 2
+    assert lines[header + 1].startswith("  1/1 ")
+    accuracy = float(lines[-5].removeprefix("test accuracy ").split("%")[0]) / 100
+    assert accuracy == pytest.approx(float(lines[header + 1].split()[5]), abs=1e-3)
+    assert lines[-4:] == [
+        f"learning curves: {folder}/curves.png",
+        f"TensorBoard: tensorboard --logdir {tmp_path}",
+        f"checkpoints: python -m fit_callbacks.checkpoint {folder}",
+        "to train again from scratch: add --fresh",
+    ]
+    assert {path.name for path in folder.glob("*.pt")} == {"best.pt", "last.pt"}
+    assert (folder / "curves.png").stat().st_size > 5000
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
 
 
-def test_two_processes_tell_the_same(tmp_path):
+def test_two_processes_end_alike(tmp_path):
     accuracy = {}
-    for nproc in ("1", "2"):
-        command = [sys.executable, str(DEMO), "--model", "mlp", "--steps", "40", "--out", str(tmp_path)]
-        result = subprocess.run([*command, "--nproc", nproc], capture_output=True, text=True, check=False)
+    for nproc in (1, 2):
+        result = demo("--model", "mlp", "--steps", 40, "--nproc", nproc, "--out", tmp_path / str(nproc))
         assert result.returncode == 0, result.stderr
         assert result.stdout.startswith("MNIST-1D, mlp")
-        assert result.stdout.count("Epoch 1/1") == 1
+        assert result.stdout.count("  1/1 ") == 1
         accuracy[nproc] = float(result.stdout.split("test accuracy ")[1].split("%")[0])
-    assert abs(accuracy["1"] - accuracy["2"]) <= 0.2  # of 1000 samples, two may lie on the edge
+    assert abs(accuracy[1] - accuracy[2]) <= 0.2  # of 1000 samples, two may lie on the edge
 
 
-def test_steps_that_mean_nothing_are_refused():
-    result = subprocess.run([sys.executable, str(DEMO), "--steps", "0"], capture_output=True, text=True, check=False)
+def test_ctrl_c_is_resumed_by_the_same_command(tmp_path):
+    arguments = ["--model", "linear", "--steps", 4000, "--out", tmp_path]
+    process = subprocess.Popen(
+        [sys.executable, "-u", DEMO, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # The background job of a shell, in which tests may run, ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    for line in process.stdout:
+        if line.startswith(" 1/10 "):
+            os.kill(process.pid, signal.SIGINT)
+            break
+    out, err = process.communicate()
+    assert process.returncode == 130
+    assert err == ""
+    assert out.splitlines()[-1] == "Stopped. Run the same command again to resume, or with --fresh to start over."
+
+    resumed = demo(*arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    epochs = re.findall(r"^ *(\d+/10) ", resumed.stdout, re.MULTILINE)
+    assert epochs[0] in ("2/10", "3/10")
+    assert epochs[-1] == "10/10"
+
+    finished = demo(*arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert "10 of 10 epochs" in finished.stdout
+    assert finished.stdout.splitlines()[-5:] == resumed.stdout.splitlines()[-5:]
+
+    other = demo("--model", "linear", "--steps", 20, "--out", tmp_path)
+    assert other.returncode == 0, other.stderr
+    assert "  1/1 " in other.stdout
+
+    fresh = demo("--model", "linear", "--steps", 20, "--out", tmp_path, "--fresh")
+    assert fresh.returncode == 0, fresh.stderr
+    assert "  1/1 " in fresh.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps must be 1 or more, got 0"),
+        (["--nproc", "0"], "--nproc must be 1 or more, got 0"),
+        (["--out", f"{DEMO}/runs"], f"--out {DEMO}/runs cannot be written to: Not a directory"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_line(arguments, message):
+    result = demo(*arguments)
     assert result.returncode == 2
-    assert "--steps must be 1 or more, got 0" in result.stderr
+    assert result.stderr.splitlines()[-1] == f"demo.py: error: {message}"
+    assert result.stdout == ""

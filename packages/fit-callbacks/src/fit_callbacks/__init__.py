@@ -18,6 +18,7 @@ from .profiler import Profiler
 from .ranks import rank_zero_only
 from .reset_optimizer import ResetOptimizer
 from .schedule import LRScheduler, ReduceLROnPlateau
+from .summary import summary
 from .tensorboard import TensorBoard
 from .timer import Timer
 
@@ -48,4 +49,5 @@ __all__ = [
     "Timer",
     "plot_history",
     "rank_zero_only",
+    "summary",
 ]

@@ -11,7 +11,7 @@ from fit_core import Callback, RunnerState, has_process_group
 from .tensorboard import TensorBoard
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from .figure import Figure
 
 __all__ = ["ConfusionMatrix"]
 
@@ -72,7 +72,7 @@ class ConfusionMatrix(Callback):
 
     def draw(self) -> Figure:
         """The table as a picture: colours are shares of the true class, numbers are counts."""
-        from matplotlib.figure import Figure
+        from .figure import Figure
 
         counts = self.counts.cpu()
         shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).tolist()

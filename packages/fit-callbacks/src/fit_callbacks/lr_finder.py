@@ -6,7 +6,6 @@ import copy
 import math
 from itertools import pairwise
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fit_core import Callback, RunnerState, unwrap
@@ -15,7 +14,7 @@ from torch import nn
 from .ranks import from_rank_zero
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from .figure import Figure
 
 __all__ = ["LRFinder"]
 
@@ -124,17 +123,17 @@ class LRFinder(Callback):
             self.suggestion = self.lrs[slopes.index(min(slopes))]
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
-        """Draw the curve and the suggestion; needs matplotlib.
+        """Draw the curve and the suggestion. Needs matplotlib. A notebook shows the figure.
 
         Args:
-            path: where to save the picture, its ending tells the format; folders are made.
+            path: where to save the picture. Its ending selects the format. Folders are made.
 
         Raises:
             ValueError: there is no curve yet.
         """
         if not self.losses:
             raise ValueError("there is no curve yet: pass the finder to a Runner as a callback, and call fit")
-        from matplotlib.figure import Figure
+        from .figure import Figure
 
         figure = Figure(figsize=(4.8, 3.2), layout="constrained")
         axes = figure.subplots()
@@ -146,9 +145,7 @@ class LRFinder(Callback):
         axes.set_xlabel("learning rate")
         axes.set_ylabel("loss, smoothed")
         axes.grid(alpha=0.3)
-        if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=120)
+        figure.save(path)
         return figure
 
 

@@ -1,30 +1,31 @@
-"""A picture of a run's curves."""
+"""Draw the curves of a run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fit_core import Runner
+
 if TYPE_CHECKING:
-    from fit_core import History
-    from matplotlib.figure import Figure
+    from .figure import Figure
 
-__all__ = ["plot_history"]
+__all__ = ["draw", "plot_history"]
 
 
-def plot_history(history: History, path: str | PathLike[str] | None = None) -> Figure:
-    """Draw what ``Runner.fit`` returned: a panel for the loss and one for each metric, training beside validation.
+def plot_history(history: Sequence[Mapping[str, float]] | Runner, path: str | PathLike[str] | None = None) -> Figure:
+    """Draw the results of a run: a panel for the loss and one for each metric, training next to validation.
 
-    Needs matplotlib (``pip install fit-callbacks[plot]``). Shows nothing by itself: a notebook shows the figure that
-    is the last value of a cell.
+    Needs matplotlib (``pip install fit-callbacks[plot]``). A notebook shows the figure if it is the last value of a
+    cell.
 
     Args:
-        history: one dict an epoch.
-        path: where to save the picture, its ending tells the format; folders are made.
+        history: what ``Runner.fit`` returned, or the Runner.
+        path: where to save the picture. Its ending selects the format. Folders are made.
 
     Returns:
-        The figure.
+        The figure, of matplotlib.
 
     Raises:
         ValueError: the history is empty.
@@ -33,15 +34,25 @@ def plot_history(history: History, path: str | PathLike[str] | None = None) -> F
         >>> history = runner.fit(train_loader, epochs=5, val_loader=val_loader)
         >>> plot_history(history, "runs/a/curves.png")
     """
+    if isinstance(history, Runner):
+        history = history.state.history
     if not history:
         raise ValueError("the history is empty: no epoch was completed, there is nothing to draw")
-    from matplotlib.figure import Figure
+    keys = dict.fromkeys(key for row in history for key in row if key.startswith(("train/", "val/")))
+    figure = draw(history, list(dict.fromkeys(key.split("/", 1)[1] for key in keys)))
+    figure.save(path)
+    return figure
+
+
+def draw(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> Figure:
+    """Draw a panel for each name, with a curve for ``train/name`` and one for ``val/name``."""
     from matplotlib.ticker import MaxNLocator
 
-    keys = dict.fromkeys(key for row in history for key in row if key.startswith(("train/", "val/")))
-    names = list(dict.fromkeys(key.split("/", 1)[1] for key in keys))
-    figure = Figure(figsize=(4.5 * len(names), 3.2), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    from .figure import Figure
+
+    figure = Figure(figsize=(4.5 * max(1, len(names)), 3.2), layout="constrained")
+    for number, name in enumerate(names, 1):
+        axes = figure.add_subplot(1, len(names), number)
         for prefix, style in (("train", "C0-"), ("val", "C1-")):
             points = [(row["epoch"], row[f"{prefix}/{name}"]) for row in history if f"{prefix}/{name}" in row]
             if points:
@@ -51,7 +62,4 @@ def plot_history(history: History, path: str | PathLike[str] | None = None) -> F
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
     return figure

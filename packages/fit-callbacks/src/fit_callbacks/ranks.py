@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
 from fit_core import HOOKS, Callback, RunnerState, has_process_group
-from tqdm.auto import tqdm
+
+from .terminal import write_line
 
 __all__ = ["from_rank_zero", "print_line", "rank_zero_only"]
 
@@ -30,7 +30,7 @@ def from_rank_zero(value: T) -> T:
 def print_line(state: RunnerState, text: str) -> None:
     """Write a line to stdout, on rank 0, without tearing a bar."""
     if state.rank == 0:
-        tqdm.write(text, file=sys.stdout)
+        write_line(text)
 
 
 def rank_zero_only(callback: AnyCallback) -> AnyCallback:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
-from fit_core import RunnerState, metric_name
-from torch import Tensor
+from fit_core import RunnerState, named_values
 
-__all__ = ["running_metrics"]
+__all__ = ["running_losses", "running_metrics"]
+
+
+def running_losses(state: RunnerState) -> dict[str, float]:
+    """Return the mean losses so far, on this process alone. Reading them waits for the device."""
+    return {name: float(meter.compute()) for name, meter in state.loss_meters.items()}
 
 
 def running_metrics(state: RunnerState) -> dict[str, float]:
     """Return the values of the metrics so far, on this process alone. Reading them waits for the device."""
-    values: dict[str, float] = {}
-    for metric in state.metrics:
-        if state.world_size > 1 and hasattr(metric, "sync_context"):
-            continue  # The compute() of torchmetrics exchanges values with all processes, of which only this one asks.
-        value = metric.compute()
-        named = value if isinstance(value, Mapping) else {metric_name(metric): value}
-        for name, entry in named.items():
-            if not isinstance(entry, Tensor) or entry.numel() == 1:
-                values[name] = float(entry)
-    return values
+    metrics = [metric for metric in state.metrics if state.world_size == 1 or not _synchronises(metric)]
+    return {name: value for metric in metrics for name, value in named_values(metric).items()}
+
+
+def _synchronises(metric: Any) -> bool:
+    """Return whether compute() exchanges values with all processes, of which only this one would call it."""
+    parts = metric.modules() if hasattr(metric, "modules") else [metric]  # a MetricCollection of torchmetrics
+    return any(hasattr(part, "sync_context") for part in parts)

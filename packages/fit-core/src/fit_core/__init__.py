@@ -2,11 +2,12 @@
 
 from .callback import HOOKS, Callback
 from .checks import at_least_one
-from .metric import Mean, Metric, metric_name
+from .history import History
+from .metric import Mean, Metric, metric_name, named_values
 from .models import unwrap
 from .processes import has_process_group
 from .runner import Runner
-from .state import History, RunnerState
+from .state import RunnerState
 
 __all__ = [
     "HOOKS",
@@ -19,5 +20,6 @@ __all__ = [
     "at_least_one",
     "has_process_group",
     "metric_name",
+    "named_values",
     "unwrap",
 ]

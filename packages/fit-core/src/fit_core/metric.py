@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["FunctionMetric", "Mean", "Metric", "as_metrics", "metric_name"]
+__all__ = ["FunctionMetric", "Mean", "Metric", "as_metrics", "metric_name", "named_values"]
 
 
 @runtime_checkable
@@ -33,7 +34,8 @@ class Metric(Protocol):
     def compute(self) -> Any:
         """Return the value over all batches since ``reset``: a number, a 0-dim tensor, or a dict of those by name.
 
-        A tensor of several values (per class, say) is not logged. A callback may read it in ``on_loader_end``.
+        The dict may contain dicts: their names are joined by a slash. A tensor of several values (per class, say) is
+        not logged. A callback may read it in ``on_loader_end``.
         """
 
 
@@ -187,7 +189,44 @@ def as_metrics(metrics: Iterable[Metric | Callable[[Any, Any], Any]]) -> list[Me
     return result
 
 
-def named_values(metric: Metric) -> Mapping[str, Any]:
-    """Return what a metric computes, by name."""
+def named_values(metric: Metric, *, warns: bool = False) -> dict[str, float]:
+    """Return the numbers that a metric computes, by name. Reading them waits for the device.
+
+    A dict keeps its names, and a nested dict joins them by a slash: ``{"f1": {"cat": 0.9}}`` is ``f1/cat``. A tensor of
+    several values is left out, and so is anything else that is not a number.
+
+    Args:
+        metric: the metric, after ``update``.
+        warns: warn about what is neither a number nor a tensor.
+    """
     value = metric.compute()
-    return value if isinstance(value, Mapping) else {metric_name(metric): value}
+    values: dict[str, float] = {}
+    for name, part in _leaves(value, "" if isinstance(value, Mapping) else metric_name(metric)):
+        number = _number(part)
+        if number is not None:
+            values[name] = number
+        elif warns and not isinstance(part, Tensor):
+            warnings.warn(
+                f"{name} is not logged: expected a number, a 0-dim tensor or a dict of those, got "
+                f"{type(part).__name__}. Return a number from compute() of {metric_name(metric)}",
+                stacklevel=2,
+            )
+    return values
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _leaves(part, f"{name}/{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _number(value: Any) -> float | None:
+    """Return a value as a number, None if it is not one."""
+    if isinstance(value, (str, bytes)) or (isinstance(value, Tensor) and value.numel() != 1):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

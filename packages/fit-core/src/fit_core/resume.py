@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .history import History
 from .metric import metric_name
 from .models import unwrap
 from .run import Run
@@ -38,7 +39,7 @@ class Resume:
         self._run, self._model, state = run, run.model, run.state
         if self._loaded is None:
             state.epoch = state.global_step = state.samples_seen = 0
-            state.logs, state.history = {}, []
+            state.logs, state.history = {}, History()
 
     def finish_loading(self) -> None:
         """Restore the rest of a loaded state, now that every callback has begun."""
@@ -111,7 +112,7 @@ class Resume:
         state.grad_scaler.load_state_dict(saved["grad_scaler"])
         state.epoch, state.global_step = saved["epoch"], saved["global_step"]
         state.samples_seen = saved["samples_seen"]
-        state.logs, state.history = dict(saved["logs"]), [dict(row) for row in saved["history"]]
+        state.logs, state.history = dict(saved["logs"]), History(dict(row) for row in saved["history"])
         self._loaded = saved
 
 

@@ -284,11 +284,10 @@ class Run:
                     meter.all_reduce()
         values = {name: float(meter.compute()) for name, meter in meters.items()}
         for metric in metrics:
-            for name, value in named_values(metric).items():
+            for name, value in named_values(metric, warns=True).items():
                 if name in values:
                     raise ValueError(f"two results are called {name!r}: give each a name of its own")
-                if not isinstance(value, Tensor) or value.numel() == 1:
-                    values[name] = float(value)
+                values[name] = value
         return values
 
     def end_epoch(self) -> None:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from . import checks
 from .batch import concat, split_for_prediction, split_if_pair, split_pair, to_device
 from .callback import LIFECYCLE, Callback
+from .history import History
 from .metric import Metric, as_metrics, metric_name
 from .models import keep_modes
 from .notes import add_note
 from .resume import Resume
 from .run import Run, hooks_of
-from .state import History, RunnerState
+from .state import RunnerState
 from .stream import Stream
 
 __all__ = ["Runner"]
@@ -116,7 +117,7 @@ class Runner:
         state.train_loader, state.val_loader = train_loader, val_loader
         state.should_stop, state.status = False, "running"
         self._resume.begin(run)
-        unfinished: History = []
+        unfinished: list[dict[str, float]] = []
         try:
             with keep_modes(run.modules()):
                 run.call("on_begin")
@@ -380,7 +381,8 @@ class Runner:
             for hook, methods in hooks_of(state.callbacks).items()
         }
         lines = [f"{line:<28}{', '.join(hooks[line.strip()])}".rstrip() for line in LIFECYCLE.splitlines()]
-        return "\n".join([f"Runner({parts}) on {state.device}, metrics: {metrics}", *lines])
+        half = f" with autocast to {str(self._half).removeprefix('torch.')}" if self._half else ""
+        return "\n".join([f"Runner({parts}) on {state.device}{half}, metrics: {metrics}", *lines])
 
 
 def _no_loss(output: Any, target: Any) -> None:

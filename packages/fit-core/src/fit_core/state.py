@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .callback import Callback
+from .history import History
 from .metric import Mean, Metric
 
-__all__ = ["History", "RunnerState"]
-
-History = list[dict[str, float]]
-"""One dict per epoch: ``{"epoch": 1, "train/loss": 0.7, "lr": 0.1, "val/Acc@1": 0.9}``."""
+__all__ = ["RunnerState"]
 
 
 class Checkpoint(Protocol):
@@ -113,7 +111,7 @@ class RunnerState:
     train_loader: Iterable[Any] | None = None
     val_loader: Iterable[Any] | None = None
     loss_meters: dict[str, Mean] = field(default_factory=dict)
-    history: History = field(default_factory=list)
+    history: History = field(default_factory=History)
     rank: int = 0
     world_size: int = 1
     error: BaseException | None = None

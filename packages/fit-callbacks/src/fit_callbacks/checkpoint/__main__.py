@@ -1,17 +1,18 @@
-"""Lists the checkpoints of a folder: epoch, step, monitored value, size, whole or damaged."""
+"""List the checkpoints of a folder: epoch, step, monitored value, size, whole or damaged."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from ..numbers import file_size
 from .files import CheckpointError, read
 from .saver import checkpoints
 
 
 def describe(path: Path) -> str:
-    """One line on a checkpoint."""
-    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    """Return a line about a checkpoint."""
+    size = file_size(path.stat().st_size)
     try:
         content = read(path)
     except CheckpointError as error:
@@ -22,7 +23,7 @@ def describe(path: Path) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table; 1 where a checkpoint is damaged or there is none, 2 where the folder is missing."""
+    """Print the table. Return 1 if a checkpoint is damaged or there is none, and 2 if the folder is missing."""
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
         sys.stderr.write("usage: python -m fit_callbacks.checkpoint FOLDER\n")
         return 2

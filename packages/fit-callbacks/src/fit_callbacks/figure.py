@@ -1,0 +1,30 @@
+"""A figure that notebooks show as a picture, without pyplot. Importing this module imports matplotlib."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+
+from matplotlib import figure
+
+__all__ = ["Figure"]
+
+
+class Figure(figure.Figure):
+    """A figure of matplotlib, which has no picture in notebooks unless pyplot was imported before."""
+
+    def save(self, path: str | PathLike[str] | None) -> None:
+        """Save the picture, unless the path is None. Folders are made."""
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self.savefig(path, dpi=120)
+
+    def png(self) -> bytes:
+        """Return the picture."""
+        picture = BytesIO()
+        self.savefig(picture, format="png")
+        return picture.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
