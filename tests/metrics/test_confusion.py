@@ -145,7 +145,7 @@ def test_arguments_that_mean_nothing():
         F1(5, average="samples")
     with pytest.raises(ValueError, match="average='micro' is over classes: say how many there are"):
         F1(average="micro")
-    with pytest.raises(ValueError, match="num_classes must be a whole number of 2 or more, got 1"):
+    with pytest.raises(ValueError, match="expected num_classes to be 2 or more, got 1"):
         ConfusionMatrix(1)
     with pytest.raises(ValueError, match="normalize must be 'true', 'pred', 'all' or None"):
         ConfusionMatrix(3, normalize="rows")

@@ -1,10 +1,11 @@
-"""What holds of every metric: any split, any number of processes, states, copies, no wait for the device, Runner."""
+"""Every metric works on any split and number of processes, in a Runner, through a file, and without reading values."""
 
 import copy
 import doctest
 import importlib
 import io
 import pickle
+from pathlib import Path
 
 import fit_metrics as fm
 import pytest
@@ -44,12 +45,31 @@ METRICS = {
     "AP of 4": (lambda: fm.AveragePrecision(4, average="weighted", ignore_index=0), SCORES),
 }
 each_metric = pytest.mark.parametrize("name", METRICS)
-# What others derive from; none is a metric yet.
+# The base classes of metrics. They cannot be created.
 BASES = {fm.SumMetric, fm.ClassScore, fm.ImageMetric, fm.MatrixMetric, fm.RankingMetric}
 
 
-def close(one, other):
-    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-12, equal_nan=True)
+HIGHER_IS_BETTER = {
+    fm.AUROC: True,
+    fm.Accuracy: True,
+    fm.AveragePrecision: True,
+    fm.BalancedAccuracy: True,
+    fm.ConfusionMatrix: None,
+    fm.Dice: True,
+    fm.F1: True,
+    fm.Jaccard: True,
+    fm.MeanAbsoluteError: False,
+    fm.MeanSquaredError: False,
+    fm.PSNR: True,
+    fm.Precision: True,
+    fm.R2: True,
+    fm.Recall: True,
+    fm.SSIM: True,
+}
+
+
+def close(value, expected):
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-12, equal_nan=True)
 
 
 def fed(name, start=0, stop=40, size=40):
@@ -63,6 +83,29 @@ def fed(name, start=0, stop=40, size=40):
 def test_no_metric_is_forgotten():
     tried = {type(make()) for make, _ in METRICS.values()}
     assert tried == {getattr(fm, name) for name in fm.__all__} - BASES
+
+
+@each_metric
+def test_higher_is_better(name):
+    metric = METRICS[name][0]()
+    assert metric.higher_is_better is HIGHER_IS_BETTER[type(metric)]
+
+
+SEVERAL_VALUES = {"ConfusionMatrix", "Jaccard"}
+
+
+@pytest.mark.parametrize("name", sorted(METRICS.keys() - SEVERAL_VALUES))
+def test_a_model_that_knows_the_targets_has_the_better_value(name):
+    make, (output, target) = METRICS[name]
+    metric, guessed = make(), fed(name).compute()
+    if target.is_floating_point():
+        known = target
+    elif output.dim() == target.dim():
+        known = 2.0 * target - 1
+    else:
+        known = nn.functional.one_hot(target, 4).float()
+    metric.update(known, target)
+    assert (metric.compute() > guessed) == metric.higher_is_better
 
 
 @each_metric
@@ -134,7 +177,8 @@ def test_update_never_reads_a_value_back(name):
     metric = make().to("meta")  # where there are no values to read
     for _ in range(2):
         metric.update(output.to("meta"), target.to("meta"))
-    assert all(one.device.type == "meta" for one in metric.state_dict().values())
+    assert all(value.device.type == "meta" for value in metric.state_dict().values())
+    assert repr(metric).startswith(type(metric).__name__)
 
 
 @each_metric
@@ -148,11 +192,11 @@ def test_inference_mode_and_then_training(name):
     metric.reset()
     metric.update(output.clone().requires_grad_(), target)
     close(metric.compute(), inside)
-    assert not any(one.requires_grad for one in metric.state_dict().values())
+    assert not any(value.requires_grad for value in metric.state_dict().values())
 
 
 class Seen(Callback):
-    """Keeps what ``compute`` gives at the end of a loader, before the logs take the numbers."""
+    """Keeps what ``compute`` returns at the end of a loader."""
 
     def on_loader_end(self, state):
         self.values = [metric.compute() for metric in state.metrics]
@@ -191,7 +235,7 @@ def _on_a_process(rank, folder):
         metric.all_reduce()
         values[f"{name} none"] = metric.compute()
     torch.save(values, f"{folder}/{rank}")
-    torch.distributed.barrier()  # gloo aborts a process whose peer is gone before it has come to rest itself
+    torch.distributed.barrier()  # gloo aborts a process whose peer exits before it has finished itself
     torch.distributed.destroy_process_group()
 
 
@@ -214,17 +258,57 @@ def test_all_reduce_of_one_process_changes_nothing(name):
     close(metric.compute(), fed(name).compute())
 
 
-def test_one_message_a_dtype(monkeypatch):
+def test_sums_travel_in_one_message_per_dtype(monkeypatch):
     sent = []
-    monkeypatch.setattr("fit_metrics.base.several_processes", lambda: True)
+    monkeypatch.setattr("fit_metrics.base.has_process_group", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda packed: sent.append(packed.dtype))
     fed("PSNR").all_reduce()
     assert sorted(sent, key=str) == [torch.float64, torch.int64]
 
 
-@pytest.mark.parametrize("file", ["accuracy", "base", "confusion", "image", "ranking", "regression", "segmentation"])
+@pytest.mark.parametrize(
+    ("metric", "call"),
+    [
+        (fm.Accuracy(), "Accuracy()"),
+        (fm.Accuracy(5), "Accuracy(topk=5)"),
+        (fm.Accuracy(5, name="top"), "Accuracy(topk=5, name='top')"),
+        (fm.F1(10, average=None), "F1(num_classes=10, average=None)"),
+        (fm.ConfusionMatrix(3, normalize="true"), "ConfusionMatrix(num_classes=3, normalize='true')"),
+        (fm.AveragePrecision(), "AveragePrecision()"),
+        (fm.BalancedAccuracy(2, name="fair"), "BalancedAccuracy(num_classes=2, name='fair')"),
+        (fm.MeanSquaredError(root=True), "MeanSquaredError(root=True)"),
+        (fm.R2(3), "R2(num_outputs=3)"),
+        (fm.PSNR(255), "PSNR(data_range=255)"),
+    ],
+    ids=repr,
+)
+def test_repr_is_the_call_that_makes_the_metric(metric, call):
+    assert repr(metric) == call
+    assert repr(eval(call, vars(fm))) == call
+
+
+def test_repr_of_a_metric_of_your_own():
+    class Share(fm.SumMetric):
+        def __init__(self, label, weight, *rest, floor=0.0, **options):
+            super().__init__(label, right=torch.long)
+            self.floor, self.weight = floor, weight
+
+        def update(self, output, target):
+            self.right += 1
+
+        def compute(self):
+            return self.right
+
+    assert repr(Share("share", torch.ones(3), 1, floor=0.5, unused=2)) == "Share(floor=0.5)"
+
+
+MODULES = [path.stem for path in Path(fm.__file__).parent.glob("*.py")]
+WITH_EXAMPLES = {"accuracy", "base", "confusion", "image", "ranking", "regression", "segmentation"}
+
+
+@pytest.mark.parametrize("file", sorted(set(MODULES) - {"__init__"}))
 def test_examples_in_docstrings(file):
     module = importlib.import_module(f"fit_metrics.{file}")
     failed, tried = doctest.testmod(module, extraglobs={"torch": torch, **vars(fm)})
-    assert tried
     assert not failed
+    assert bool(tried) == (file in WITH_EXAMPLES)

@@ -6,9 +6,11 @@ import weakref
 from typing import Any
 
 import torch
+from fit_core import at_least_one
 from torch import Tensor
 
-from .base import SumMetric, real
+from .base import SumMetric
+from .dtypes import to_double
 from .inputs import Classes, class_inputs
 
 __all__ = ["Accuracy"]
@@ -52,6 +54,7 @@ class Accuracy(SumMetric):
         0.5
     """
 
+    higher_is_better = True
     correct: Tensor
     samples: Tensor
     outside: Tensor
@@ -59,8 +62,7 @@ class Accuracy(SumMetric):
     def __init__(
         self, topk: int = 1, *, threshold: float = 0.0, ignore_index: int | None = None, name: str | None = None
     ) -> None:
-        if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1:
-            raise ValueError(f"topk must be a whole number of 1 or more, got {topk!r}")
+        at_least_one(topk=topk)
         super().__init__(name or f"Acc@{topk}", correct=torch.long, samples=torch.long, outside=torch.long)
         self.topk = topk
         self.threshold = threshold
@@ -79,6 +81,9 @@ class Accuracy(SumMetric):
         self._waiting.append((output.detach().clone(), target.detach().clone()))
         if len(self._waiting) == TOGETHER:
             self._count_waiting()
+
+    def _default_name(self) -> str:
+        return f"Acc@{self.topk}"
 
     def _count_waiting(self) -> None:
         if self._waiting:
@@ -117,7 +122,7 @@ class Accuracy(SumMetric):
                 f"{self.name}: {outside} targets were outside of the classes that the output has scores for: "
                 "correct the targets, or pass ignore_index= when they mark samples to leave out"
             )
-        return real(self.correct) / self.samples
+        return to_double(self.correct) / self.samples
 
 
 class _Batch:

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import SumMetric, real
+from .base import SumMetric
+from .dtypes import to_double
 from .inputs import Average, check_average, check_classes, class_inputs
 
 __all__ = ["F1", "BalancedAccuracy", "ClassScore", "ConfusionMatrix", "MatrixMetric", "Precision", "Recall", "ratio"]
@@ -129,6 +130,8 @@ class BalancedAccuracy(MatrixMetric):
         0-dim, in 0..1; nan when there were no samples.
     """
 
+    higher_is_better = True
+
     def __init__(
         self,
         num_classes: int,
@@ -162,6 +165,8 @@ class ClassScore(MatrixMetric):
         0-dim, in 0..1, or ``(C,)`` with ``average=None``; a ratio 0 / 0 in it is 0, as in scikit-learn. nan when there
         were no samples.
     """
+
+    higher_is_better = True
 
     def __init__(
         self,
@@ -253,4 +258,4 @@ class F1(ClassScore):
 
 def ratio(part: Tensor, whole: Tensor) -> Tensor:
     """``part / whole`` of counts, in float64; 0 where whole, and so part, is 0."""
-    return real(part) / whole.clamp(min=1)
+    return to_double(part) / whole.clamp(min=1)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from fit_core import at_least_one
 from torch import Tensor
 
-__all__ = ["Average", "Classes", "check_average", "check_classes", "class_inputs", "number_inputs"]
+__all__ = ["Average", "Classes", "check_average", "check_classes", "check_tensors", "class_inputs", "number_inputs"]
 
 WIDE = {torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64}
 
@@ -38,6 +39,22 @@ class Classes(NamedTuple):
         return self.scores.dim() > self.target.dim()
 
 
+def check_tensors(metric: str, output: Any, target: Any) -> None:
+    """Check that output and target are tensors of real numbers.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for name, value in (("output", output), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{metric} expected the {name} to be a tensor, got {type(value).__name__}. Pick the tensor in a "
+                "subclass: def update(self, output, target): super().update(output['logits'], target)"
+            )
+        if value.is_complex():
+            raise TypeError(f"{metric} expected the {name} to be real, got {value.dtype}. Pass {name}.abs() or .real")
+
+
 def class_inputs(
     metric: str, output: Any, target: Any, ignore_index: int | None = None, num_classes: int | None = None
 ) -> Classes:
@@ -56,7 +73,7 @@ def class_inputs(
         TypeError: not tensors, or of the wrong dtype.
         ValueError: shapes that do not fit.
     """
-    _check_tensors(metric, output, target)
+    check_tensors(metric, output, target)
     given = output.shape, target.shape
     output, target = output.detach(), target.detach()
     has_scores = output.is_floating_point() and output.dim() > 1 and output.size(1) > 1
@@ -100,26 +117,35 @@ def class_inputs(
 
 
 def number_inputs(metric: str, output: Any, target: Any) -> tuple[Tensor, Tensor]:
-    """Bring numbers, without their graph, to one shape and one floating dtype that holds them: float32 or float64.
+    """Return output and target without their graph, in one shape and in a floating dtype that holds both.
 
     Args:
         metric: its name, for messages.
         output: any shape, any real dtype.
-        target: the same shape; ``(N, 1)`` and ``(N,)`` are the same.
+        target: the same shape. ``(N, 1)`` and ``(N,)`` are the same.
 
     Raises:
-        TypeError: not tensors, or complex.
-        ValueError: shapes differ. They are not broadcast: ``(N, 1)`` minus ``(N,)`` would be ``(N, N)``.
+        TypeError: one is not a tensor, or is complex.
+        ValueError: the shapes differ. They are not broadcast, because ``(N, 1)`` minus ``(N,)`` would be ``(N, N)``.
     """
-    _check_tensors(metric, output, target)
-    given = output.shape, target.shape
+    check_tensors(metric, output, target)
     if {output.dim(), target.dim()} == {1, 2}:
-        output, target = (one.squeeze(1) if one.dim() == 2 and one.size(1) == 1 else one for one in (output, target))
-    if output.shape != target.shape:
-        raise ValueError(f"{_got(metric, given)}: expected equal shapes")
+        flat_output, flat_target = without_column(output), without_column(target)
+    else:
+        flat_output, flat_target = output, target
+    if flat_output.shape != flat_target.shape:
+        raise ValueError(
+            f"{metric} expected output and target of one shape, got output {tuple(output.shape)} and target "
+            f"{tuple(target.shape)}. Return one output for each target from the model"
+        )
     is_wide = output.dtype in WIDE or target.dtype in WIDE
     dtype = torch.float64 if is_wide and output.device.type != "mps" else torch.float32
-    return output.detach().to(dtype), target.detach().to(dtype)
+    return flat_output.detach().to(dtype), flat_target.detach().to(dtype)
+
+
+def without_column(value: Tensor) -> Tensor:
+    """Return ``(N, 1)`` as ``(N,)``, and any other tensor as it is."""
+    return value.squeeze(1) if value.dim() == 2 and value.size(1) == 1 else value
 
 
 def check_average(average: Any, num_classes: int | None) -> None:
@@ -139,26 +165,12 @@ def check_classes(num_classes: Any) -> None:
     """``num_classes`` is a number of classes, or None.
 
     Raises:
-        ValueError: it is not.
+        TypeError: it is not a whole number.
+        ValueError: it is below 2.
     """
-    if num_classes is None:
-        return
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(
-            f"num_classes must be a whole number of 2 or more, got {num_classes!r}: a single logit is of 2 classes"
-        )
-
-
-def _check_tensors(metric: str, output: Any, target: Any) -> None:
-    """Refuse what is no tensor of real numbers."""
-    for name, value in (("output", output), ("target", target)):
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{metric} takes tensors, its {name} is a {type(value).__name__}: pick the tensor in a subclass, "
-                "def update(self, output, target): super().update(output['logits'], target)"
-            )
-        if value.is_complex():
-            raise TypeError(f"{metric} takes real numbers, its {name} is {value.dtype}")
+    at_least_one(num_classes=num_classes)
+    if num_classes == 1:
+        raise ValueError("expected num_classes to be 2 or more, got 1. Leave it out for a single logit")
 
 
 def _got(metric: str, shapes: tuple[torch.Size, torch.Size]) -> str:

@@ -6,11 +6,13 @@ from abc import abstractmethod
 from typing import TypeVar
 
 import torch
-from fit_core import Metric
+from fit_core import has_process_group
 from torch import Tensor
 
-from .base import gather_rows, real, several_processes
+from .base import BaseMetric
+from .dtypes import to_double
 from .inputs import Average, check_average, check_classes, class_inputs
+from .processes import gather_rows
 
 __all__ = ["AUROC", "AveragePrecision", "RankingMetric"]
 
@@ -19,7 +21,7 @@ Self = TypeVar("Self", bound="RankingMetric")
 NOT_COUNTED, OUTSIDE = -1, -2
 
 
-class RankingMetric(Metric):
+class RankingMetric(BaseMetric):
     """Base of exact metrics over the order of scores; a subclass has :meth:`score`.
 
     They are no sums: every score is kept until ``reset``, on the device, N * (C + 1) numbers or, of two classes, 2 N.
@@ -87,7 +89,7 @@ class RankingMetric(Metric):
         if self.num_classes is not None:
             scores = scores.movedim(1, -1).reshape(-1, classes)
         elif classes == 2:
-            scores = real(scores[:, 1]) - real(scores[:, 0])
+            scores = to_double(scores[:, 1]) - to_double(scores[:, 0])
         target = batch.target.masked_fill(batch.outside, OUTSIDE)
         if batch.counted is not None:
             target = target.masked_fill(~batch.counted, NOT_COUNTED)
@@ -104,7 +106,7 @@ class RankingMetric(Metric):
                 "correct them, or pass ignore_index= when they mark samples to leave out"
             )
         counted = targets != NOT_COUNTED
-        scores, targets = real(scores[counted]), targets[counted]
+        scores, targets = to_double(scores[counted]), targets[counted]
         if self.num_classes is None:
             return self._one(scores, targets == 1)
         if not _are_probabilities(scores):
@@ -123,8 +125,8 @@ class RankingMetric(Metric):
     def to(self: Self, device: torch.device | str) -> Self:
         """Move the scores to ``device``."""
         self._device = torch.device(device)
-        self._scores = [one.to(self._device) for one in self._scores]
-        self._targets = [one.to(self._device) for one in self._targets]
+        self._scores = [scores.to(self._device) for scores in self._scores]
+        self._targets = [targets.to(self._device) for targets in self._targets]
         return self
 
     def all_reduce(self) -> None:
@@ -132,8 +134,8 @@ class RankingMetric(Metric):
 
         A process may have any number of samples, or none. Does nothing where there is one process.
         """
-        if several_processes():
-            self._scores = [gather_rows(real(torch.cat(self._scores)))]
+        if has_process_group():
+            self._scores = [gather_rows(to_double(torch.cat(self._scores)))]
             self._targets = [gather_rows(torch.cat(self._targets))]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -146,7 +148,7 @@ class RankingMetric(Metric):
         Raises:
             ValueError: the state is of another metric, or of another number of classes. Nothing is changed then.
         """
-        saved, own = {name: tuple(one.shape[1:]) for name, one in state_dict.items()}, self._scores[0].shape[1:]
+        saved, own = {name: tuple(value.shape[1:]) for name, value in state_dict.items()}, self._scores[0].shape[1:]
         if saved != {"scores": tuple(own), "targets": ()}:
             raise ValueError(f"the state is of another metric: it holds {', '.join(saved)}, not {self.name}'s scores")
         self._scores = [state_dict["scores"].to(self._device)]
@@ -179,6 +181,8 @@ class AUROC(RankingMetric):
         0.75
     """
 
+    higher_is_better = True
+
     def __init__(
         self,
         num_classes: int | None = None,
@@ -195,7 +199,7 @@ class AUROC(RankingMetric):
             return positives.new_full((), torch.nan)
         below = torch.searchsorted(negatives, positives)
         not_above = torch.searchsorted(negatives, positives, right=True)
-        return real((below + not_above).sum()) / (2 * len(positives) * len(negatives))
+        return to_double((below + not_above).sum()) / (2 * len(positives) * len(negatives))
 
 
 class AveragePrecision(RankingMetric):
@@ -217,6 +221,8 @@ class AveragePrecision(RankingMetric):
         0.8333
     """
 
+    higher_is_better = True
+
     def __init__(
         self,
         num_classes: int | None = None,
@@ -233,7 +239,7 @@ class AveragePrecision(RankingMetric):
             return positives.new_zeros(())
         right = len(positives) - torch.searchsorted(positives, positives)
         wrong = len(negatives) - torch.searchsorted(negatives, positives)
-        return (real(right) / (right + wrong)).mean()
+        return (to_double(right) / (right + wrong)).mean()
 
 
 def _are_probabilities(scores: Tensor) -> bool:
