@@ -24,6 +24,7 @@ IMAGES = torch.rand(40, 1, 11, 12, generator=G), torch.rand(40, 1, 11, 12, gener
 METRICS = {
     "Acc@1": (lambda: fm.Accuracy(1), SCORES),
     "Acc@3": (lambda: fm.Accuracy(3, ignore_index=0), SCORES),
+    "Acc of several k": (lambda: fm.Accuracy(1, 3, ignore_index=0), SCORES),
     "BalancedAcc": (lambda: fm.BalancedAccuracy(4), SCORES),
     "ConfusionMatrix": (lambda: fm.ConfusionMatrix(4), SCORES),
     "Precision": (lambda: fm.Precision(4, average="weighted", ignore_index=0), SCORES),
@@ -91,7 +92,7 @@ def test_higher_is_better(name):
     assert metric.higher_is_better is HIGHER_IS_BETTER[type(metric)]
 
 
-SEVERAL_VALUES = {"ConfusionMatrix", "Jaccard"}
+SEVERAL_VALUES = {"Acc of several k", "ConfusionMatrix", "Jaccard"}
 
 
 @pytest.mark.parametrize("name", sorted(METRICS.keys() - SEVERAL_VALUES))
@@ -215,11 +216,13 @@ def test_in_a_runner(name):
     row = runner.fit(batches, val_loader=batches)[-1] | runner.evaluate(batches)
     expected = fed(name).compute()
     close(seen.values[0], expected)
-    if expected.numel() == 1:
+    named = expected if isinstance(expected, dict) else {make().name: expected}
+    for key, value in named.items():
         for part in ("train", "val"):
-            assert row[f"{part}/{make().name}"] == pytest.approx(float(expected), rel=1e-6)
-    else:
-        assert f"val/{make().name}" not in row
+            if value.numel() == 1:
+                assert row[f"{part}/{key}"] == pytest.approx(float(value), rel=1e-6)
+            else:
+                assert f"{part}/{key}" not in row
 
 
 def _on_a_process(rank, folder):
@@ -271,6 +274,7 @@ def test_sums_travel_in_one_message_per_dtype(monkeypatch):
     [
         (fm.Accuracy(), "Accuracy()"),
         (fm.Accuracy(5), "Accuracy(topk=5)"),
+        (fm.Accuracy(1, 5, ignore_index=-100), "Accuracy(1, 5, ignore_index=-100)"),
         (fm.Accuracy(5, name="top"), "Accuracy(topk=5, name='top')"),
         (fm.F1(10, average=None), "F1(num_classes=10, average=None)"),
         (fm.ConfusionMatrix(3, normalize="true"), "ConfusionMatrix(num_classes=3, normalize='true')"),
