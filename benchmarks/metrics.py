@@ -49,6 +49,23 @@ class Both:
             metric.reset()
 
 
+class Flat:
+    """A metric of torchmetrics, which wants the classes in dimension 1."""
+
+    def __init__(self, metric):
+        self.metric = metric
+
+    def to(self, device):
+        self.metric.to(device)
+        return self
+
+    def update(self, output, target):
+        self.metric.update(output.flatten(0, 1), target.flatten())
+
+    def reset(self):
+        self.metric.reset()
+
+
 def two():
     """Return the two metrics that Accuracy(1, 5) replaces."""
     return Both(Accuracy(1), Accuracy(5))
@@ -83,6 +100,16 @@ def cases():
         yield f"F1 {shape}", F1(c), classes.MulticlassF1Score(c, **quick), logits, target
         theirs = classes.MulticlassConfusionMatrix(c, **quick)
         yield f"ConfusionMatrix {shape}", ConfusionMatrix(c), theirs, logits, target
+    logits, target = torch.randn(512, 80), torch.randint(2, (512, 80))
+    theirs = classes.MultilabelAccuracy(80, average="micro", **quick)
+    yield "Accuracy of labels (512, 80)", Accuracy(task="multilabel"), theirs, logits, target
+    yield "F1 of labels (512, 80)", F1(80, task="multilabel"), classes.MultilabelF1Score(80, **quick), logits, target
+    theirs = classes.MultilabelAUROC(80, thresholds=None, **quick)
+    yield "AUROC of labels (512, 80)", AUROC(80, task="multilabel"), theirs, logits, target
+    tokens, target = torch.randn(32, 128, 9), torch.randint(9, (32, 128))
+    theirs = classes.MulticlassF1Score(9, ignore_index=0, **quick)
+    last = Flat(theirs)
+    yield "F1 of tokens (32, 128, 9)", F1(9, ignore_index=0), last, tokens, target
     logit, target = torch.randn(4096), torch.randint(2, (4096,))
     yield "Accuracy of a logit (4096,)", Accuracy(1), classes.BinaryAccuracy(**quick), logit, target
     yield "F1 of a logit (4096,)", F1(), classes.BinaryF1Score(**quick), logit, target

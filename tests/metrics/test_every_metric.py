@@ -16,6 +16,8 @@ from torch import nn
 
 G = torch.Generator().manual_seed(0)
 SCORES = torch.randn(40, 4, generator=G), torch.randint(4, (40,), generator=G)
+LABELS = SCORES[0], torch.randint(2, (40, 4), generator=G)
+MASKED_LABELS = SCORES[0], torch.randint(-1, 2, (40, 4), generator=G)
 LOGIT = torch.randn(40, generator=G), torch.randint(2, (40,), generator=G)
 NUMBERS = 100 + torch.randn(40, generator=G), 100 + torch.randn(40, generator=G)
 COLUMNS = torch.randn(40, 3, generator=G), torch.randn(40, 3, generator=G)
@@ -25,12 +27,15 @@ METRICS = {
     "Acc@1": (lambda: fm.Accuracy(1), SCORES),
     "Acc@3": (lambda: fm.Accuracy(3, ignore_index=0), SCORES),
     "Acc of several k": (lambda: fm.Accuracy(1, 3, ignore_index=0), SCORES),
+    "Acc of labels": (lambda: fm.Accuracy(task="multilabel"), LABELS),
     "BalancedAcc": (lambda: fm.BalancedAccuracy(4), SCORES),
     "ConfusionMatrix": (lambda: fm.ConfusionMatrix(4), SCORES),
+    "ConfusionMatrix of labels": (lambda: fm.ConfusionMatrix(4, task="multilabel"), LABELS),
     "Precision": (lambda: fm.Precision(4, average="weighted", ignore_index=0), SCORES),
     "Recall": (lambda: fm.Recall(), LOGIT),
     "F1": (lambda: fm.F1(4), SCORES),
     "F1/micro": (lambda: fm.F1(4, average="micro", name="F1/micro"), SCORES),
+    "F1 of labels": (lambda: fm.F1(4, task="multilabel", ignore_index=-1), MASKED_LABELS),
     "Dice": (lambda: fm.Dice(), LOGIT),
     "Jaccard": (lambda: fm.Jaccard(4, average=None), SCORES),
     "MSE": (lambda: fm.MeanSquaredError(), NUMBERS),
@@ -42,6 +47,7 @@ METRICS = {
     "SSIM": (lambda: fm.SSIM(), IMAGES),
     "AUROC": (lambda: fm.AUROC(), LOGIT),
     "AUROC of 4": (lambda: fm.AUROC(4), SCORES),
+    "AUROC of labels": (lambda: fm.AUROC(4, task="multilabel", average="micro"), LABELS),
     "AP": (lambda: fm.AveragePrecision(), LOGIT),
     "AP of 4": (lambda: fm.AveragePrecision(4, average="weighted", ignore_index=0), SCORES),
 }
@@ -92,7 +98,7 @@ def test_higher_is_better(name):
     assert metric.higher_is_better is HIGHER_IS_BETTER[type(metric)]
 
 
-SEVERAL_VALUES = {"Acc of several k", "ConfusionMatrix", "Jaccard"}
+SEVERAL_VALUES = {"Acc of several k", "ConfusionMatrix", "ConfusionMatrix of labels", "Jaccard"}
 
 
 @pytest.mark.parametrize("name", sorted(METRICS.keys() - SEVERAL_VALUES))
@@ -275,9 +281,12 @@ def test_sums_travel_in_one_message_per_dtype(monkeypatch):
         (fm.Accuracy(), "Accuracy()"),
         (fm.Accuracy(5), "Accuracy(topk=5)"),
         (fm.Accuracy(1, 5, ignore_index=-100), "Accuracy(1, 5, ignore_index=-100)"),
+        (fm.Accuracy(task="multilabel", exact_match=True), "Accuracy(task='multilabel', exact_match=True)"),
         (fm.Accuracy(5, name="top"), "Accuracy(topk=5, name='top')"),
+        (fm.F1(), "F1()"),
         (fm.F1(10, average=None), "F1(num_classes=10, average=None)"),
         (fm.ConfusionMatrix(3, normalize="true"), "ConfusionMatrix(num_classes=3, normalize='true')"),
+        (fm.AUROC(4, class_dim=-1), "AUROC(num_classes=4, class_dim=-1)"),
         (fm.AveragePrecision(), "AveragePrecision()"),
         (fm.BalancedAccuracy(2, name="fair"), "BalancedAccuracy(num_classes=2, name='fair')"),
         (fm.MeanSquaredError(root=True), "MeanSquaredError(root=True)"),
@@ -307,7 +316,7 @@ def test_repr_of_a_metric_of_your_own():
 
 
 MODULES = [path.stem for path in Path(fm.__file__).parent.glob("*.py")]
-WITH_EXAMPLES = {"accuracy", "base", "confusion", "image", "ranking", "regression", "segmentation"}
+WITH_EXAMPLES = {"accuracy", "base", "class_scores", "confusion", "curves", "image", "regression", "segmentation"}
 
 
 @pytest.mark.parametrize("file", sorted(set(MODULES) - {"__init__"}))

@@ -1,4 +1,4 @@
-"""Top-k accuracy."""
+"""Top-k accuracy, and the accuracy of yes-or-no decisions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from fit_core import at_least_one
 from torch import Tensor
 
+from .arguments import Task
 from .base import SumMetric
+from .classes import ClassMetric
 from .dtypes import to_double
-from .inputs import class_inputs
 
 __all__ = ["Accuracy"]
 
@@ -20,12 +21,16 @@ TOGETHER = 16
 """How many small batches are counted together."""
 
 
-class Accuracy(SumMetric):
+class Accuracy(ClassMetric, SumMetric):
     """Compute the share of samples whose class is among the k most likely ones: ``correct / samples``.
 
     It equals scikit-learn's ``accuracy_score`` and ``top_k_accuracy_score``. Of equal scores the lower class index
     counts as the more likely, as in ``argmax``, on every device. ``Accuracy(1, 5)`` ranks each batch once for both, and
     ``compute`` returns both by name.
+
+    With ``task="multilabel"`` it is the share of labels that are predicted right, over all samples and labels, as in
+    torchmetrics' ``MultilabelAccuracy(average="micro")``, which is 1 minus scikit-learn's ``hamming_loss``.
+    ``exact_match=True`` makes it the share of samples whose labels are all right, scikit-learn's ``accuracy_score``.
 
     Small batches are copied, and 16 of them are counted together, because counting a few samples takes as long as
     counting a few hundred.
@@ -33,25 +38,30 @@ class Accuracy(SumMetric):
     Args:
         topk: how many guesses a sample has, 1 or more.
         *more: further numbers of guesses, each with a value of its own.
+        task: ``"binary"``, ``"multiclass"`` or ``"multilabel"``. None infers binary or multiclass from the shapes.
+        class_dim: the dimension of the output with the classes, such as -1 for ``(N, T, C)``. None infers it.
         threshold: a single logit above it means class 1. 0 for logits, 0.5 for probabilities.
         ignore_index: a target that is not counted, such as -100 for padding or 255 for the border of a segmentation.
-        name: the name in the logs, by default ``Acc@k``. With several k it is the part before the ``@``, by default
-            ``Acc``.
+        exact_match: count the samples whose labels are all right, and not the labels. Needs ``task="multilabel"``.
+        name: the name in the logs. Without it ``Acc@k``, or ``Acc`` for labels. With several k it is the part before
+            the ``@``, ``Acc`` if not given.
 
     Shapes:
-        * output ``(N, C)`` or ``(N, C, H, W)``, floating scores. The target has class indices ``(N,)``, ``(N, 1)`` or
-          ``(N, H, W)`` in 0..C-1, or ``(N, C)``, one-hot or soft classes, whose largest entry is the class.
-        * output ``(N,)``, ``(N, 1)`` or ``(N, 1, H, W)``, floating, a single logit. The target has as many entries, 0
-          or 1, or soft.
-        * output ``(N,)`` or ``(N, H, W)``, integer, predicted classes. The target has the same shape.
+        * output ``(N, C)``, ``(N, C, ...)`` or ``(N, ..., C)``, floating scores. The target has class indices
+          ``(N, ...)`` in 0..C-1, or one-hot or soft classes of the output's shape, whose largest entry is the class.
+        * output ``(N,)``, ``(N, 1)`` or ``(N, 1, ...)``, floating, a single logit. The target has as many entries, 0 or
+          1 or, if it is floating, between.
+        * output ``(N, ...)``, integer or bool, predicted classes. The target has the same shape.
+        * with ``task="multilabel"``, output ``(N, C, ...)``, a logit for each label, or predicted labels, 0 or 1. The
+          target has the same shape, 0 or 1 or, if it is floating, between.
 
     Value:
         0-dim, in 0..1, and nan without samples. With several k a dict of those.
 
     Raises:
         TypeError: an argument, output or target has the wrong type or dtype.
-        ValueError: k is below 1 or above C, or the shapes do not fit. In ``compute``: there were targets outside of
-            0..C-1.
+        ValueError: k is below 1 or above C, or the shapes do not fit or allow two readings. In ``compute``: there
+            were targets outside of 0..C-1, or rows that are neither one-hot nor soft.
 
     Example:
         >>> accuracy = Accuracy(1, 2)
@@ -65,13 +75,17 @@ class Accuracy(SumMetric):
     correct: Tensor
     samples: Tensor
     outside: Tensor
+    unclear: Tensor
 
     def __init__(
         self,
         topk: int = 1,
         *more: int,
+        task: Task | None = None,
+        class_dim: int | None = None,
         threshold: float = 0.0,
         ignore_index: int | None = None,
+        exact_match: bool = False,
         name: str | None = None,
     ) -> None:
         self.topk = topk
@@ -81,14 +95,22 @@ class Accuracy(SumMetric):
             at_least_one(topk=k)
         if len(set(self._all_k)) < len(self._all_k):
             raise ValueError(f"expected each k once, got {self._all_k}")
-        super().__init__(
+        if exact_match and task != "multilabel":
+            raise ValueError('exact_match is about labels. Pass task="multilabel" too')
+        if task == "multilabel" and self._all_k != (1,):
+            raise ValueError(f'task="multilabel" has no top-k accuracy, got topk={self._all_k}. Leave topk out')
+        count = torch.long
+        ClassMetric.__init__(self, None, task=task, class_dim=class_dim, ignore_index=ignore_index)
+        SumMetric.__init__(
+            self,
             self._default_name() if name is None else name,
-            correct=(torch.long, len(self._all_k)),
-            samples=torch.long,
-            outside=torch.long,
+            correct=(count, len(self._all_k)),
+            samples=count,
+            outside=count,
+            unclear=count,
         )
         self.threshold = threshold
-        self.ignore_index = ignore_index
+        self.exact_match = exact_match
         self._last_kind: tuple[Any, ...] | None = None
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
@@ -108,21 +130,17 @@ class Accuracy(SumMetric):
         """Return the share over all batches, by name if there are several k. Waits for the device to check targets.
 
         Raises:
-            ValueError: there were targets outside of the classes.
+            ValueError: there were targets outside of the classes, or rows that are neither one-hot nor soft.
         """
         self._count_waiting()
-        if outside := int(self.outside):
-            raise ValueError(
-                f"{self.name} expected targets among the classes of the output, got {outside} outside. "
-                "Correct them, or pass ignore_index= if they mark targets to leave out"
-            )
+        self.report(*torch.stack([self.outside, self.unclear]).tolist())
         shares = to_double(self.correct) / self.samples
         if not self.more:
             return shares[0]
         return {f"{self.name}@{k}": share for k, share in zip(self._all_k, shares, strict=True)}
 
     def _default_name(self) -> str:
-        return "Acc" if self.more else f"Acc@{self.topk}"
+        return "Acc" if self.more or self.task == "multilabel" else f"Acc@{self.topk}"
 
     def _count_waiting(self) -> None:
         if self._waiting:
@@ -135,28 +153,31 @@ class Accuracy(SumMetric):
         return super()._sums()
 
     def _count(self, output: Tensor, target: Tensor) -> None:
-        batch = class_inputs(self.name, output, target, self.ignore_index)
-        most, scores = max(self._all_k), batch.scores.size(1) if batch.is_scored else 1
+        batch = self.read_batch(output, target, needs_labels=self.exact_match)
+        most, scores = max(self._all_k), batch.scores.size(1) if batch.has_class_scores else 1
         if most > scores:
             raise ValueError(
                 f"{self.name}: top-{most} accuracy needs scores of {most} or more classes, got output "
                 f"{tuple(output.shape)}. Leave topk out, or lower it"
             )
-        is_counted = batch.counted
+        is_counted = batch.is_counted
         if most == 1:
-            predicted = batch.scores.argmax(1) if batch.is_scored else batch.scores
-            if predicted.is_floating_point():
-                predicted = predicted > self.threshold
-            is_right = predicted == batch.target
+            is_right = batch.predicted(self.threshold) == batch.target
+            if self.exact_match:
+                is_right, is_counted = _all_labels(is_right, is_counted)
             correct = (is_right if is_counted is None else is_right & is_counted).sum()
+            samples = is_right.numel()
         else:
             rank = _rank(batch.scores, batch.target)
             if is_counted is not None:
                 rank = rank.masked_fill(~is_counted, scores)  # beyond every k
             correct = torch.stack([(rank < k).sum() for k in self._all_k])
+            samples = rank.numel()
         self.correct += correct
-        self.samples += batch.target.numel() if is_counted is None else is_counted.sum()
-        self.outside += batch.outside.sum()
+        self.samples += samples if is_counted is None else is_counted.sum()
+        self.outside += batch.is_outside.sum()
+        if batch.is_unclear is not None:
+            self.unclear += batch.is_unclear.sum()
 
 
 def _kind(output: Any, target: Any) -> tuple[Any, ...] | None:
@@ -164,6 +185,13 @@ def _kind(output: Any, target: Any) -> tuple[Any, ...] | None:
     if not (isinstance(output, Tensor) and isinstance(target, Tensor)) or output.numel() > SMALL:
         return None
     return output.shape, output.dtype, output.device, target.shape, target.dtype, target.device
+
+
+def _all_labels(is_right: Tensor, is_counted: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return whether all labels of a sample that count are right, and whether it has any that count."""
+    if is_counted is None:
+        return is_right.all(1), None
+    return (is_right | ~is_counted).all(1), is_counted.any(1)
 
 
 def _rank(scores: Tensor, classes: Tensor) -> Tensor:
