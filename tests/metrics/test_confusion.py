@@ -1,4 +1,4 @@
-"""The confusion matrix and its scores equal scikit-learn's, also where a class is absent."""
+"""The confusion matrix and its scores equal scikit-learn's, also if a class is absent."""
 
 import warnings
 
@@ -54,7 +54,7 @@ def test_scores_equal_scikit_learns(metric, average, case):
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3])
 @pytest.mark.parametrize("metric", SCORES)
-def test_of_two_classes_the_score_is_that_of_class_1(metric, threshold):
+def test_the_score_of_two_classes_is_that_of_class_1(metric, threshold):
     logit, target = LOGITS[:, 0], TARGET % 2
     expected = theirs(SCORES[metric], target, logit > threshold)
     for output in (logit, logit[:, None]):
@@ -86,7 +86,8 @@ def test_masks(metric):
     target = torch.randint(4, (3, 6, 5), generator=G)
     expected = theirs(SCORES[metric], target.flatten(), logits.argmax(1).flatten(), average="macro")
     one_hot = torch.nn.functional.one_hot(target, 4).movedim(-1, 1)
-    for true in (target, target[:, None], one_hot, one_hot.bool(), 0.7 * one_hot):
+    soft = 0.7 * one_hot + 0.3 * one_hot.roll(1, 0)
+    for true in (target, target[:, None], one_hot, one_hot.bool(), soft):
         torch.testing.assert_close(value(metric(4), (logits, true)), expected)
     logit, target = logits[:, :1], target > 1  # (N, 1, H, W)
     expected = theirs(SCORES[metric], target.flatten(), logit.flatten() > 0)
@@ -94,7 +95,7 @@ def test_masks(metric):
         torch.testing.assert_close(value(metric(), (logit, true)), expected)
 
 
-def test_predicted_classes_do_as_well_as_scores():
+def test_predicted_classes_in_place_of_scores():
     assert (
         value(F1(5), (PREDICTED, TARGET)) == value(F1(5), (PREDICTED.byte(), TARGET)) == value(F1(5), (LOGITS, TARGET))
     )
@@ -117,37 +118,49 @@ def test_no_samples_are_nan():
     assert int(ConfusionMatrix(5).compute().sum()) == 0
 
 
-def test_classes_that_there_are_not_are_told():
+def test_targets_and_predictions_outside_of_the_classes_are_reported():
     for output, target in ((LOGITS, TARGET - 1), (PREDICTED + 1, TARGET)):
         metric = F1(5)
         metric.update(output, target)
-        with pytest.raises(ValueError, match=r"F1: \d+ targets or predicted classes were outside of 0..4"):
+        with pytest.raises(
+            ValueError,
+            match=r"F1 expected targets and predicted classes in 0..4, got \d+ outside. Correct them, or pass ignore",
+        ):
             metric.compute()
 
 
 @pytest.mark.parametrize(
     ("metric", "output", "target", "message"),
     [
-        (F1(4), LOGITS, TARGET, r"\(60, 5\) and target \(60,\): there are scores of 5 classes, .* made for 4"),
-        (F1(), LOGITS, TARGET, r"scores of 5 classes, .* made for 2"),
-        (F1(5), LOGITS[:, 0], TARGET, r"scores of 2 classes, .* made for 5"),
+        (F1(4), LOGITS, TARGET, r"expected 4 classes, got output \(60, 5\) and target \(60,\)\. Pass num_classes=5"),
+        (F1(), LOGITS, TARGET, r"expected 2 classes, got output \(60, 5\) and target \(60,\)\. Pass num_classes=5"),
+        (
+            F1(5),
+            LOGITS[:, 0],
+            TARGET,
+            r"expected scores of 5 classes, got a single logit .* Leave num_classes out, or return \(N, 5\)",
+        ),
         (F1(5), LOGITS, TARGET[:7], r"output \(60, 5\) and target \(7,\)"),
-        (Jaccard(5), LOGITS.view(6, 5, 2, 5), TARGET[:30].view(6, 5), r"\(6, 5, 2, 5\) and target \(6, 5\)"),
+        (Jaccard(5), LOGITS.view(6, 5, 2, 5), TARGET[:30].view(6, 5), r"\(6, 2, 5\) or \(6, 5, 2\), or .* class_dim="),
     ],
 )
-def test_shapes_that_are_not_the_metrics(metric, output, target, message):
+def test_shapes_that_do_not_fit(metric, output, target, message):
     with pytest.raises(ValueError, match=message):
         metric.update(output, target)
 
 
-def test_arguments_that_mean_nothing():
-    with pytest.raises(ValueError, match="average must be one of 'micro', 'macro', 'weighted', None, got 'samples'"):
+def test_arguments_that_are_refused():
+    with pytest.raises(
+        ValueError, match="expected average to be one of 'micro', 'macro', 'weighted', None, got 'samples'"
+    ):
         F1(5, average="samples")
-    with pytest.raises(ValueError, match="average='micro' is over classes: say how many there are"):
+    with pytest.raises(ValueError, match=r"average=.micro. needs the number of classes\. Pass num_classes="):
         F1(average="micro")
-    with pytest.raises(ValueError, match="num_classes must be a whole number of 2 or more, got 1"):
+    with pytest.raises(ValueError, match="expected num_classes to be 2 or more, got 1"):
         ConfusionMatrix(1)
-    with pytest.raises(ValueError, match="normalize must be 'true', 'pred', 'all' or None"):
+    with pytest.raises(TypeError, match=r"num_classes must be a whole number, got 2\.0"):
+        ConfusionMatrix(2.0)
+    with pytest.raises(ValueError, match="expected normalize to be 'true', 'pred', 'all' or None, got 'rows'"):
         ConfusionMatrix(3, normalize="rows")
 
 

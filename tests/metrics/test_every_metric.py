@@ -1,10 +1,11 @@
-"""What holds of every metric: any split, any number of processes, states, copies, no wait for the device, Runner."""
+"""Every metric works on any split and number of processes, in a Runner, through a file, and without reading values."""
 
 import copy
 import doctest
 import importlib
 import io
 import pickle
+from pathlib import Path
 
 import fit_metrics as fm
 import pytest
@@ -15,6 +16,8 @@ from torch import nn
 
 G = torch.Generator().manual_seed(0)
 SCORES = torch.randn(40, 4, generator=G), torch.randint(4, (40,), generator=G)
+LABELS = SCORES[0], torch.randint(2, (40, 4), generator=G)
+MASKED_LABELS = SCORES[0], torch.randint(-1, 2, (40, 4), generator=G)
 LOGIT = torch.randn(40, generator=G), torch.randint(2, (40,), generator=G)
 NUMBERS = 100 + torch.randn(40, generator=G), 100 + torch.randn(40, generator=G)
 COLUMNS = torch.randn(40, 3, generator=G), torch.randn(40, 3, generator=G)
@@ -23,12 +26,16 @@ IMAGES = torch.rand(40, 1, 11, 12, generator=G), torch.rand(40, 1, 11, 12, gener
 METRICS = {
     "Acc@1": (lambda: fm.Accuracy(1), SCORES),
     "Acc@3": (lambda: fm.Accuracy(3, ignore_index=0), SCORES),
+    "Acc of several k": (lambda: fm.Accuracy(1, 3, ignore_index=0), SCORES),
+    "Acc of labels": (lambda: fm.Accuracy(task="multilabel"), LABELS),
     "BalancedAcc": (lambda: fm.BalancedAccuracy(4), SCORES),
     "ConfusionMatrix": (lambda: fm.ConfusionMatrix(4), SCORES),
+    "ConfusionMatrix of labels": (lambda: fm.ConfusionMatrix(4, task="multilabel"), LABELS),
     "Precision": (lambda: fm.Precision(4, average="weighted", ignore_index=0), SCORES),
     "Recall": (lambda: fm.Recall(), LOGIT),
     "F1": (lambda: fm.F1(4), SCORES),
     "F1/micro": (lambda: fm.F1(4, average="micro", name="F1/micro"), SCORES),
+    "F1 of labels": (lambda: fm.F1(4, task="multilabel", ignore_index=-1), MASKED_LABELS),
     "Dice": (lambda: fm.Dice(), LOGIT),
     "Jaccard": (lambda: fm.Jaccard(4, average=None), SCORES),
     "MSE": (lambda: fm.MeanSquaredError(), NUMBERS),
@@ -40,16 +47,36 @@ METRICS = {
     "SSIM": (lambda: fm.SSIM(), IMAGES),
     "AUROC": (lambda: fm.AUROC(), LOGIT),
     "AUROC of 4": (lambda: fm.AUROC(4), SCORES),
+    "AUROC of labels": (lambda: fm.AUROC(4, task="multilabel", average="micro"), LABELS),
     "AP": (lambda: fm.AveragePrecision(), LOGIT),
     "AP of 4": (lambda: fm.AveragePrecision(4, average="weighted", ignore_index=0), SCORES),
 }
 each_metric = pytest.mark.parametrize("name", METRICS)
-# What others derive from; none is a metric yet.
+# The base classes of metrics. They cannot be created.
 BASES = {fm.SumMetric, fm.ClassScore, fm.ImageMetric, fm.MatrixMetric, fm.RankingMetric}
 
 
-def close(one, other):
-    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-12, equal_nan=True)
+HIGHER_IS_BETTER = {
+    fm.AUROC: True,
+    fm.Accuracy: True,
+    fm.AveragePrecision: True,
+    fm.BalancedAccuracy: True,
+    fm.ConfusionMatrix: None,
+    fm.Dice: True,
+    fm.F1: True,
+    fm.Jaccard: True,
+    fm.MeanAbsoluteError: False,
+    fm.MeanSquaredError: False,
+    fm.PSNR: True,
+    fm.Precision: True,
+    fm.R2: True,
+    fm.Recall: True,
+    fm.SSIM: True,
+}
+
+
+def close(value, expected):
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-12, equal_nan=True)
 
 
 def fed(name, start=0, stop=40, size=40):
@@ -63,6 +90,29 @@ def fed(name, start=0, stop=40, size=40):
 def test_no_metric_is_forgotten():
     tried = {type(make()) for make, _ in METRICS.values()}
     assert tried == {getattr(fm, name) for name in fm.__all__} - BASES
+
+
+@each_metric
+def test_higher_is_better(name):
+    metric = METRICS[name][0]()
+    assert metric.higher_is_better is HIGHER_IS_BETTER[type(metric)]
+
+
+SEVERAL_VALUES = {"Acc of several k", "ConfusionMatrix", "ConfusionMatrix of labels", "Jaccard"}
+
+
+@pytest.mark.parametrize("name", sorted(METRICS.keys() - SEVERAL_VALUES))
+def test_a_model_that_knows_the_targets_has_the_better_value(name):
+    make, (output, target) = METRICS[name]
+    metric, guessed = make(), fed(name).compute()
+    if target.is_floating_point():
+        known = target
+    elif output.dim() == target.dim():
+        known = 2.0 * target - 1
+    else:
+        known = nn.functional.one_hot(target, 4).float()
+    metric.update(known, target)
+    assert (metric.compute() > guessed) == metric.higher_is_better
 
 
 @each_metric
@@ -134,7 +184,8 @@ def test_update_never_reads_a_value_back(name):
     metric = make().to("meta")  # where there are no values to read
     for _ in range(2):
         metric.update(output.to("meta"), target.to("meta"))
-    assert all(one.device.type == "meta" for one in metric.state_dict().values())
+    assert all(value.device.type == "meta" for value in metric.state_dict().values())
+    assert repr(metric).startswith(type(metric).__name__)
 
 
 @each_metric
@@ -148,11 +199,11 @@ def test_inference_mode_and_then_training(name):
     metric.reset()
     metric.update(output.clone().requires_grad_(), target)
     close(metric.compute(), inside)
-    assert not any(one.requires_grad for one in metric.state_dict().values())
+    assert not any(value.requires_grad for value in metric.state_dict().values())
 
 
 class Seen(Callback):
-    """Keeps what ``compute`` gives at the end of a loader, before the logs take the numbers."""
+    """Keeps what ``compute`` returns at the end of a loader."""
 
     def on_loader_end(self, state):
         self.values = [metric.compute() for metric in state.metrics]
@@ -171,11 +222,13 @@ def test_in_a_runner(name):
     row = runner.fit(batches, val_loader=batches)[-1] | runner.evaluate(batches)
     expected = fed(name).compute()
     close(seen.values[0], expected)
-    if expected.numel() == 1:
+    named = expected if isinstance(expected, dict) else {make().name: expected}
+    for key, value in named.items():
         for part in ("train", "val"):
-            assert row[f"{part}/{make().name}"] == pytest.approx(float(expected), rel=1e-6)
-    else:
-        assert f"val/{make().name}" not in row
+            if value.numel() == 1:
+                assert row[f"{part}/{key}"] == pytest.approx(float(value), rel=1e-6)
+            else:
+                assert f"{part}/{key}" not in row
 
 
 def _on_a_process(rank, folder):
@@ -191,7 +244,7 @@ def _on_a_process(rank, folder):
         metric.all_reduce()
         values[f"{name} none"] = metric.compute()
     torch.save(values, f"{folder}/{rank}")
-    torch.distributed.barrier()  # gloo aborts a process whose peer is gone before it has come to rest itself
+    torch.distributed.barrier()  # gloo aborts a process whose peer exits before it has finished itself
     torch.distributed.destroy_process_group()
 
 
@@ -214,17 +267,61 @@ def test_all_reduce_of_one_process_changes_nothing(name):
     close(metric.compute(), fed(name).compute())
 
 
-def test_one_message_a_dtype(monkeypatch):
+def test_sums_travel_in_one_message_per_dtype(monkeypatch):
     sent = []
-    monkeypatch.setattr("fit_metrics.base.several_processes", lambda: True)
+    monkeypatch.setattr("fit_metrics.base.has_process_group", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda packed: sent.append(packed.dtype))
     fed("PSNR").all_reduce()
     assert sorted(sent, key=str) == [torch.float64, torch.int64]
 
 
-@pytest.mark.parametrize("file", ["accuracy", "base", "confusion", "image", "ranking", "regression", "segmentation"])
+@pytest.mark.parametrize(
+    ("metric", "call"),
+    [
+        (fm.Accuracy(), "Accuracy()"),
+        (fm.Accuracy(5), "Accuracy(topk=5)"),
+        (fm.Accuracy(1, 5, ignore_index=-100), "Accuracy(1, 5, ignore_index=-100)"),
+        (fm.Accuracy(task="multilabel", exact_match=True), "Accuracy(task='multilabel', exact_match=True)"),
+        (fm.Accuracy(5, name="top"), "Accuracy(topk=5, name='top')"),
+        (fm.F1(), "F1()"),
+        (fm.F1(10, average=None), "F1(num_classes=10, average=None)"),
+        (fm.ConfusionMatrix(3, normalize="true"), "ConfusionMatrix(num_classes=3, normalize='true')"),
+        (fm.AUROC(4, class_dim=-1), "AUROC(num_classes=4, class_dim=-1)"),
+        (fm.AveragePrecision(), "AveragePrecision()"),
+        (fm.BalancedAccuracy(2, name="fair"), "BalancedAccuracy(num_classes=2, name='fair')"),
+        (fm.MeanSquaredError(root=True), "MeanSquaredError(root=True)"),
+        (fm.R2(3), "R2(num_outputs=3)"),
+        (fm.PSNR(255), "PSNR(data_range=255)"),
+    ],
+    ids=repr,
+)
+def test_repr_is_the_call_that_makes_the_metric(metric, call):
+    assert repr(metric) == call
+    assert repr(eval(call, vars(fm))) == call
+
+
+def test_repr_of_a_metric_of_your_own():
+    class Share(fm.SumMetric):
+        def __init__(self, label, weight, *rest, floor=0.0, **options):
+            super().__init__(label, right=torch.long)
+            self.floor, self.weight = floor, weight
+
+        def update(self, output, target):
+            self.right += 1
+
+        def compute(self):
+            return self.right
+
+    assert repr(Share("share", torch.ones(3), 1, floor=0.5, unused=2)) == "Share(floor=0.5)"
+
+
+MODULES = [path.stem for path in Path(fm.__file__).parent.glob("*.py")]
+WITH_EXAMPLES = {"accuracy", "base", "class_scores", "confusion", "curves", "image", "regression", "segmentation"}
+
+
+@pytest.mark.parametrize("file", sorted(set(MODULES) - {"__init__"}))
 def test_examples_in_docstrings(file):
     module = importlib.import_module(f"fit_metrics.{file}")
     failed, tried = doctest.testmod(module, extraglobs={"torch": torch, **vars(fm)})
-    assert tried
     assert not failed
+    assert bool(tried) == (file in WITH_EXAMPLES)

@@ -67,7 +67,7 @@ def test_pixels_and_masked_ones():
         assert value(AveragePrecision(4, average=average, ignore_index=255), (LOGITS, border)).equal(expected)
 
 
-def test_what_is_undefined_is_as_in_scikit_learn():
+def test_undefined_values_are_those_of_scikit_learn():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for target in (torch.zeros(60, dtype=torch.long), torch.ones(60, dtype=torch.long)):
@@ -85,7 +85,7 @@ def test_what_is_undefined_is_as_in_scikit_learn():
 
 
 @pytest.mark.parametrize("metric", [AUROC, AveragePrecision])
-def test_no_samples_and_no_numbers_are_nan(metric):
+def test_without_samples_or_with_nan_among_them_the_value_is_nan(metric):
     assert metric().compute().isnan()
     assert metric(4).compute().isnan()
     assert value(metric(ignore_index=0), (LOGIT, torch.zeros(60))).isnan()
@@ -93,20 +93,22 @@ def test_no_samples_and_no_numbers_are_nan(metric):
     assert value(metric(4), (LOGITS.index_fill(0, torch.tensor(3), torch.nan), TARGET)).isnan()
 
 
-def test_what_does_not_fit():
-    with pytest.raises(ValueError, match=r"got output \(60, 4\): pass the number of classes that it has logits of"):
+def test_shapes_that_do_not_fit():
+    with pytest.raises(
+        ValueError, match=r"AUROC expected 2 classes, got output \(60, 4\) and target \(60,\)\. Pass num_classes=4"
+    ):
         AUROC().update(LOGITS, TARGET)
-    with pytest.raises(ValueError, match=r"output \(60, 4\) and target \(60,\): there are scores of 4 classes"):
+    with pytest.raises(ValueError, match=r"expected 5 classes, got output \(60, 4\)"):
         AUROC(5).update(LOGITS, TARGET)
-    with pytest.raises(TypeError, match=r"ranks scores, its output is torch.int64: pass logits"):
+    with pytest.raises(TypeError, match=r"expected floating scores, got an output of torch.int64. Pass the logits"):
         AUROC(4).update(TARGET, TARGET)
     metric = AUROC(4)
     metric.update(LOGITS, TARGET + 1)
-    with pytest.raises(ValueError, match=r"targets were outside of 0\.\.3"):
+    with pytest.raises(ValueError, match=r"expected targets and predicted classes in 0\.\.3, got \d+ outside"):
         metric.compute()
 
 
-def test_an_output_that_is_overwritten_later_was_copied():
+def test_an_output_may_be_overwritten_after_update():
     output, metric = LOGIT.clone(), AUROC()
     metric.update(output, BINARY)
     output.zero_()

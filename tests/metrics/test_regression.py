@@ -35,7 +35,7 @@ def test_equals_scikit_learn_on_any_split(metric, theirs, size, dtype):
     assert ours == pytest.approx(expected, rel=1e-12 if dtype == torch.float64 else 1e-6)
 
 
-def test_a_column_is_no_matrix():
+def test_a_column_is_not_broadcast_to_a_matrix():
     for metric, theirs in PAIRS:
         expected = pytest.approx(theirs(TARGET, OUTPUT), rel=1e-6)
         assert value(metric(), (OUTPUT[:, None], TARGET)) == expected  # broadcast, this would be (50, 50)
@@ -76,9 +76,11 @@ def test_r2_of_columns_is_their_mean():
     output, target = OUTPUT.view(25, 2), TARGET.view(25, 2).clone()
     target[:, 1] = 1.0
     assert value(R2(2), (output, target)) == pytest.approx(sk.r2_score(target, output), rel=1e-6)
-    with pytest.raises(ValueError, match=r"output \(25, 2\) and target \(25, 2\), expected \(N, 1\): say how many"):
+    with pytest.raises(
+        ValueError, match=r"R2 expected output and target of shape \(N, 1\), got \(25, 2\)\. Pass the number of columns"
+    ):
         R2().update(output, target)
-    with pytest.raises(ValueError, match="num_outputs must be a whole number of 1 or more, got 0"):
+    with pytest.raises(ValueError, match="num_outputs must be 1 or more, got 0"):
         R2(0)
 
 
@@ -89,9 +91,11 @@ def test_too_few_samples_are_nan():
     assert np.isnan(value(R2(), (OUTPUT[:0], TARGET[:0]), (OUTPUT[:1], TARGET[:1])))
 
 
-def test_shapes_differ():
+def test_shapes_that_differ():
     for metric, _ in PAIRS:
-        with pytest.raises(ValueError, match=r"got output \(50,\) and target \(49,\): expected equal shapes"):
+        with pytest.raises(
+            ValueError, match=r"expected output and target of one shape, got output \(50,\) and target \(49,\)"
+        ):
             metric().update(OUTPUT, TARGET[1:])
 
 

@@ -1,10 +1,12 @@
-"""Metrics, exact and on the device, for fit_core.Runner and for loops of your own."""
+"""Exact metrics that stay on the device, for fit_core.Runner and for loops of your own."""
 
 from .accuracy import Accuracy
 from .base import SumMetric
-from .confusion import F1, BalancedAccuracy, ClassScore, ConfusionMatrix, MatrixMetric, Precision, Recall
+from .class_scores import F1, ClassScore, Precision, Recall
+from .confusion import BalancedAccuracy, ConfusionMatrix, MatrixMetric
+from .curves import AUROC, AveragePrecision
 from .image import PSNR, SSIM, ImageMetric
-from .ranking import AUROC, AveragePrecision, RankingMetric
+from .ranking import RankingMetric
 from .regression import R2, MeanAbsoluteError, MeanSquaredError
 from .segmentation import Dice, Jaccard
 

@@ -1,84 +1,146 @@
-"""Top-k accuracy."""
+"""Top-k accuracy, and the accuracy of yes-or-no decisions."""
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
+from fit_core import at_least_one
 from torch import Tensor
 
-from .base import SumMetric, real
-from .inputs import Classes, class_inputs
+from .arguments import Task
+from .base import SumMetric
+from .classes import ClassMetric
+from .dtypes import to_double
 
 __all__ = ["Accuracy"]
 
-SMALL, TOGETHER = 4096, 16
-"""A batch of at most so many scores is small; so many of them are counted together."""
+SMALL = 4096
+"""A batch with at most this many scores is small."""
+TOGETHER = 16
+"""How many small batches are counted together."""
 
 
-class Accuracy(SumMetric):
-    """The share of samples whose class is among the k that the model holds most likely: ``correct / samples``.
+class Accuracy(ClassMetric, SumMetric):
+    """Compute the share of samples whose class is among the k most likely ones: ``correct / samples``.
 
-    What scikit-learn's ``accuracy_score`` and ``top_k_accuracy_score`` compute. Of equal scores the lower class index
-    counts as the more likely, as in ``argmax``, on every device. Several of them rank a batch once: ``Accuracy(1)``
-    costs next to nothing beside ``Accuracy(5)``. Of small batches a copy is kept, and 16 are counted together: to
-    count a few samples takes as long as to count a few hundred.
+    It equals scikit-learn's ``accuracy_score`` and ``top_k_accuracy_score``. Of equal scores the lower class index
+    counts as the more likely, as in ``argmax``, on every device. ``Accuracy(1, 5)`` ranks each batch once for both, and
+    ``compute`` returns both by name.
+
+    With ``task="multilabel"`` it is the share of labels that are predicted right, over all samples and labels, as in
+    torchmetrics' ``MultilabelAccuracy(average="micro")``, which is 1 minus scikit-learn's ``hamming_loss``.
+    ``exact_match=True`` makes it the share of samples whose labels are all right, scikit-learn's ``accuracy_score``.
+
+    Small batches are copied, and 16 of them are counted together, because counting a few samples takes as long as
+    counting a few hundred.
 
     Args:
         topk: how many guesses a sample has, 1 or more.
+        *more: further numbers of guesses, each with a value of its own.
+        task: ``"binary"``, ``"multiclass"`` or ``"multilabel"``. None infers binary or multiclass from the shapes.
+        class_dim: the dimension of the output with the classes, such as -1 for ``(N, T, C)``. None infers it.
         threshold: a single logit above it means class 1. 0 for logits, 0.5 for probabilities.
-        ignore_index: a target that is not counted, such as the border class of a segmentation.
-        name: the name in the logs, ``Acc@k`` if not given.
+        ignore_index: a target that is not counted, such as -100 for padding or 255 for the border of a segmentation.
+        exact_match: count the samples whose labels are all right, and not the labels. Needs ``task="multilabel"``.
+        name: the name in the logs. Without it ``Acc@k``, or ``Acc`` for labels. With several k it is the part before
+            the ``@``, ``Acc`` if not given.
 
     Shapes:
-        * output ``(N, C)`` or ``(N, C, H, W)``, scores of any floating dtype; target ``(N,)``, ``(N, 1)`` or
-          ``(N, H, W)``, class indices in 0..C-1, or ``(N, C)``, one-hot or soft, whose largest entry is the class.
-        * output ``(N,)``, ``(N, 1)`` or ``(N, 1, H, W)``, a single logit; target of as many entries, 0 or 1, or soft.
-        * output ``(N,)`` or ``(N, H, W)``, predicted classes of integer dtype; target of the same shape.
+        * output ``(N, C)``, ``(N, C, ...)`` or ``(N, ..., C)``, floating scores. The target has class indices
+          ``(N, ...)`` in 0..C-1, or one-hot or soft classes of the output's shape, whose largest entry is the class.
+        * output ``(N,)``, ``(N, 1)`` or ``(N, 1, ...)``, floating, a single logit. The target has as many entries, 0 or
+          1 or, if it is floating, between.
+        * output ``(N, ...)``, integer or bool, predicted classes. The target has the same shape.
+        * with ``task="multilabel"``, output ``(N, C, ...)``, a logit for each label, or predicted labels, 0 or 1. The
+          target has the same shape, 0 or 1 or, if it is floating, between.
 
     Value:
-        0-dim, in 0..1; nan when there were no samples.
+        0-dim, in 0..1, and nan without samples. With several k a dict of those.
 
     Raises:
-        TypeError, ValueError: a k below 1 or above C, or output and target do not fit; in ``compute``, there were
-            targets outside of 0..C-1.
+        TypeError: an argument, output or target has the wrong type or dtype.
+        ValueError: k is below 1 or above C, or the shapes do not fit or allow two readings. In ``compute``: there
+            were targets outside of 0..C-1, or rows that are neither one-hot nor soft.
 
     Example:
-        >>> accuracy = Accuracy(2)
+        >>> accuracy = Accuracy(1, 2)
         >>> scores = torch.tensor([[0.1, 0.6, 0.3], [0.8, 0.0, 0.2]])
-        >>> accuracy.update(scores, torch.tensor([1, 1]))
-        >>> float(accuracy.compute())
-        0.5
+        >>> accuracy.update(scores, torch.tensor([1, 2]))
+        >>> {name: float(value) for name, value in accuracy.compute().items()}
+        {'Acc@1': 0.5, 'Acc@2': 1.0}
     """
 
+    higher_is_better = True
     correct: Tensor
     samples: Tensor
     outside: Tensor
+    unclear: Tensor
 
     def __init__(
-        self, topk: int = 1, *, threshold: float = 0.0, ignore_index: int | None = None, name: str | None = None
+        self,
+        topk: int = 1,
+        *more: int,
+        task: Task | None = None,
+        class_dim: int | None = None,
+        threshold: float = 0.0,
+        ignore_index: int | None = None,
+        exact_match: bool = False,
+        name: str | None = None,
     ) -> None:
-        if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1:
-            raise ValueError(f"topk must be a whole number of 1 or more, got {topk!r}")
-        super().__init__(name or f"Acc@{topk}", correct=torch.long, samples=torch.long, outside=torch.long)
         self.topk = topk
+        self.more = more
+        self._all_k = (topk, *more)
+        for k in self._all_k:
+            at_least_one(topk=k)
+        if len(set(self._all_k)) < len(self._all_k):
+            raise ValueError(f"expected each k once, got {self._all_k}")
+        if exact_match and task != "multilabel":
+            raise ValueError('exact_match is about labels. Pass task="multilabel" too')
+        if task == "multilabel" and self._all_k != (1,):
+            raise ValueError(f'task="multilabel" has no top-k accuracy, got topk={self._all_k}. Leave topk out')
+        count = torch.long
+        ClassMetric.__init__(self, None, task=task, class_dim=class_dim, ignore_index=ignore_index)
+        SumMetric.__init__(
+            self,
+            self._default_name() if name is None else name,
+            correct=(count, len(self._all_k)),
+            samples=count,
+            outside=count,
+            unclear=count,
+        )
         self.threshold = threshold
-        self.ignore_index = ignore_index
-        self._kind: tuple[Any, ...] | None = None
+        self.exact_match = exact_match
+        self._last_kind: tuple[Any, ...] | None = None
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Count a batch, or keep a copy to count it with others. Shapes are told in the class."""
+        """Count a batch, or keep a copy to count it with others. The class describes the shapes."""
         kind = _kind(output, target)
-        if kind is None or kind != self._kind:  # The first of its kind: here it is refused, if it is to be refused.
+        if kind is None or kind != self._last_kind:  # The first of its kind is counted now, so that errors show now.
             self._count_waiting()
             self._count(output, target)
-            self._kind = kind
+            self._last_kind = kind
             return
         self._waiting.append((output.detach().clone(), target.detach().clone()))
         if len(self._waiting) == TOGETHER:
             self._count_waiting()
+
+    def compute(self) -> Tensor | dict[str, Tensor]:
+        """Return the share over all batches, by name if there are several k. Waits for the device to check targets.
+
+        Raises:
+            ValueError: there were targets outside of the classes, or rows that are neither one-hot nor soft.
+        """
+        self._count_waiting()
+        self.report(*torch.stack([self.outside, self.unclear]).tolist())
+        shares = to_double(self.correct) / self.samples
+        if not self.more:
+            return shares[0]
+        return {f"{self.name}@{k}": share for k, share in zip(self._all_k, shares, strict=True)}
+
+    def _default_name(self) -> str:
+        return "Acc" if self.more or self.task == "multilabel" else f"Acc@{self.topk}"
 
     def _count_waiting(self) -> None:
         if self._waiting:
@@ -91,104 +153,52 @@ class Accuracy(SumMetric):
         return super()._sums()
 
     def _count(self, output: Tensor, target: Tensor) -> None:
-        batch = _Batch.of(self.name, output, target, self.ignore_index)
-        form = batch.form
-        classes = form.scores.size(1) if form.is_scored else 1
-        if self.topk > classes:
+        batch = self.read_batch(output, target, needs_labels=self.exact_match)
+        most, scores = max(self._all_k), batch.scores.size(1) if batch.has_class_scores else 1
+        if most > scores:
             raise ValueError(
-                f"{self.name} got output {tuple(output.shape)} and target {tuple(target.shape)}: the {self.topk} most "
-                f"likely of {classes if form.is_scored else 2} classes do not tell anything"
+                f"{self.name}: top-{most} accuracy needs scores of {most} or more classes, got output "
+                f"{tuple(output.shape)}. Leave topk out, or lower it"
             )
-        if form.is_scored:
-            hits = batch.hits(self.topk)
-        elif form.scores.is_floating_point():
-            hits = (form.scores > self.threshold) == form.target
+        is_counted = batch.is_counted
+        if most == 1:
+            is_right = batch.predicted(self.threshold) == batch.target
+            if self.exact_match:
+                is_right, is_counted = _all_labels(is_right, is_counted)
+            correct = (is_right if is_counted is None else is_right & is_counted).sum()
+            samples = is_right.numel()
         else:
-            hits = form.scores == form.target
-        self.correct += (hits if form.counted is None else hits & form.counted).sum()
-        self.samples += form.target.numel() if form.counted is None else form.counted.sum()
-        self.outside += batch.outside
-
-    def compute(self) -> Tensor:
-        """The share over all batches; waits for the device, to see that all targets were classes."""
-        self._count_waiting()
-        if outside := int(self.outside):
-            raise ValueError(
-                f"{self.name}: {outside} targets were outside of the classes that the output has scores for: "
-                "correct the targets, or pass ignore_index= when they mark samples to leave out"
-            )
-        return real(self.correct) / self.samples
-
-
-class _Batch:
-    """The last batch that somebody asked about, in one form and, if need be, ranked; shared by all Accuracy objects.
-
-    A batch is known by its two tensors, weakly held, and the version that autograd gives a tensor whenever it is
-    changed in place. What was made in inference mode has no version, and is not shared. A captured graph that writes
-    outputs where it wrote those of the last batch gives them no new version; its target, which was copied in, has one.
-
-    Attributes:
-        form: output and target as :func:`class_inputs` gives them.
-        outside: number of targets that are no class, 0-dim.
-        ranks: how many classes come before the target's; None until somebody asks.
-    """
-
-    last: _Batch | None = None
-    was_ranked = is_ranked = False
-    """Whether somebody asked for the ranks of the batch before; of this one."""
-
-    def __init__(self, form: Classes, output: Tensor, target: Tensor, ignore_index: int | None) -> None:
-        self.form = form
-        self.outside = form.outside.sum()
-        self.ranks: Tensor | None = None
-        self.ignore_index = ignore_index
-        self.versions = _versions(output, target)
-        self.tensors = [weakref.ref(one, _Batch.forget) for one in (output, target)]
-
-    @classmethod
-    def of(cls, name: str, output: Tensor, target: Tensor, ignore_index: int | None) -> _Batch:
-        """The batch of these tensors: the last one, if they are the same and unchanged."""
-        last = cls.last
-        if last is None or not last.is_of(output, target, ignore_index):
-            cls.last = last = cls(class_inputs(name, output, target, ignore_index), output, target, ignore_index)
-            cls.was_ranked, cls.is_ranked = cls.is_ranked, False
-        return last
-
-    def is_of(self, output: Tensor, target: Tensor, ignore_index: int | None) -> bool:
-        """It is of these tensors, and they are unchanged."""
-        mine, its = self.tensors
-        same = mine() is output and its() is target and self.ignore_index == ignore_index
-        return same and None not in self.versions and self.versions == _versions(output, target)
-
-    def hits(self, k: int) -> Tensor:
-        """Whether the class is among the first k: bool, of the shape of the target."""
-        _Batch.is_ranked |= k > 1
-        # The best one alone is cheaper to find. But where the last batch had to be ranked, this one will have to be.
-        if k == 1 and self.ranks is None and not _Batch.was_ranked:
-            return self.form.scores.argmax(1) == self.form.target
-        if self.ranks is None:
-            self.ranks = _ranks(self.form.scores, self.form.target)
-        return self.ranks < k
-
-    @staticmethod
-    def forget(_: Any) -> None:
-        """Let go of the last batch, of which output or target is gone. A batch that has been replaced does not ask."""
-        _Batch.last = None
+            rank = _rank(batch.scores, batch.target)
+            if is_counted is not None:
+                rank = rank.masked_fill(~is_counted, scores)  # beyond every k
+            correct = torch.stack([(rank < k).sum() for k in self._all_k])
+            samples = rank.numel()
+        self.correct += correct
+        self.samples += samples if is_counted is None else is_counted.sum()
+        self.outside += batch.is_outside.sum()
+        if batch.is_unclear is not None:
+            self.unclear += batch.is_unclear.sum()
 
 
 def _kind(output: Any, target: Any) -> tuple[Any, ...] | None:
-    """What makes two small batches alike; None of one that is not small."""
+    """Return what small batches must have in common to be counted together, or None for a batch that is not small."""
     if not (isinstance(output, Tensor) and isinstance(target, Tensor)) or output.numel() > SMALL:
         return None
     return output.shape, output.dtype, output.device, target.shape, target.dtype, target.device
 
 
-def _versions(*tensors: Tensor) -> list[int | None]:
-    return [None if one.is_inference() else one._version for one in tensors]
+def _all_labels(is_right: Tensor, is_counted: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return whether all labels of a sample that count are right, and whether it has any that count."""
+    if is_counted is None:
+        return is_right.all(1), None
+    return (is_right | ~is_counted).all(1), is_counted.any(1)
 
 
-def _ranks(scores: Tensor, classes: Tensor) -> Tensor:
-    """Where in 0..C-1 each class stands. Not ``topk``: its choice among equal scores differs between devices."""
+def _rank(scores: Tensor, classes: Tensor) -> Tensor:
+    """Return how many classes are more likely than the true one, int32 in 0..C-1.
+
+    Not ``topk``, because its choice among equal scores differs between devices.
+    """
     classes = classes.unsqueeze(1)
     index = torch.arange(scores.size(1), dtype=torch.int32, device=scores.device).view(-1, *[1] * (scores.dim() - 2))
     own = scores.gather(1, classes)

@@ -1,34 +1,72 @@
-"""What metrics have in common: a few sums on the device, and a formula over them."""
+"""The base classes of metrics: a name, a direction and a repr, and a formula over sums on the device."""
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from typing import Any, TypeVar
 
 import torch
-from fit_core import Metric
+from fit_core import Metric, has_process_group
 from torch import Tensor, distributed
 
-__all__ = ["SumMetric", "gather_rows", "real", "several_processes"]
+from .dtypes import is_missing
+
+__all__ = ["BaseMetric", "SumMetric"]
 
 Self = TypeVar("Self", bound="SumMetric")
 
+PLAIN = (bool, int, float, str, type(None))
 
-class SumMetric(Metric):
-    """Base of metrics that are a formula over sums, and so right on any split of the data and number of processes.
 
-    A subclass names its sums, adds to them in ``update`` and divides in ``compute``. :class:`fit_core.Runner` moves a
-    metric to the model's device, and calls ``update`` without gradients. In a loop of your own, move it as you move the
-    model, and ``detach()`` what you add to a sum of floating dtype; the metrics of this package do that themselves.
+class BaseMetric(Metric):
+    """The name, the direction and the repr that every metric of this package has."""
+
+    name: str
+    """The name in the logs. You may change it."""
+    higher_is_better: bool | None = None
+    """Whether a larger value is better. None means that the metric has no better and worse."""
+
+    def __repr__(self) -> str:
+        """Return the call that makes such a metric, with the arguments that are not the defaults. Read no tensor."""
+        values: list[str] = []
+        shown: list[str] = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name, parameter.default)
+            if parameter.kind is parameter.VAR_POSITIONAL and isinstance(value, tuple) and value:
+                shown = [*values, *map(repr, value)]  # The arguments before them are positional too.
+            elif isinstance(value, PLAIN):
+                values.append(repr(value))
+                is_default = value == parameter.default or (name == "name" and value == self._default_name())
+                if not is_default:
+                    shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _default_name(self) -> str:
+        """Return the name of a metric that is made without ``name=``."""
+        return type(self).__name__
+
+
+class SumMetric(BaseMetric):
+    """Base of metrics that are a formula over sums. They are exact on any split of the data and number of processes.
+
+    A subclass names its sums, adds to them in ``update`` and divides in ``compute``. Set ``higher_is_better`` to True
+    or False, so that callbacks that look for the best epoch know which way is better.
+
+    :class:`fit_core.Runner` moves a metric to the model's device, and calls ``update`` without gradients. In a loop of
+    your own, move it like the model, and ``detach()`` what you add to a floating sum. The metrics of this package
+    detach it themselves.
 
     Args:
-        name: the name in the logs; an attribute, free to be changed.
+        name: the name in the logs. It becomes an attribute, which you may change.
         **sums: the dtype of each sum, or a tuple of the dtype and its sizes. Each becomes an attribute of the metric,
-            a tensor of zeros. The sizes must not depend on the data: a process without any takes part in
-            :meth:`all_reduce` all the same. Apple's MPS has no float64, there float32 stands for it.
+            a tensor of zeros. The sizes must not depend on the data, because a process without any batch takes part
+            in :meth:`all_reduce` too. On Apple's MPS, which has no float64, float32 is used in its place.
 
     Example:
         >>> class ErrorRate(SumMetric):
+        ...     higher_is_better = False
+        ...
         ...     def __init__(self):
         ...         super().__init__("error", wrong=torch.long, samples=torch.long)
         ...
@@ -54,88 +92,60 @@ class SumMetric(Metric):
 
     @abstractmethod
     def update(self, output: Any, target: Any) -> None:
-        """Take in one batch. Does not wait for the device."""
+        """Add one batch. Must not wait for the device."""
 
     @abstractmethod
     def compute(self) -> Any:
-        """The value over all batches since :meth:`reset`."""
+        """Return the value over all batches since :meth:`reset`."""
 
     def reset(self) -> None:
         """Forget all batches."""
-        for one in self._sums().values():
-            one.zero_()
+        for total in self._sums().values():
+            total.zero_()
 
     def to(self: Self, device: torch.device | str) -> Self:
-        """Move the sums to ``device``, with what they hold."""
+        """Move the sums to ``device`` and keep their values."""
         device = torch.device(device)
-        for name, one in self._sums().items():
+        for name, total in self._sums().items():
             dtype = self._dtypes[name]
-            setattr(self, name, one.to(device, torch.float32 if _lacks(device, dtype) else dtype))
+            setattr(self, name, total.to(device, torch.float32 if is_missing(dtype, device) else dtype))
         return self
 
     def all_reduce(self) -> None:
-        """Sum over all processes: each calls it, once, before :meth:`compute`. Does nothing where there is one process.
+        """Add up the sums of all processes. Every process calls it once, before :meth:`compute`.
 
-        From then on the metric holds the batches of all; :meth:`reset` it before it takes in more.
+        Afterwards the metric contains the batches of all processes. Call :meth:`reset` before the next update. Does
+        nothing without a process group.
         """
-        if not several_processes():
+        if not has_process_group():
             return
         sums = list(self._sums().values())
-        for dtype in dict.fromkeys(one.dtype for one in sums):  # One message for the counts, one for the rest.
-            alike = [one for one in sums if one.dtype == dtype]
-            packed = torch.cat([one.flatten() for one in alike])
+        for dtype in dict.fromkeys(total.dtype for total in sums):  # One message for the counts, one for the rest.
+            alike = [total for total in sums if total.dtype == dtype]
+            packed = torch.cat([total.flatten() for total in alike])
             distributed.all_reduce(packed)
-            for one, part in zip(alike, torch.split(packed, [one.numel() for one in alike]), strict=True):
-                one.copy_(part.view_as(one))
+            for total, reduced in zip(alike, torch.split(packed, [total.numel() for total in alike]), strict=True):
+                total.copy_(reduced.view_as(total))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the sums, by name."""
-        return {name: one.clone() for name, one in self._sums().items()}
+        """Return a copy of the sums, by name."""
+        return {name: total.clone() for name, total in self._sums().items()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Take the sums from what :meth:`state_dict` gave, on any device.
+        """Take the sums from what :meth:`state_dict` returned, on any device.
 
         Raises:
-            ValueError: the state is of another metric, or of other sizes. Nothing is changed then.
+            ValueError: the state belongs to another metric, or its sums have other sizes. Nothing is changed then.
         """
-        own = {name: tuple(one.shape) for name, one in self._sums().items()}
-        saved = {name: tuple(one.shape) for name, one in state_dict.items()}
-        if own != saved:
-            raise ValueError(f"the state is of another metric: it holds {saved}, {self.name} has {own}")
-        for name, one in self._sums().items():
-            one.copy_(state_dict[name].to(one.dtype))  # before it moves: MPS takes no float64
+        expected = {name: tuple(total.shape) for name, total in self._sums().items()}
+        saved = {name: tuple(total.shape) for name, total in state_dict.items()}
+        if expected != saved:
+            raise ValueError(
+                f"the state is of another metric: expected {expected} for {self.name}, got {saved}. "
+                "Create the metric with the arguments that it had when the state was saved"
+            )
+        for name, total in self._sums().items():
+            total.copy_(state_dict[name].to(total.dtype))  # Cast before it moves: MPS takes no float64.
 
     def _sums(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self._dtypes}
-
-
-def real(value: Tensor) -> Tensor:
-    """``value`` in float64, or in float32 where the device has none."""
-    return value.to(torch.float32 if _lacks(value.device, torch.float64) else torch.float64)
-
-
-def several_processes() -> bool:
-    """There is a process group, and so somebody to exchange sums with."""
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes, one below the other in the order of ranks.
-
-    Args:
-        rows: ``(n, ...)``; n may differ between processes and be 0, what follows it and the dtype are the same.
-    """
-    size = torch.tensor([len(rows)], device=rows.device)
-    sizes = [torch.empty_like(size) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(sizes, size)
-    counts = [int(one) for one in sizes]
-    # all_gather wants equal shapes: fill up to the longest, and cut again.
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in counts]
-    distributed.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-
-def _lacks(device: torch.device, dtype: torch.dtype) -> bool:
-    return device.type == "mps" and dtype == torch.float64

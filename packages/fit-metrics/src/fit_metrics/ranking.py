@@ -6,236 +6,207 @@ from abc import abstractmethod
 from typing import TypeVar
 
 import torch
-from fit_core import Metric
+from fit_core import has_process_group
 from torch import Tensor
 
-from .base import gather_rows, real, several_processes
-from .inputs import Average, check_average, check_classes, class_inputs
+from .arguments import Average, Task, check_average, check_num_classes
+from .classes import ClassMetric
+from .dtypes import to_double
+from .inputs import check_tensors
+from .processes import gather_rows
 
-__all__ = ["AUROC", "AveragePrecision", "RankingMetric"]
+__all__ = ["RankingMetric"]
 
 Self = TypeVar("Self", bound="RankingMetric")
 
-NOT_COUNTED, OUTSIDE = -1, -2
+IGNORED, OUTSIDE, UNCLEAR = -1, -2, -3
+"""These replace targets that are not counted, that are not a class, and that came in an unclear row."""
 
 
-class RankingMetric(Metric):
-    """Base of exact metrics over the order of scores; a subclass has :meth:`score`.
+class RankingMetric(ClassMetric):
+    """Base of exact metrics over the order of scores. A subclass defines :meth:`score`.
 
-    They are no sums: every score is kept until ``reset``, on the device, N * (C + 1) numbers or, of two classes, 2 N.
-    ``compute`` sorts them. Of several processes each gets the scores of all.
+    Such a metric is not a sum. It keeps every score on the device until ``reset``: N * (C + 1) numbers, or 2 N of two
+    classes. ``compute`` sorts them. With several processes each gets the scores of all.
 
     Args:
         name: the name in the logs.
-        num_classes: C, 2 or more, each of which is ranked against the rest; None for class 1 of two.
-        average: ``"macro"``, the mean over all classes; ``"weighted"``, the mean weighted by the number of targets,
-            over the classes that have any; ``"micro"``, one ranking of all scores of all classes; None, the value of
-            each class, which a Runner does not log.
-        ignore_index: a target that is not counted.
+        num_classes: C, the number of classes or labels, 2 or more, each of which is ranked against the rest. None for
+            class 1 of two.
+        average: ``"macro"`` is the mean over all classes. ``"weighted"`` is the mean weighted by the number of targets,
+            over the classes that have any. ``"micro"`` is one ranking of all scores of all classes. None is the value
+            of each class, which a Runner does not log.
+        task: ``"binary"``, ``"multiclass"`` or ``"multilabel"``. None infers binary or multiclass from the shapes.
+        class_dim: the dimension of the output with the classes, such as -1 for ``(N, T, C)``. None infers it.
+        ignore_index: a target that is not counted, such as -100 for padding or 255 for the border of a segmentation.
 
     Shapes:
-        * output ``(N, C)`` or ``(N, C, H, W)``, floating: probabilities, when all are in 0..1 and those of a sample add
-          up to 1, else logits, which become probabilities by a softmax; target ``(N,)``, ``(N, 1)`` or ``(N, H, W)``,
-          class indices in 0..C-1, or ``(N, C)``, one-hot or soft, whose largest entry is the class.
-        * without num_classes, output ``(N,)``, ``(N, 1)`` or ``(N, 1, H, W)``, logits or probabilities of class 1; or
-          two logits, ``(N, 2)``; target 0 or 1.
+        * output ``(N, C)``, ``(N, C, ...)`` or ``(N, ..., C)``, floating: probabilities, if all are in 0..1 and those
+          of a sample add up to 1, and otherwise logits, which a softmax turns into probabilities. The target has class
+          indices ``(N, ...)`` in 0..C-1, or one-hot or soft classes of the output's shape, whose largest entry is the
+          class.
+        * without num_classes, output ``(N,)``, ``(N, 1)`` or ``(N, 1, ...)``, floating, a logit or probability of
+          class 1, or ``(N, 2)``, two logits. The target has 0 or 1 for each.
+        * with ``task="multilabel"``, output ``(N, C, ...)``, floating, a logit or probability for each label. The
+          target has the same shape, 0 or 1 or, if it is floating, between.
 
     Value:
-        0-dim, in 0..1, or ``(C,)`` with ``average=None``; nan when there were no samples, or a score was nan.
+        0-dim, in 0..1, or ``(C,)`` with ``average=None``. nan without samples, or if a score was nan.
 
     Raises:
-        TypeError, ValueError: arguments, or output and target, do not fit; in ``compute``, there were targets outside
-            of the classes.
+        TypeError: an argument, output or target has the wrong type or dtype.
+        ValueError: the shapes do not fit or allow two readings, or an argument is out of range. In ``compute``: there
+            were targets outside of 0..C-1, or rows that are neither one-hot nor soft.
     """
 
-    def __init__(self, name: str, num_classes: int | None, average: Average, ignore_index: int | None) -> None:
-        check_classes(num_classes)
+    def __init__(
+        self,
+        name: str,
+        num_classes: int | None,
+        average: Average,
+        *,
+        task: Task | None = None,
+        class_dim: int | None = None,
+        ignore_index: int | None = None,
+    ) -> None:
+        check_num_classes(num_classes, task)
         check_average(average, num_classes)
+        super().__init__(
+            2 if num_classes is None else num_classes, task=task, class_dim=class_dim, ignore_index=ignore_index
+        )
         self.name = name
         self.num_classes = num_classes
         self.average = average
-        self.ignore_index = ignore_index
         self._device = torch.device("cpu")
         self.reset()
 
     @abstractmethod
     def score(self, positives: Tensor, negatives: Tensor) -> Tensor:
-        """The value of one class, 0-dim.
+        """Return the value of one class, 0-dim.
 
         Args:
-            positives: scores of its samples, sorted upwards.
-            negatives: scores of the other samples, sorted upwards.
+            positives: scores of its samples, in ascending order.
+            negatives: scores of the other samples, in ascending order.
         """
 
     def reset(self) -> None:
         """Forget all batches."""
         columns = () if self.num_classes is None else (self.num_classes,)
         self._scores = [torch.empty(0, *columns, device=self._device)]
-        self._targets = [torch.empty(0, dtype=torch.int32, device=self._device)]
+        is_labels = self.task == "multilabel"
+        self._targets = [
+            torch.empty(0, *columns, dtype=torch.int8, device=self._device)
+            if is_labels
+            else torch.empty(0, dtype=torch.int32, device=self._device)
+        ]
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Keep the scores of a batch. Shapes are told in the class."""
-        batch = class_inputs(self.name, output, target, self.ignore_index, self.num_classes)
-        scores, classes = batch.scores, batch.scores.size(1) if batch.is_scored else 1
-        if not scores.is_floating_point():
-            raise TypeError(f"{self.name} ranks scores, its output is {scores.dtype}: pass logits")
-        if classes != self.num_classes and (classes > 2 or self.num_classes is not None):
+        """Keep the scores of a batch. The class describes the shapes."""
+        check_tensors(self.name, output, target)
+        if not output.is_floating_point():
+            raise TypeError(f"{self.name} expected floating scores, got an output of {output.dtype}. Pass the logits")
+        batch = self.read_batch(output, target)
+        scores, target = batch.scores, batch.target.masked_fill(batch.is_outside, OUTSIDE)
+        if batch.is_unclear is not None:
+            target = target.masked_fill(batch.is_unclear, UNCLEAR)
+        if batch.is_counted is not None:
+            target = target.masked_fill(~batch.is_counted, IGNORED)
+        if batch.task == "multilabel":
+            scores, target = (value.movedim(1, -1).reshape(-1, value.size(1)) for value in (scores, target))
+        elif self.num_classes is None:
+            scores, target = _of_class_1(scores) if batch.has_class_scores else scores, target.flatten()
+            scores = scores.flatten()
+        elif batch.has_class_scores:
+            scores, target = scores.movedim(1, -1).reshape(-1, self.num_classes), target.flatten()
+        else:
             raise ValueError(
-                f"{self.name}(num_classes={self.num_classes}) got output {tuple(output.shape)}: pass the number "
-                "of classes that it has logits of, and leave it out for a single logit"
+                f"{self.name}(num_classes={self.num_classes}) expected scores of {self.num_classes} classes, got a "
+                f"single logit for each target: output {tuple(output.shape)}. Leave num_classes out"
             )
-        if self.num_classes is not None:
-            scores = scores.movedim(1, -1).reshape(-1, classes)
-        elif classes == 2:
-            scores = real(scores[:, 1]) - real(scores[:, 0])
-        target = batch.target.masked_fill(batch.outside, OUTSIDE)
-        if batch.counted is not None:
-            target = target.masked_fill(~batch.counted, NOT_COUNTED)
-        # A copy: what a compiled model returned may be overwritten by its next call.
-        self._scores.append((scores.flatten() if self.num_classes is None else scores).clone())
-        self._targets.append(target.flatten().int())
+        # A copy, because what a compiled model returned may be overwritten by its next call.
+        self._scores.append(scores.clone())
+        self._targets.append(target.to(self._targets[0].dtype))
 
     def compute(self) -> Tensor:
-        """The value over all batches; waits for the device."""
+        """Return the value over all batches. Waits for the device.
+
+        Raises:
+            ValueError: there were targets outside of the classes, or rows that are neither one-hot nor soft.
+        """
         scores, targets = torch.cat(self._scores), torch.cat(self._targets)
-        if outside := int((targets == OUTSIDE).sum()):
-            raise ValueError(
-                f"{self.name}: {outside} targets were outside of 0..{(self.num_classes or 2) - 1}: "
-                "correct them, or pass ignore_index= when they mark samples to leave out"
-            )
-        counted = targets != NOT_COUNTED
-        scores, targets = real(scores[counted]), targets[counted]
+        outside, unclear = torch.stack([(targets == OUTSIDE).sum(), (targets == UNCLEAR).sum()]).tolist()
+        self.report(outside, unclear, 2 if self.task == "multilabel" else self.num_classes or 2)
+        is_counted, scores = targets != IGNORED, to_double(scores)
         if self.num_classes is None:
-            return self._one(scores, targets == 1)
-        if not _are_probabilities(scores):
-            scores = scores.softmax(1)
-        actual = targets.unsqueeze(1) == torch.arange(self.num_classes, device=targets.device)
+            return self._value(scores, targets == 1, is_counted)
+        if self.task == "multilabel":
+            is_positive = targets == 1
+        else:
+            scores, targets = scores[is_counted], targets[is_counted]
+            scores = scores if _are_probabilities(scores) else scores.softmax(1)
+            is_positive = targets.unsqueeze(1) == torch.arange(self.num_classes, device=targets.device)
+            is_counted = torch.ones_like(is_positive)
         if self.average == "micro":
-            return self._one(scores.flatten(), actual.flatten())
-        values = torch.stack([self._one(scores[:, c], actual[:, c]) for c in range(self.num_classes)])
+            return self._value(scores, is_positive, is_counted)
+        columns = zip(scores.unbind(1), is_positive.unbind(1), is_counted.unbind(1), strict=True)
+        values = torch.stack([self._value(*column) for column in columns])
         if self.average == "macro":
             return values.mean()
         if self.average == "weighted":
-            samples = actual.sum(0)
-            return torch.where(samples > 0, values * samples, 0).sum() / samples.sum()
+            samples = is_positive.sum(0)
+            weighted = torch.where(samples > 0, values * samples, 0).sum() / samples.sum()
+            return torch.where(samples.sum() > 0, weighted, values.mean())
         return values
 
     def to(self: Self, device: torch.device | str) -> Self:
         """Move the scores to ``device``."""
         self._device = torch.device(device)
-        self._scores = [one.to(self._device) for one in self._scores]
-        self._targets = [one.to(self._device) for one in self._targets]
+        self._scores = [scores.to(self._device) for scores in self._scores]
+        self._targets = [targets.to(self._device) for targets in self._targets]
         return self
 
     def all_reduce(self) -> None:
-        """Take the scores of all processes: each calls it, once, before :meth:`compute`.
+        """Take the scores of all processes. Every process calls it once, before :meth:`compute`.
 
-        A process may have any number of samples, or none. Does nothing where there is one process.
+        A process may have any number of samples, or none. Does nothing without a process group.
         """
-        if several_processes():
-            self._scores = [gather_rows(real(torch.cat(self._scores)))]
+        if has_process_group():
+            self._scores = [gather_rows(to_double(torch.cat(self._scores)))]
             self._targets = [gather_rows(torch.cat(self._targets))]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the scores and targets."""
+        """Return a copy of the scores and targets."""
         return {"scores": torch.cat(self._scores), "targets": torch.cat(self._targets)}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Take scores and targets from what :meth:`state_dict` gave, on any device.
+        """Take scores and targets from what :meth:`state_dict` returned, on any device.
 
         Raises:
-            ValueError: the state is of another metric, or of another number of classes. Nothing is changed then.
+            ValueError: the state belongs to another metric, or has another number of classes. Nothing is changed then.
         """
-        saved, own = {name: tuple(one.shape[1:]) for name, one in state_dict.items()}, self._scores[0].shape[1:]
-        if saved != {"scores": tuple(own), "targets": ()}:
-            raise ValueError(f"the state is of another metric: it holds {', '.join(saved)}, not {self.name}'s scores")
+        expected = {"scores": self._scores[0].shape[1:], "targets": self._targets[0].shape[1:]}
+        saved = {name: value.shape[1:] for name, value in state_dict.items()}
+        if saved != expected:
+            raise ValueError(
+                f"the state is of another metric: expected columns {expected} for {self.name}, got {saved}. "
+                "Create the metric with the arguments that it had when the state was saved"
+            )
         self._scores = [state_dict["scores"].to(self._device)]
         self._targets = [state_dict["targets"].to(self._device)]
 
-    def _one(self, scores: Tensor, is_class: Tensor) -> Tensor:
-        if not len(scores) or scores.isnan().any():  # nan has no place in an order
+    def _value(self, scores: Tensor, is_positive: Tensor, is_counted: Tensor) -> Tensor:
+        """Return the score of one ranking, and nan without samples or with a score that is nan."""
+        positives, negatives = scores[is_positive & is_counted], scores[~is_positive & is_counted]
+        if not len(positives) + len(negatives) or positives.isnan().any() or negatives.isnan().any():
             return scores.new_full((), torch.nan)
-        return self.score(scores[is_class].sort().values, scores[~is_class].sort().values)
+        return self.score(positives.sort().values, negatives.sort().values)
 
 
-class AUROC(RankingMetric):
-    """The area under the receiver operating characteristic.
-
-    Computed as what it is: the probability that a sample of the class scores above one that is not of it, where equal
-    scores count half (Hanley and McNeil, Radiology 143(1), 1982). scikit-learn's ``roc_auc_score``, with
-    ``multi_class="ovr"`` of several classes. nan for a class that no sample or every sample is of, and then also for
-    the plain mean.
-
-    Args:
-        num_classes: C, 2 or more, each of which is ranked against the rest; None for class 1 of two.
-        average: ``"macro" | "weighted" | "micro" | None``; this, shapes and value are told in :class:`RankingMetric`.
-        ignore_index: a target that is not counted.
-        name: the name in the logs.
-
-    Example:
-        >>> auroc = AUROC()
-        >>> auroc.update(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
-        >>> float(auroc.compute())
-        0.75
-    """
-
-    def __init__(
-        self,
-        num_classes: int | None = None,
-        *,
-        average: Average = "macro",
-        ignore_index: int | None = None,
-        name: str = "AUROC",
-    ) -> None:
-        super().__init__(name, num_classes, average, ignore_index)
-
-    def score(self, positives: Tensor, negatives: Tensor) -> Tensor:
-        """Pairs in the right order, and half of those that are equal, over all pairs."""
-        if not len(positives) or not len(negatives):
-            return positives.new_full((), torch.nan)
-        below = torch.searchsorted(negatives, positives)
-        not_above = torch.searchsorted(negatives, positives, right=True)
-        return real((below + not_above).sum()) / (2 * len(positives) * len(negatives))
-
-
-class AveragePrecision(RankingMetric):
-    """The mean over the samples of a class of the precision at the threshold that just lets the sample in.
-
-    scikit-learn's ``average_precision_score``: the area under the steps of the precision-recall curve, not
-    interpolated. 0 for a class that no sample is of. Called ``AP``.
-
-    Args:
-        num_classes: C, 2 or more, each of which is ranked against the rest; None for class 1 of two.
-        average: ``"macro" | "weighted" | "micro" | None``; this, shapes and value are told in :class:`RankingMetric`.
-        ignore_index: a target that is not counted.
-        name: the name in the logs.
-
-    Example:
-        >>> ap = AveragePrecision()
-        >>> ap.update(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
-        >>> round(float(ap.compute()), 4)
-        0.8333
-    """
-
-    def __init__(
-        self,
-        num_classes: int | None = None,
-        *,
-        average: Average = "macro",
-        ignore_index: int | None = None,
-        name: str = "AP",
-    ) -> None:
-        super().__init__(name, num_classes, average, ignore_index)
-
-    def score(self, positives: Tensor, negatives: Tensor) -> Tensor:
-        """Mean over positives of ``right / (right + wrong)``, counted among what scores as high or higher."""
-        if not len(positives):
-            return positives.new_zeros(())
-        right = len(positives) - torch.searchsorted(positives, positives)
-        wrong = len(negatives) - torch.searchsorted(negatives, positives)
-        return (real(right) / (right + wrong)).mean()
+def _of_class_1(scores: Tensor) -> Tensor:
+    """Return one score from two logits ``(N, 2, ...)``, in double so that small differences keep their order."""
+    return to_double(scores[:, 1]) - to_double(scores[:, 0])
 
 
 def _are_probabilities(scores: Tensor) -> bool:
-    """``(N, C)`` as a softmax gives them; the sum of those in bf16 is off by less than a hundredth."""
+    """Return whether scores ``(N, C)`` look like a softmax. The tolerance is for sums in bf16."""
     return bool(((scores >= 0) & (scores <= 1)).all() & ((scores.sum(1) - 1).abs() < 0.01).all())

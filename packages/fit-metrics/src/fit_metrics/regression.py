@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import torch
+from fit_core import at_least_one, has_process_group
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from .base import SumMetric, gather_rows, real, several_processes
+from .base import SumMetric
+from .dtypes import to_double
 from .inputs import number_inputs
+from .processes import gather_rows
 
 __all__ = ["R2", "MeanAbsoluteError", "MeanSquaredError"]
 
 
 class MeanSquaredError(SumMetric):
-    """The mean over all entries of ``(output - target) ** 2``, or its root.
+    """Compute the mean over all entries of ``(output - target) ** 2``, or its root.
 
-    scikit-learn's ``mean_squared_error`` and, of one column, ``root_mean_squared_error``. Called ``MSE``, or ``RMSE``.
+    It equals scikit-learn's ``mean_squared_error`` and, for one column, ``root_mean_squared_error``. Logged as ``MSE``,
+    or ``RMSE``.
 
     Args:
         root: take the square root of the mean.
 
     Shapes:
-        output of any shape, floating or integer; target of the same shape, where ``(N, 1)`` and ``(N,)`` are the same.
+        output of any shape, floating or integer. The target has the same shape, where ``(N, 1)`` and ``(N,)`` are the
+        same.
 
     Value:
-        0-dim, 0 or more; nan when there were no samples.
+        0-dim, 0 or more, and nan without samples.
 
     Raises:
+        TypeError: output or target is not a tensor of real numbers.
         ValueError: the shapes differ.
 
     Example:
@@ -36,6 +42,7 @@ class MeanSquaredError(SumMetric):
         2.0
     """
 
+    higher_is_better = False
     total: Tensor
     count: Tensor
 
@@ -44,32 +51,35 @@ class MeanSquaredError(SumMetric):
         self.root = root
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Add up a batch. Shapes are told in the class."""
+        """Add a batch. The class describes the shapes."""
         output, target = number_inputs(self.name, output, target)
         self.total += mse_loss(output, target, reduction="none").sum(dtype=self.total.dtype)
         self.count += target.numel()
 
     def compute(self) -> Tensor:
-        """The mean over all batches, or its root."""
+        """Return the mean over all batches, or its root."""
         mean = self.total / self.count
         return mean.sqrt() if self.root else mean
 
 
 class MeanAbsoluteError(SumMetric):
-    """The mean over all entries of ``|output - target|``.
+    """Compute the mean over all entries of ``|output - target|``.
 
-    scikit-learn's ``mean_absolute_error``. Called ``MAE``.
+    It equals scikit-learn's ``mean_absolute_error``. Logged as ``MAE``.
 
     Shapes:
-        output of any shape, floating or integer; target of the same shape, where ``(N, 1)`` and ``(N,)`` are the same.
+        output of any shape, floating or integer. The target has the same shape, where ``(N, 1)`` and ``(N,)`` are the
+        same.
 
     Value:
-        0-dim, 0 or more; nan when there were no samples.
+        0-dim, 0 or more, and nan without samples.
 
     Raises:
+        TypeError: output or target is not a tensor of real numbers.
         ValueError: the shapes differ.
     """
 
+    higher_is_better = False
     total: Tensor
     count: Tensor
 
@@ -77,33 +87,34 @@ class MeanAbsoluteError(SumMetric):
         super().__init__("MAE", total=torch.float64, count=torch.long)
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Add up a batch. Shapes are told in the class."""
+        """Add a batch. The class describes the shapes."""
         output, target = number_inputs(self.name, output, target)
         self.total += (output - target).abs_().sum(dtype=self.total.dtype)
         self.count += target.numel()
 
     def compute(self) -> Tensor:
-        """The mean over all batches."""
+        """Return the mean over all batches."""
         return self.total / self.count
 
 
 class R2(SumMetric):
-    """The share of the targets' variance that is explained.
+    """Compute the share of the targets' variance that is explained.
 
-    ``1 - sum((target - output) ** 2) / sum((target - mean) ** 2)``, scikit-learn's ``r2_score``, with its conventions:
-    nan for less than two samples; of constant targets 1 when all are met, else 0; of several columns the plain mean.
+    ``1 - sum((target - output) ** 2) / sum((target - mean) ** 2)``. It equals scikit-learn's ``r2_score``: nan for less
+    than two samples, 1 for constant targets that are all met and 0 for others, the plain mean over several columns.
 
     Args:
-        num_outputs: columns D, 1 or more.
+        num_outputs: D, the number of columns, 1 or more.
 
     Shapes:
-        output ``(N, D)``, or with one column ``(N,)``, floating or integer; target of the same shape.
+        output ``(N, D)``, or ``(N,)`` for one column, floating or integer. The target has the same shape.
 
     Value:
         0-dim, 1 at most.
 
     Raises:
-        ValueError: the shapes differ, or are not those of D columns.
+        TypeError: output or target is not a tensor of real numbers, or ``num_outputs`` is not a whole number.
+        ValueError: the shapes differ or do not have D columns, or ``num_outputs`` is below 1.
 
     Example:
         >>> r2 = R2()
@@ -112,8 +123,9 @@ class R2(SumMetric):
         0.5
     """
 
-    # Sums of target - shift, where shift is the first target that came: sums of the targets themselves would lose the
-    # variance of targets that are far from 0 (years, say), and find a variance in constant ones.
+    # Sums of target - shift, where shift is the first target of all. Sums of the targets themselves would lose the
+    # variance of targets that are far from 0 (years, for example), and find a variance in constant ones.
+    higher_is_better = True
     shift: Tensor
     first: Tensor
     second: Tensor
@@ -121,32 +133,31 @@ class R2(SumMetric):
     count: Tensor
 
     def __init__(self, num_outputs: int = 1) -> None:
-        if isinstance(num_outputs, bool) or not isinstance(num_outputs, int) or num_outputs < 1:
-            raise ValueError(f"num_outputs must be a whole number of 1 or more, got {num_outputs!r}")
+        at_least_one(num_outputs=num_outputs)
         column = (torch.float64, num_outputs)
         super().__init__("R2", shift=column, first=column, second=column, residual=column, count=torch.long)
         self.num_outputs = num_outputs
-        self._is_shifted = False  # Known here, so that not every batch has to look for the first one.
+        self._is_shifted = False  # Kept on the host, so that not every batch has to look for the first one.
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Add up a batch. Shapes are told in the class."""
+        """Add a batch. The class describes the shapes."""
         output, target = number_inputs(self.name, output, target)
         if target.dim() == 1:
             output, target = output.unsqueeze(1), target.unsqueeze(1)
         if target.dim() != 2 or target.size(1) != self.num_outputs:
             raise ValueError(
-                f"R2 got output {tuple(output.shape)} and target {tuple(target.shape)}, "
-                f"expected (N, {self.num_outputs}): say how many columns there are, R2(num_outputs=...)"
+                f"R2 expected output and target of shape (N, {self.num_outputs}), got {tuple(target.shape)}. "
+                "Pass the number of columns: R2(num_outputs=...)"
             )
         if not len(target):
             return
         if not self._is_shifted:
             self.shift.copy_(torch.where(self.count > 0, self.shift, target[0]))
             self._is_shifted = True
-        self.residual += real(output - target).square_().sum(0)
-        away = target - self.shift
-        self.first += away.sum(0)
-        self.second += away.square_().sum(0)
+        self.residual += to_double(output - target).square_().sum(0)
+        distance = target - self.shift
+        self.first += distance.sum(0)
+        self.second += distance.square_().sum(0)
         self.count += len(target)
 
     def reset(self) -> None:
@@ -155,25 +166,25 @@ class R2(SumMetric):
         self._is_shifted = False
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Take the sums from a state, of which the shift is a part. See :meth:`SumMetric.load_state_dict`."""
+        """Take the sums from a state, which includes the shift. See :meth:`SumMetric.load_state_dict`."""
         super().load_state_dict(state_dict)
         self._is_shifted = False
 
     def compute(self) -> Tensor:
-        """The share over all batches."""
+        """Return the share over all batches."""
         spread = self.second - self.first.square() / self.count
         constant = (self.residual == 0).to(spread.dtype)
         value = torch.where(spread > 0, 1 - self.residual / spread, constant).mean()
         return torch.where(self.count > 1, value, torch.nan)
 
     def all_reduce(self) -> None:
-        """Sum over all processes, seen from one shift. See :meth:`SumMetric.all_reduce`."""
-        if several_processes():
+        """Add up the sums of all processes, moved to one shift. See :meth:`SumMetric.all_reduce`."""
+        if has_process_group():
             shifts = gather_rows(self.shift.unsqueeze(0))
             counts = gather_rows(self.count.unsqueeze(0))
-            shift = shifts[(counts > 0).long().argmax()]  # of the first process that has samples
-            by = self.shift - shift
-            self.second += 2 * by * self.first + self.count * by.square()
-            self.first += self.count * by
+            shift = shifts[(counts > 0).long().argmax()]  # that of the first process that has samples
+            difference = self.shift - shift
+            self.second += 2 * difference * self.first + self.count * difference.square()
+            self.first += self.count * difference
             super().all_reduce()
             self.shift.copy_(shift)

@@ -1,20 +1,22 @@
-"""How well predicted regions overlap with true ones. The pixels of all images count alike."""
+"""How well predicted regions overlap with true ones. All pixels of all images count alike."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from .confusion import ClassScore, ratio
+from .class_scores import ClassScore
+from .confusion import ratio
 
 __all__ = ["Dice", "Jaccard"]
 
 
 class Dice(ClassScore):
-    """Twice the overlap over the sum of both areas: ``2 tp / (predicted + actual)``, which is F1 over pixels.
+    """Compute twice the overlap over the sum of both areas: ``2 tp / (predicted + actual)``, which is F1 over pixels.
 
-    Dice, "Measures of the Amount of Ecologic Association Between Species", Ecology 26(3), 1945; torchmetrics'
-    ``DiceScore(aggregation_level="global")``. Summed over all images before it is divided, so that an image
-    without the class does no harm. Arguments, shapes and value: see :class:`ClassScore`.
+    Dice, "Measures of the Amount of Ecologic Association Between Species", Ecology 26(3), 1945. It equals torchmetrics'
+    ``DiceScore(aggregation_level="global")``. The areas are summed over all images before the division, so an image
+    without the class does no harm. For regions that overlap, pass ``task="multilabel"``. :class:`ClassScore` describes
+    arguments and value.
 
     Example:
         >>> dice = Dice()  # of a single logit per pixel
@@ -25,17 +27,18 @@ class Dice(ClassScore):
     """
 
     def score(self, tp: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-        """``2 tp / (predicted + actual)``."""
+        """Return ``2 tp / (predicted + actual)``."""
         return ratio(2 * tp, predicted + actual)
 
 
 class Jaccard(ClassScore):
-    """Intersection over union, IoU: ``tp / (predicted + actual - tp)``.
+    """Compute intersection over union, IoU: ``tp / (predicted + actual - tp)``.
 
-    scikit-learn's ``jaccard_score``; ``Jaccard(C)`` is the mean IoU of segmentation. Summed over all images before it
-    is divided. Arguments, shapes and value: see :class:`ClassScore`.
+    It equals scikit-learn's ``jaccard_score``. ``Jaccard(C)`` is the mean IoU of a segmentation. The areas are summed
+    over all images before the division. For regions that overlap, pass ``task="multilabel"``. :class:`ClassScore`
+    describes arguments and value.
     """
 
     def score(self, tp: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-        """``tp / (predicted + actual - tp)``."""
+        """Return ``tp / (predicted + actual - tp)``."""
         return ratio(tp, predicted + actual - tp)

@@ -1,0 +1,71 @@
+"""The arguments that several metrics take, and their checks."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from fit_core import at_least_one
+
+__all__ = ["Average", "Task", "check_average", "check_class_dim", "check_num_classes", "check_task"]
+
+Task = Literal["binary", "multiclass", "multilabel"]
+"""What an entry of the target says: yes or no, which class, or yes or no for each label."""
+
+Average = Literal["micro", "macro", "weighted"] | None
+"""How the values of classes become one number. ``"micro"`` takes all samples of all classes together, ``"macro"`` takes
+the mean over classes, ``"weighted"`` the mean weighted by the samples of each class. None keeps the values apart."""
+
+
+def check_task(task: Any, num_classes: int | None = None) -> None:
+    """Check that ``task`` is a :data:`Task` or None, and agrees with the number of classes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    known = get_args(Task)
+    if task is not None and task not in known:
+        raise ValueError(f"expected task to be one of {', '.join(map(repr, known))} or None, got {task!r}")
+    if task == "binary" and num_classes not in (None, 2):
+        raise ValueError(f'task="binary" has 2 classes, got num_classes={num_classes}. Leave num_classes out')
+
+
+def check_average(average: Any, num_classes: int | None) -> None:
+    """Check that ``average`` is an :data:`Average`, and that there are classes to average over.
+
+    Raises:
+        ValueError: it is not, or there are none.
+    """
+    known = (*get_args(get_args(Average)[0]), None)
+    if average not in known:
+        raise ValueError(f"expected average to be one of {', '.join(map(repr, known))}, got {average!r}")
+    if num_classes is None and average != "macro":
+        raise ValueError(f"average={average!r} needs the number of classes. Pass num_classes=, 2 or more")
+
+
+def check_num_classes(num_classes: Any, task: Task | None) -> None:
+    """Check that ``num_classes`` is None or a whole number of 2 or more.
+
+    Raises:
+        TypeError: it is not a whole number.
+        ValueError: it is below 2, or is missing though the task needs it.
+    """
+    at_least_one(num_classes=num_classes)
+    if num_classes == 1:
+        raise ValueError("expected num_classes to be 2 or more, got 1. Leave it out for a single logit")
+    if num_classes is None and task == "multilabel":
+        raise ValueError('task="multilabel" needs the number of labels. Pass num_classes=')
+
+
+def check_class_dim(class_dim: Any) -> None:
+    """Check that ``class_dim`` is None or a dimension other than the first, which is that of samples.
+
+    Raises:
+        TypeError: it is not a whole number.
+        ValueError: it is 0.
+    """
+    if class_dim is None:
+        return
+    if isinstance(class_dim, bool) or not isinstance(class_dim, int):
+        raise TypeError(f"class_dim must be a whole number, got {class_dim!r}")
+    if class_dim == 0:
+        raise ValueError("class_dim=0 is the dimension of samples. Pass 1 for (N, C, ...) or -1 for (N, ..., C)")
