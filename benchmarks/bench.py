@@ -37,7 +37,7 @@ EPOCHS = {
     "single_validated": 3000,
 }
 FEATURES = {  # what: the Runner with it, the loop by hand with it
-    "Accuracy(1), Accuracy(5)": ("accuracies", "accuracies-by-hand"),
+    "Accuracy(1, 5)": ("accuracies", "accuracies-by-hand"),
     "ConsoleLogger": ("bar", "bar-by-hand"),
     "TensorBoard, every 50 steps": ("tensorboard", "tensorboard-by-hand"),
     "Timer": ("timer", "timer-by-hand"),

@@ -121,7 +121,7 @@ def careful(work, epochs, mark, folder):
 def full(work, epochs, mark, folder):
     """The same by callbacks; the checkpoint is fit's, which survives a kill."""
     callbacks = [ConsoleLogger(), TensorBoard(folder), CheckpointSaver(folder), Mark(mark)]
-    metrics = [Accuracy(1), Accuracy(5)]
+    metrics = [Accuracy(1, 5)]
     Runner(work.model, work.make_optimizer(), work.criterion, metrics, callbacks).fit(work.loader, epochs=epochs)
 
 
@@ -173,7 +173,7 @@ def accuracies_by_hand(work, folder):
 
 
 def accuracies(work, epochs, mark, folder):
-    Runner(work.model, work.make_optimizer(), work.criterion, [Accuracy(1), Accuracy(5)], [Mark(mark)]).fit(
+    Runner(work.model, work.make_optimizer(), work.criterion, [Accuracy(1, 5)], [Mark(mark)]).fit(
         work.loader, epochs=epochs
     )
 

@@ -69,7 +69,7 @@ def train(name: str, steps: int, folder: Path, fresh: bool) -> History:
         model,
         torch.optim.Adam(model.parameters(), lr=1e-2),
         nn.CrossEntropyLoss(),
-        metrics=[Accuracy(1), Accuracy(5)],
+        metrics=[Accuracy(1, 5)],
         callbacks=[
             Timer(),
             ConsoleLogger(),

@@ -44,6 +44,21 @@ def test_a_metric_whose_direction_nobody_knows_is_refused_before_the_first_step(
     assert said.startswith("nothing says whether a higher or a lower train/accuracy is better: pass mode='max'")
 
 
+class Shares:
+    """A metric of two values, as Accuracy(1, 5) is."""
+
+    higher_is_better = True
+
+    def reset(self):
+        pass
+
+    def update(self, output, target):
+        pass
+
+    def compute(self):
+        return {"share@1": float("nan"), "share@5": float("nan")}
+
+
 @pytest.mark.parametrize(
     ("metric", "name", "sign"),
     [
@@ -51,6 +66,7 @@ def test_a_metric_whose_direction_nobody_knows_is_refused_before_the_first_step(
         (None, "val/loss", 1),
         (torchmetrics.classification.MulticlassAccuracy(3), "val/MulticlassAccuracy", -1),
         (torchmetrics.MeanSquaredError(), "train/MeanSquaredError", 1),
+        (Shares(), "val/share@5", -1),
         (
             torchmetrics.MetricCollection({"f1": torchmetrics.classification.MulticlassF1Score(3)}),
             "val/f1",

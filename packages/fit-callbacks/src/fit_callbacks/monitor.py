@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -173,7 +174,11 @@ def _parts(metric: Any) -> Iterator[tuple[str, Any]]:
     """Yield the names of a metric's values, each with what knows its direction."""
     if hasattr(metric, "items"):  # torchmetrics' MetricCollection
         yield from metric.items()
-    elif isinstance(names := getattr(metric, "names", None), (list, tuple)):  # several values of one kind
-        yield from ((name, metric) for name in names)
-    else:
-        yield metric_name(metric), metric
+        return
+    yield metric_name(metric), metric
+    if not hasattr(metric, "sync_context"):  # The compute() of torchmetrics' warns and waits for other processes.
+        # A metric of several values (Accuracy(1, 5)) has its names before it has seen a batch, or raises.
+        with contextlib.suppress(Exception):
+            value = metric.compute()
+            if isinstance(value, Mapping):
+                yield from ((name, metric) for name in value)
