@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -29,7 +30,9 @@ __all__ = [
     "metrics_reduce",
     "own_step",
     "runner",
+    "steps_alone",
     "total_loss",
+    "unfrozen_exchange",
 ]
 
 UNKNOWN_BATCH_SIZE = (
@@ -84,6 +87,10 @@ def runner(
     for callback in callbacks:
         if not isinstance(callback, Callback):
             got = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
+            if isinstance(callback, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                raise TypeError(f"callbacks contains {got} of torch: write fit_callbacks.ReduceLROnPlateau(monitor)")
+            if not isinstance(callback, type) and hasattr(callback, "step") and hasattr(callback, "optimizer"):
+                raise TypeError(f"callbacks contains {got}: wrap it, fit_callbacks.LRScheduler(scheduler)")
             raise TypeError(f"callbacks contains {got}: pass objects of subclasses of fit_core.Callback; {order}")
     at_least_one(accumulate_steps=accumulate_steps)
     if both_halves:
@@ -302,6 +309,43 @@ def total_loss(losses: Mapping[str, Any], metrics: list[str]) -> Any:
     if clash := [name for name in losses if name in metrics]:
         raise ValueError(f"a loss and a metric are both called {clash[0]!r}: give each a name of its own")
     return losses["loss"]
+
+
+def steps_alone(optimizer: Any) -> None:
+    """Check that an optimizer, and each that it is made of, can step without computing the loss again.
+
+    Raises:
+        ValueError: one needs a closure, as LBFGS does. The message says how to pass it.
+    """
+    for part in (optimizer, *getattr(optimizer, "optimizers", ())):
+        closure = inspect.signature(type(part).step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ValueError(
+                f"{type(part).__name__} computes the loss several times per step, with a closure that the Runner does "
+                "not pass. Override Runner._make_step, and call state.optimizer.step(closure) in it"
+            )
+
+
+def unfrozen_exchange(modules: Iterable[Any]) -> None:
+    """Check that DistributedDataParallel averages the gradients of all that trains. It fixes that when it is made.
+
+    Raises:
+        ValueError: there are more trainable parameters now than it averages.
+    """
+    for module in modules:
+        if not isinstance(module, nn.parallel.DistributedDataParallel):
+            continue
+        averaged = module._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+        ignored = module.parameters_to_ignore
+        training = [p for name, p in module.module.named_parameters() if p.requires_grad and name not in ignored]
+        size = sum(parameter.numel() * parameter.element_size() for parameter in training)
+        if len(training) > averaged["num_parameter_tensors"] or size > averaged["total_parameter_size_bytes"]:
+            raise ValueError(
+                f"the model has {len(training)} trainable parameters, but DistributedDataParallel averages the "
+                f"gradients of {averaged['num_parameter_tensors']}, since the others were frozen when it was made: "
+                "they would drift apart between the processes. Wrap the model before you freeze a part of it: "
+                "parallel(model, find_unused_parameters=True)"
+            )
 
 
 def criterion_exchanges(model: nn.Module, criterion: Any, world_size: int) -> None:

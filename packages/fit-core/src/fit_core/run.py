@@ -73,6 +73,7 @@ class Run:
         self._half = half
         self._scales = state.grad_scaler.is_enabled()
         self._checks_step = checks_step
+        self._has_modes = hasattr(state.optimizer, "train") and hasattr(state.optimizer, "eval")
         self._divisor: float | Tensor | None = None
         self._counter = SampleCounter(None)
         self._at_rest: dict[str, Any] | None = None
@@ -130,11 +131,23 @@ class Run:
         self._batches = iter(stream) if stream else batches(loader, steps, "loader")
         for module in self.modules():
             module.train(state.is_train)
+        self.set_optimizer_mode(state.is_train and state.batch_idx != state.num_batches)  # not for the empty rest
+        if self._wrapped and state.is_train:
+            checks.unfrozen_exchange(self._wrapped)
         if not state.batch_idx:
             state.loss_meters = {}
             for metric in state.metrics:
                 metric.reset()
         self.is_in_loader = True
+
+    def set_optimizer_mode(self, is_train: bool) -> None:
+        """Call ``train()`` or ``eval()`` of an optimizer that has both, as schedule-free ones do.
+
+        These replace the weights by those to train, or those to evaluate.
+        """
+        if self._has_modes:
+            optimizer: Any = self.state.optimizer
+            optimizer.train() if is_train else optimizer.eval()
 
     def batches(self) -> Iterator[tuple[int, Any]]:
         """Return the batches that are left of the loader, numbered."""
