@@ -106,7 +106,8 @@ class PhasesScheduler(Callback):
 
     def on_loader_begin(self, state: RunnerState) -> None:
         """Check that no group was added."""
-        self._check_groups(len(state.optimizer.param_groups))
+        if state.is_train:
+            self._check_groups(len(state.optimizer.param_groups))
 
     def on_batch_begin(self, state: RunnerState) -> None:
         """Set the learning rate of the step that this batch belongs to."""
