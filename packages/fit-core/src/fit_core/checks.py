@@ -25,6 +25,7 @@ __all__ = [
     "criterion_exchanges",
     "device",
     "fit",
+    "frozen_since_wrapped",
     "loader",
     "loss",
     "metrics_reduce",
@@ -32,7 +33,6 @@ __all__ = [
     "runner",
     "steps_alone",
     "total_loss",
-    "unfrozen_exchange",
 ]
 
 UNKNOWN_BATCH_SIZE = (
@@ -326,25 +326,32 @@ def steps_alone(optimizer: Any) -> None:
             )
 
 
-def unfrozen_exchange(modules: Iterable[Any]) -> None:
+def frozen_since_wrapped(modules: Iterable[Any]) -> None:
     """Check that DistributedDataParallel averages the gradients of all that trains. It fixes that when it is made.
 
     Raises:
-        ValueError: there are more trainable parameters now than it averages.
+        ValueError: parameters were frozen or unfrozen since then, and it does not look for unused ones.
     """
     for module in modules:
         if not isinstance(module, nn.parallel.DistributedDataParallel):
             continue
-        averaged = module._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+        made = module._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+        averaged, size = made["num_parameter_tensors"], made["total_parameter_size_bytes"]
         ignored = module.parameters_to_ignore
         training = [p for name, p in module.module.named_parameters() if p.requires_grad and name not in ignored]
-        size = sum(parameter.numel() * parameter.element_size() for parameter in training)
-        if len(training) > averaged["num_parameter_tensors"] or size > averaged["total_parameter_size_bytes"]:
+        change = sum(parameter.numel() * parameter.element_size() for parameter in training) - size
+        if len(training) > averaged or change > 0:
             raise ValueError(
                 f"the model has {len(training)} trainable parameters, but DistributedDataParallel averages the "
-                f"gradients of {averaged['num_parameter_tensors']}, since the others were frozen when it was made: "
-                "they would drift apart between the processes. Wrap the model before you freeze a part of it: "
+                f"gradients of {averaged}, since the others were frozen when it was made: they would drift apart "
+                "between the processes. Wrap the model before you freeze a part of it: "
                 "parallel(model, find_unused_parameters=True)"
+            )
+        if (len(training) < averaged or change < 0) and not module.find_unused_parameters:
+            raise ValueError(
+                f"the model has {len(training)} trainable parameters, but DistributedDataParallel waits for the "
+                f"gradients of {averaged}, since the others were frozen after it was made. Make it with "
+                "parallel(model, find_unused_parameters=True), or freeze them before if they stay frozen"
             )
 
 

@@ -133,7 +133,7 @@ class Run:
             module.train(state.is_train)
         self.set_optimizer_mode(state.is_train and state.batch_idx != state.num_batches)  # not for the empty rest
         if self._wrapped and state.is_train:
-            checks.unfrozen_exchange(self._wrapped)
+            checks.frozen_since_wrapped(self._wrapped)
         if not state.batch_idx:
             state.loss_meters = {}
             for metric in state.metrics:
