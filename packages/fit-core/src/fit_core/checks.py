@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -25,13 +24,11 @@ __all__ = [
     "criterion_exchanges",
     "device",
     "fit",
-    "frozen_since_wrapped",
     "loader",
     "loss",
     "metrics_reduce",
     "own_step",
     "runner",
-    "steps_alone",
     "total_loss",
 ]
 
@@ -309,50 +306,6 @@ def total_loss(losses: Mapping[str, Any], metrics: list[str]) -> Any:
     if clash := [name for name in losses if name in metrics]:
         raise ValueError(f"a loss and a metric are both called {clash[0]!r}: give each a name of its own")
     return losses["loss"]
-
-
-def steps_alone(optimizer: Any) -> None:
-    """Check that an optimizer, and each that it is made of, can step without computing the loss again.
-
-    Raises:
-        ValueError: one needs a closure, as LBFGS does. The message says how to pass it.
-    """
-    for part in (optimizer, *getattr(optimizer, "optimizers", ())):
-        closure = inspect.signature(type(part).step).parameters.get("closure")
-        if closure is not None and closure.default is closure.empty:
-            raise ValueError(
-                f"{type(part).__name__} computes the loss several times per step, with a closure that the Runner does "
-                "not pass. Override Runner._make_step, and call state.optimizer.step(closure) in it"
-            )
-
-
-def frozen_since_wrapped(modules: Iterable[Any]) -> None:
-    """Check that DistributedDataParallel averages the gradients of all that trains. It fixes that when it is made.
-
-    Raises:
-        ValueError: parameters were frozen or unfrozen since then, and it does not look for unused ones.
-    """
-    for module in modules:
-        if not isinstance(module, nn.parallel.DistributedDataParallel):
-            continue
-        made = module._get_ddp_logging_data()  # type: ignore[no-untyped-call]
-        averaged, size = made["num_parameter_tensors"], made["total_parameter_size_bytes"]
-        ignored = module.parameters_to_ignore
-        training = [p for name, p in module.module.named_parameters() if p.requires_grad and name not in ignored]
-        change = sum(parameter.numel() * parameter.element_size() for parameter in training) - size
-        if len(training) > averaged or change > 0:
-            raise ValueError(
-                f"the model has {len(training)} trainable parameters, but DistributedDataParallel averages the "
-                f"gradients of {averaged}, since the others were frozen when it was made: they would drift apart "
-                "between the processes. Wrap the model before you freeze a part of it: "
-                "parallel(model, find_unused_parameters=True)"
-            )
-        if (len(training) < averaged or change < 0) and not module.find_unused_parameters:
-            raise ValueError(
-                f"the model has {len(training)} trainable parameters, but DistributedDataParallel waits for the "
-                f"gradients of {averaged}, since the others were frozen after it was made. Make it with "
-                "parallel(model, find_unused_parameters=True), or freeze them before if they stay frozen"
-            )
 
 
 def criterion_exchanges(model: nn.Module, criterion: Any, world_size: int) -> None:

@@ -1,9 +1,10 @@
-"""Parameters by name, as the optimizer has them: saved with a run, and compared when it is resumed."""
+"""Check what an optimizer needs and has: its parameters by name, saved with a run and compared on resume."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -12,9 +13,62 @@ from torch import Tensor, nn
 
 from .models import bare_name, unwrap
 
-__all__ = ["check_optimizer", "describe", "given_settings", "restore_frozen", "warn_of_other_settings"]
+__all__ = [
+    "check_frozen_since_wrapped",
+    "check_optimizer",
+    "check_steps_alone",
+    "describe",
+    "given_settings",
+    "restore_frozen",
+    "warn_of_other_settings",
+]
 
 _SETTINGS = ("lr", "weight_decay", "momentum", "betas")
+
+
+def check_steps_alone(optimizer: Any) -> None:
+    """Check that an optimizer, and each that it is made of, can step without computing the loss again.
+
+    Raises:
+        ValueError: one needs a closure, as LBFGS does. The message says how to pass it.
+    """
+    for part in (optimizer, *getattr(optimizer, "optimizers", ())):
+        step = getattr(type(part), "step", part.step)  # not the wrapper of a scheduler
+        closure = inspect.signature(step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ValueError(
+                f"{type(part).__name__} computes the loss several times per step, with a closure that the Runner does "
+                "not pass. Override Runner._make_step, and call state.optimizer.step(closure) in it"
+            )
+
+
+def check_frozen_since_wrapped(modules: Iterable[Any]) -> None:
+    """Check that DistributedDataParallel averages the gradients of all that trains. It fixes that when it is made.
+
+    Raises:
+        ValueError: parameters were frozen or unfrozen since then, and it does not look for unused ones.
+    """
+    for module in modules:
+        if not isinstance(module, nn.parallel.DistributedDataParallel):
+            continue
+        made = module._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+        averaged, size = made["num_parameter_tensors"], made["total_parameter_size_bytes"]
+        ignored = module.parameters_to_ignore
+        training = [p for name, p in module.module.named_parameters() if p.requires_grad and name not in ignored]
+        change = sum(parameter.numel() * parameter.element_size() for parameter in training) - size
+        if len(training) > averaged or change > 0:
+            raise ValueError(
+                f"the model has {len(training)} trainable parameters, but DistributedDataParallel averages the "
+                f"gradients of {averaged}, since the others were frozen when it was made: they would drift apart "
+                "between the processes. Wrap the model before you freeze a part of it: "
+                "parallel(model, find_unused_parameters=True)"
+            )
+        if (len(training) < averaged or change < 0) and not module.find_unused_parameters:
+            raise ValueError(
+                f"the model has {len(training)} trainable parameters, but DistributedDataParallel waits for the "
+                f"gradients of {averaged}, since the others were frozen after it was made. Make it with "
+                "parallel(model, find_unused_parameters=True), or freeze them before if they stay frozen"
+            )
 
 
 def describe(optimizer: Any, model: Any, criterion: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .batch import SampleCounter, to_device
 from .callback import HOOKS, Callback
 from .loaders import batches, length, why_empty
 from .metric import FunctionMetric, Mean, as_metrics, metric_name, named_values
+from .parameters import check_frozen_since_wrapped
 from .processes import has_process_group, rank_and_world_size
 from .random_state import get_random_state, set_random_state
 from .state import RunnerState
@@ -133,7 +134,7 @@ class Run:
             module.train(state.is_train)
         self.set_optimizer_mode(state.is_train and state.batch_idx != state.num_batches)  # not for the empty rest
         if self._wrapped and state.is_train:
-            checks.frozen_since_wrapped(self._wrapped)
+            check_frozen_since_wrapped(self._wrapped)
         if not state.batch_idx:
             state.loss_meters = {}
             for metric in state.metrics:

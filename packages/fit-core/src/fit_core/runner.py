@@ -16,6 +16,7 @@ from .callback import LIFECYCLE, Callback
 from .metric import Metric, as_metrics, metric_name
 from .models import keep_modes
 from .notes import add_note
+from .parameters import check_steps_alone
 from .resume import Resume
 from .run import Run, hooks_of
 from .state import History, RunnerState
@@ -330,7 +331,7 @@ class Runner:
         state.device, state.make_step = device, self._make_step
         has_own_step = self._has_own("_make_step")
         if stream is not None and not has_own_step:
-            checks.steps_alone(state.optimizer)
+            check_steps_alone(state.optimizer)
         if has_own_step or self._has_own("forward"):
             split = split_if_pair  # may take any batch
         else:
