@@ -26,7 +26,7 @@ from page import draw, write
 from peers import PEERS
 
 HERE = Path(__file__).parent
-EPOCHS = {"mlp": 4, "conv": 4, "mnist1d": 200, "thousand": 8, "big": 4, "workers": 6}
+EPOCHS = {"mlp": 4, "conv": 4, "mnist1d": 200, "thousand": 8, "big": 4, "workers": 6, "single": 3000, "single_validated": 3000}
 FEATURES = {  # what: the Runner with it, the loop by hand with it
     "Accuracy(1), Accuracy(5)": ("accuracies", "accuracies-by-hand"),
     "ConsoleLogger": ("bar", "bar-by-hand"),
@@ -194,6 +194,9 @@ def measure_scale(rounds, steps):
     works = ("conv", "thousand", "big", "workers")
     return {
         "scale": {work: compare(work, ["plain", "lean"], rounds)[0] for work in works},
+        "epochs": {
+            work: compare(work, ["epochs-by-hand", "epochs"], rounds)[0] for work in ("single", "single_validated")
+        },
         "ten": compare("mlp", ["lean", "ten"], rounds)[0],
         "flat": flat(steps),
     }

@@ -41,6 +41,36 @@ def lean(work, epochs, mark, folder):
     runner.fit(work.loader, epochs=epochs)
 
 
+def epochs_by_hand(work, epochs, mark, folder):
+    """The plain loop with a history: each epoch's mean loss is read, and the model validated where the work asks."""
+    model, optimizer, criterion = work.model, work.make_optimizer(), work.criterion
+    history = []
+    for epoch in range(epochs):
+        row = {"epoch": epoch + 1}
+        for name in ("train", "val")[: 1 + work.validates]:
+            is_train = name == "train"
+            model.train(is_train)
+            total, samples = torch.zeros(()), 0
+            with torch.set_grad_enabled(is_train):
+                for input, target in work.loader:
+                    loss = criterion(model(input), target)
+                    if is_train:
+                        optimizer.zero_grad()
+                        loss.backward()
+                        optimizer.step()
+                    total += loss.detach() * len(input)
+                    samples += len(input)
+            row[f"{name}/loss"] = float(total / samples)
+        history.append(row)
+        mark()
+
+
+def epochs_of_runner(work, epochs, mark, folder):
+    """The same with the Runner of fit-core alone."""
+    runner = Runner(work.model, work.make_optimizer(), work.criterion, callbacks=[Mark(mark)])
+    runner.fit(work.loader, epochs, val_loader=work.loader if work.validates else None)
+
+
 def ten(work, epochs, mark, folder):
     """The same with ten callbacks, each with a hook at every batch."""
 
@@ -120,7 +150,7 @@ def by_hand(feature):
 
 def with_callbacks(*make):
     def run(work, epochs, mark, folder):
-        callbacks = [*(one(folder) for one in make), Mark(mark)]
+        callbacks = [*(callback(folder) for callback in make), Mark(mark)]
         Runner(work.model, work.make_optimizer(), work.criterion, callbacks=callbacks).fit(work.loader, epochs=epochs)
 
     return run
@@ -203,6 +233,8 @@ def nothing_by_hand(work, folder):
 CONTESTANTS = {
     "plain": plain,
     "lean": lean,
+    "epochs-by-hand": epochs_by_hand,
+    "epochs": epochs_of_runner,
     "ten": ten,
     "careful": careful,
     "full": full,

@@ -141,6 +141,16 @@ def scale(result, ratios):
         [names[work], micro(seen["plain"]), micro(seen["lean"]), shown(ratios(seen["lean"], seen["plain"]))]
         for work, seen in result["scale"].items()
     ]
+    names = {"single": "one batch per epoch", "single_validated": "one batch per epoch, validated on one batch"}
+    rows += [
+        [
+            names[work],
+            micro(seen["epochs-by-hand"]),
+            micro(seen["epochs"]),
+            shown(ratios(seen["epochs"], seen["epochs-by-hand"])),
+        ]
+        for work, seen in result["epochs"].items()
+    ]
     ten = result["ten"]
     long = result["flat"]
     first, last = (1e6 * one for one in long["time"])

@@ -17,6 +17,7 @@ class Work:
     lr: float = 0.1
     criterion: nn.Module | None = None
     test: tuple | None = None
+    validates: bool = False
 
     def __post_init__(self):
         self.criterion = self.criterion or nn.CrossEntropyLoss()
@@ -93,4 +94,14 @@ def workers():
     return Work(mlp().model, loader)
 
 
-WORKS = {work.__name__: work for work in (mlp, conv, mnist1d, thousand, big, workers)}
+def single():
+    """The MLP on one batch per epoch, as graphs and physics have it."""
+    return Work(mlp().model, mlp().loader[:1])
+
+
+def single_validated():
+    """The same, with one batch to validate on."""
+    return Work(mlp().model, mlp().loader[:1], validates=True)
+
+
+WORKS = {work.__name__: work for work in (mlp, conv, mnist1d, thousand, big, workers, single, single_validated)}

@@ -1,5 +1,6 @@
 """Checkpoints: which files there are, what they hold, and what a run does that is resumed from them."""
 
+import math
 import os
 import pickle
 import random
@@ -134,6 +135,14 @@ def test_a9_nan_never_replaces_a_finite_checkpoint(tmp_path, capsys):
     for saved in (last, best):
         assert all(torch.isfinite(value).all() for value in saved["model"].values())
     assert "weights that are nan or infinite; it is not saved" in capsys.readouterr().out
+
+
+def test_a9_nor_does_a_criterion_that_is_nan(tmp_path):
+    runner = make(CheckpointSaver(tmp_path, "train/loss"))
+    runner.state.criterion = nn.CrossEntropyLoss()
+    runner.state.criterion.scale = nn.Parameter(torch.tensor(math.nan), requires_grad=False)
+    runner.fit(batches())
+    assert not (tmp_path / "last.pt").exists()
 
 
 def test_a9_files_of_others_stay(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fit_callbacks import LRFinder, Profiler, Timer
 from fit_core import Callback
-from scene import batches, flat, make, network
+from scene import Watch, batches, flat, make, network
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -210,6 +210,25 @@ def test_weights_are_back_after_an_explosion_and_after_an_error():
         runner.fit([(torch.ones(1, 1), torch.ones(1, 1))], steps_per_epoch=60)
     assert model.weight.item() == 0.0
     assert runner.state.optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_criterion_with_parameters_is_restored_too():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, output, target):
+            return nn.functional.cross_entropy(self.scale * output, target)
+
+    scales, runner = [], make(LRFinder(steps=20))
+    criterion = runner.state.criterion = Scaled()
+    runner.state.optimizer.add_param_group({"params": criterion.parameters()})
+    runner.state.callbacks.append(Watch("on_batch_end", lambda state: scales.append(criterion.scale.item())))
+    runner.fit(batches(), steps_per_epoch=20)
+    assert len(set(scales)) > 10
+    assert criterion.scale.item() == 1
+    assert criterion.scale.grad is None
 
 
 def test_smoothing_and_accumulation():

@@ -19,7 +19,7 @@ from fit_callbacks import (
     StopOnNonFinite,
     rank_zero_only,
 )
-from fit_core import Callback
+from fit_core import Callback, Runner
 from scene import Snapshots, Watch, batches, load, make, network
 from torch import nn
 from torch.optim import lr_scheduler
@@ -267,6 +267,27 @@ def test_adaptive_clipping_equals_the_papers_formula():
     assert not same(model, unclipped)
 
 
+def test_gradients_of_another_optimizer_are_not_clipped():
+    """Those of the second of two optimizers are not complete when the first steps, and still scaled in fp16."""
+
+    class TwoSteps(Runner):
+        def _make_step(self):
+            state = self.state
+            state.loss = state.criterion(state.model(state.input), state.target)
+            state.loss.backward()
+            untouched = state.model[4].weight.grad.clone()
+            self.optimizer_step(first)
+            assert torch.equal(state.model[4].weight.grad, untouched)
+            self.optimizer_step(second)
+            assert not torch.equal(state.model[4].weight.grad, untouched)
+
+    model = network()
+    first, second = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[:4], model[4:]))
+    both = torch.optim.SGD(model.parameters(), lr=0.1)
+    runner = TwoSteps(model, both, nn.CrossEntropyLoss(), callbacks=[AdaptiveGradientClipping(1e-4)])
+    runner.fit(batches()[:1])
+
+
 def test_clipping_refuses_what_means_nothing():
     with pytest.raises(ValueError, match="either max_norm or value"):
         GradientClipping()
@@ -441,6 +462,16 @@ def test_two_batches_take_turns():
     sizes = Watch("on_batch_end", lambda state: state.batch_size)
     make(BatchOverfit(2), sizes).fit(batches((8, 3, 4, 4, 4)), epochs=2)
     assert sizes.seen == [8, 3, 8, 3, 8, 3, 8, 3, 8, 3]
+
+
+def test_a_kept_batch_keeps_its_weight():
+    class Tokens(Callback):
+        def on_batch_begin(self, state):
+            state.weight = 10 * (state.batch_idx + 1)
+
+    weights = Watch("on_batch_end", lambda state: state.weight)
+    make(Tokens(), BatchOverfit(2), weights).fit(batches())
+    assert weights.seen == [10, 20, 10, 20, 10]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -208,15 +208,65 @@ def test_predict_takes_inputs_alone_and_keeps_their_order():
         assert not outputs.requires_grad
 
 
+def test_batches_without_a_loss_need_no_number_of_samples():
+    class Graphs(Runner):
+        def forward(self):
+            state = self.state
+            state.output = state.model(state.input["nodes"])
+            if state.is_train:
+                state.loss, state.batch_size = state.output.mean(), 1
+
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    graphs = [{"nodes": torch.randn(5, 2), "edges": torch.zeros(2, 9)}] * 2
+    runner = Graphs(model, torch.optim.SGD(model.parameters(), lr=0.1), None)
+    assert runner.fit(graphs, val_loader=graphs)[0].keys() == {"epoch", "train/loss", "lr"}
+    assert runner.evaluate(graphs) == {}
+    assert runner.predict(graphs).shape == (10, 1)
+    with pytest.raises(ValueError, match="can be read only once and has ended"):
+        runner.evaluate(iter([]))
+
+
 def test_outputs_are_joined_leaf_by_leaf():
     outputs = [Point(torch.tensor(float(n)), {"a": torch.full((n, 1), n), "b": "text"}) for n in (1, 2)]
-    joined = concat(outputs)
+    joined = concat(outputs, [1, 2])
     assert torch.equal(joined.x, torch.tensor([1.0, 2.0]))
     assert torch.equal(joined.y["a"], torch.tensor([[1], [2], [2]]))
     assert joined.y["b"] == ["text", "text"]
 
 
+@pytest.mark.parametrize(
+    ("outputs", "sizes"),
+    [
+        ([["cat", "dog"], ["cow", "hen"]], [2, 2]),
+        ([[torch.zeros(5), torch.zeros(7)], [torch.zeros(2), torch.zeros(2)]], [2, 2]),
+        ([[torch.zeros(2), torch.zeros(2)], [torch.zeros(2)]], [None, None]),  # the short last batch
+        ([[{"boxes": torch.zeros(1, 4)}], [{"boxes": torch.zeros(1, 4)}]], [1, 1]),
+        ([[torch.zeros(2, 1), torch.zeros(2, 9)]], [2]),
+    ],
+)
+def test_a_list_with_an_entry_per_sample_is_extended(outputs, sizes):
+    samples = [sample for output in outputs for sample in output]
+    for joined in (concat(outputs, sizes), concat([{"inside": output} for output in outputs], sizes)["inside"]):
+        assert len(joined) == len(samples)
+        assert all(entry is sample for entry, sample in zip(joined, samples, strict=True))
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (2, 1), (4, 2)])
+def test_several_outputs_of_a_model_are_joined_each(sizes):
+    first, second = concat([[torch.ones(size, 1), torch.ones(size, 9)] for size in sizes], sizes)
+    assert (first.shape, second.shape) == ((sum(sizes), 1), (sum(sizes), 9))
+
+
+def test_a_list_that_may_be_samples_or_outputs_is_refused():
+    outputs = [[torch.ones(2, 1), torch.ones(2, 9)]] * 2
+    with pytest.raises(ValueError, match=r"a list of 2 tensors, .* Return a tuple of outputs, or a list of dicts"):
+        concat(outputs, [2, 2])
+    first, second = concat([tuple(output) for output in outputs], [2, 2])
+    assert (first.shape, second.shape) == ((4, 1), (4, 9))
+
+
 def test_dataclasses_are_joined_field_by_field():
-    boxes = concat([Boxes(torch.ones(1, 4), "cat"), Boxes(torch.ones(2, 4), "dog")])
+    boxes = concat([Boxes(torch.ones(1, 4), "cat"), Boxes(torch.ones(2, 4), "dog")], [1, 2])
     assert boxes.corners.shape == (3, 4)
     assert boxes.label == ["cat", "dog"]

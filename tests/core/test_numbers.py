@@ -189,6 +189,18 @@ def test_autocast_covers_training_evaluation_and_prediction():
     assert seen == [torch.bfloat16] * 4
 
 
+def test_autocast_inside_forward_ends_with_it():
+    class Careful(Runner):
+        def forward(self):
+            with self.autocast():  # though the Runner has entered it already
+                super().forward()
+            assert torch.is_autocast_enabled("cpu")
+
+    model = network()
+    Careful(model, sgd(model), nn.CrossEntropyLoss(), use_bf16=True).fit(data(4, 4))
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_gradients_in_on_before_step_are_unscaled_and_whole():
     norms = []
 

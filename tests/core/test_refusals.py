@@ -62,6 +62,42 @@ def test_e7_a_loss_that_cannot_be_trained_on(criterion, error, message):
         Runner(model, sgd(model), criterion).fit(BATCHES)
 
 
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        (
+            lambda output: {"loss": {"loss": output.mean(), "kl": output}},
+            ValueError,
+            r"the loss 'kl' is a tensor of shape \(4, 1\), expected a scalar: take its mean",
+        ),
+        (
+            lambda output: {"batch_size": torch.tensor(4)},
+            TypeError,
+            r"state.batch_size is a tensor, expected an int, .* set state.weight",
+        ),
+        (
+            lambda output: {"weight": torch.ones(4)},
+            ValueError,
+            r"state.weight is a tensor of shape \(4,\), expected a number or a 0-dim tensor: take its sum\(\)",
+        ),
+    ],
+    ids=["a part of the loss", "batch_size", "weight"],
+)
+def test_e7_what_forward_sets_is_checked_before_the_first_step(fields, error, message):
+    class Own(Runner):
+        def forward(self):
+            output = self.state.model(self.state.input)
+            self.state.loss = output.mean()
+            for name, value in fields(output).items():
+                setattr(self.state, name, value)
+
+    model = nn.Linear(2, 1)
+    before = model.weight.clone()
+    with pytest.raises(error, match=message):
+        Own(model, sgd(model), None).fit([torch.ones(4, 2)])
+    assert torch.equal(model.weight, before)
+
+
 def test_e7_evaluation_needs_no_graph():
     model = nn.Linear(1, 1)
     Runner(model, sgd(model), lambda output, target: output.detach().mean()).evaluate(BATCHES)

@@ -87,9 +87,56 @@ def test_no_output_of_the_batch_before_is_measured():
 
     runner = make(Runner, note)
     runner._make_step = lambda: runner.state.batch_idx == 0 and setattr(runner.state, "output", runner.state.input)
-    runner.evaluate([(torch.ones(4, 1), torch.ones(4, 1))] * 2)
-    assert len(seen) == 2
-    assert seen[1] is None
+    assert runner.evaluate([(torch.ones(4, 1), torch.ones(4, 1))] * 2) == {"val/note": 0.0}
+    assert len(seen) == 1
+
+
+class Detector(Runner):
+    """Has a loss in training and predictions in evaluation, as the models of torchvision."""
+
+    def forward(self):
+        state = self.state
+        output = state.model(state.input)
+        if state.is_train:
+            state.loss = state.criterion(output, state.target)
+        else:
+            state.output = output
+
+
+def test_metrics_are_left_out_where_no_batch_has_an_output():
+    data = [(torch.ones(4, 3), torch.ones(4, 1))] * 3
+    row = make(Detector).fit(data, val_loader=data)[0]
+    assert row.keys() == {"epoch", "train/loss", "lr", "val/error"}
+
+
+def test_an_evaluation_that_measures_nothing_warns():
+    runner = make(Runner)
+    runner._make_step = lambda: None
+    with pytest.warns(UserWarning, match=r"error could not be computed, .* set state.output"):
+        assert runner.evaluate([(torch.ones(4, 3), torch.ones(4, 1))]) == {}
+
+
+@pytest.mark.parametrize("batches_done", [1, 2, 3])
+def test_what_was_measured_before_an_interruption_counts(batches_done):
+    """The output of the first batch is the only one."""
+
+    class Stop(Callback):
+        def on_checkpoint(self, state):
+            if state.is_train and state.batch_idx == batches_done - 1 and not saved:
+                saved.append(copy.deepcopy(state.state_dict()))
+
+    def runner(*callbacks):
+        runner = make(Runner)
+        runner.state.callbacks.extend(callbacks)
+        runner._make_step = lambda: runner.state.batch_idx == 0 and setattr(runner.state, "output", runner.state.input)
+        return runner
+
+    saved = []
+    data = [(torch.ones(4, 1), torch.zeros(4, 1))] * 3
+    history = runner(Stop()).fit(data)
+    resumed = runner()
+    resumed.state.load_state_dict(saved[0])
+    assert resumed.fit(data) == history == [{"epoch": 1, "train/error": 1.0, "lr": 0.1}]
 
 
 class Clip(Callback):
@@ -243,3 +290,67 @@ def test_gradients_that_a_step_of_ones_own_has_accumulated_are_saved():
     gold = run([Save()])
     for state in saved:
         assert all(torch.equal(one, other) for one, other in zip(gold, run([], state), strict=True))
+
+
+class TwoOptimizers(Runner):
+    """Trains the bias with an optimizer of its own, by a loss of its own."""
+
+    def __init__(self, model, callbacks=(), **options):
+        super().__init__(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), (), callbacks, **options)
+        self.of_bias = torch.optim.SGD([model.bias], lr=0.3)
+
+    def _make_step(self):
+        state = self.state
+        state.output = state.model(state.input)
+        state.loss = state.criterion(state.output, state.target)
+        self.backward(state.loss)
+        self.backward(state.model.bias.square().sum(), self.of_bias)
+        self.optimizer_step()
+        self.optimizer_step(self.of_bias)
+
+
+def regression():
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(4, 3, generator=generator), torch.zeros(4, 1)) for _ in range(5)]
+
+
+def linear():
+    torch.manual_seed(0)
+    return nn.Linear(3, 1)
+
+
+def test_a_second_backward_pass_adds_to_the_gradients_of_the_first():
+    hand, model = linear(), linear()
+    sgd, of_bias = torch.optim.SGD(hand.parameters(), lr=0.1), torch.optim.SGD([hand.bias], lr=0.3)
+    for input, target in regression():
+        sgd.zero_grad()
+        nn.functional.mse_loss(hand(input), target).backward()
+        hand.bias.square().sum().backward()
+        sgd.step()
+        of_bias.step()
+    TwoOptimizers(model).fit(regression())
+    assert torch.equal(hand.weight, model.weight)
+    assert torch.equal(hand.bias, model.bias)
+
+
+def test_gradients_of_several_optimizers_are_restored_inside_a_window():
+    saved = []
+
+    class Save(Callback):
+        def on_checkpoint(self, state):
+            saved.append(copy.deepcopy(state.state_dict()))
+
+    def train(callbacks=(), state=None):
+        model = linear()
+        runner = TwoOptimizers(model, callbacks, accumulate_steps=3)
+        if state:
+            runner.state.load_state_dict(state)
+        runner.fit(regression(), epochs=2)
+        return model
+
+    uninterrupted = train([Save()])
+    assert len(saved) == 12
+    for state in saved:
+        resumed = train(state=state)
+        assert torch.equal(uninterrupted.weight, resumed.weight)
+        assert torch.equal(uninterrupted.bias, resumed.bias)

@@ -1,7 +1,7 @@
-"""Writes down what fit-core promises: every public name, signature, hook and state field.
+"""Write down what fit-core promises: every public name, signature, hook and state field.
 
-``python tests/protocol/surface.py > tests/protocol/surface.txt`` after a change that is meant; the change then needs a
-line under Protocol in the changelog and a step of fit-core's version.
+Run ``python tests/protocol/surface.py > tests/protocol/surface.txt`` after a change that is meant. The change then
+needs an entry under Protocol in the changelog, and a new version of fit-core.
 """
 
 import dataclasses
@@ -25,21 +25,24 @@ def _members(cls):
             yield f"  {name}{_signature(member)}"
 
 
+def _lines(name, value):
+    if inspect.isfunction(value):
+        yield f"{name}{_signature(value)}"
+    elif not inspect.isclass(value) or typing.get_origin(value):  # Python 3.10 takes list[...] for a class
+        yield f"{name} = {value}"
+    elif dataclasses.is_dataclass(value):
+        yield f"class {name}"
+        yield from (f"  {field.name}: {field.type}" for field in dataclasses.fields(value) if field.name[0] != "_")
+        yield from _members(value)
+    else:
+        is_protocol = getattr(value, "_is_protocol", False)
+        yield f"class {name}" if is_protocol else f"class {name}{_signature(value.__init__)}"
+        yield from _members(value)
+
+
 def surface():
-    """The public surface of fit-core as text, a line each."""
-    lines = []
-    for name in sorted(fit_core.__all__):
-        value = getattr(fit_core, name)
-        if not inspect.isclass(value) or typing.get_origin(value):  # Python 3.10 takes list[...] for a class
-            lines.append(f"{name} = {value}")
-            continue
-        lines.append(f"class {name}")
-        if not getattr(value, "_is_protocol", False):
-            lines[-1] += _signature(value.__init__) if not dataclasses.is_dataclass(value) else ""
-        if dataclasses.is_dataclass(value):
-            lines += [f"  {field.name}: {field.type}" for field in dataclasses.fields(value) if field.name[0] != "_"]
-        lines += _members(value)
-    return "\n".join(lines) + "\n"
+    """Return the public surface of fit-core as text, one name per line."""
+    return "".join(f"{line}\n" for name in sorted(fit_core.__all__) for line in _lines(name, getattr(fit_core, name)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every callback of fit_callbacks keeps the protocol, as the checks of conformance.py have it."""
+"""Check every callback of fit_callbacks with conformance.py."""
 
 import functools
 
@@ -7,6 +7,7 @@ import torch
 from conformance import (
     CALLBACK_CHECKS,
     CallbackCase,
+    check_any_batch,
     check_ranks,
     check_resume,
     in_two_processes,
@@ -25,7 +26,7 @@ def one_cycle(optimizer, steps):
 
 
 def images(seed, size=()):
-    """Batches of images, with a class each, or one for each pixel when ``size`` is that of an image."""
+    """Return batches of images with one class each, or one per pixel if ``size`` is that of an image."""
     generator = torch.Generator().manual_seed(seed)
     return [
         (torch.rand(n, 1, 6, 6, generator=generator), torch.randint(3, (n, *size), generator=generator))
@@ -52,7 +53,7 @@ def phases(folder):
 
 
 def case(make, **options):
-    """A case for a callback that needs no others."""
+    """Return a case for a callback that does not need others."""
     return CallbackCase(lambda folder: [make(fit_callbacks, folder)], **options)
 
 
@@ -87,32 +88,36 @@ CASES = {
 }
 each = pytest.mark.parametrize("name", CASES)
 
-# Checks that say nothing of a callback, and why.
+# Checks that do not apply to a callback, and why.
+NO_TENSORS = "it mixes input and target, and says so if they are not tensors"
 EXEMPT = {
-    ("LRFinder", check_resume): "a search puts the weights back when it ends; one that was cut off begins anew",
+    ("Cutmix", check_any_batch): NO_TENSORS,
+    ("LRFinder", check_resume): "a search restores the weights at its end, and an interrupted one starts from scratch",
+    ("Mixup", check_any_batch): NO_TENSORS,
+    ("SegmCutmix", check_any_batch): NO_TENSORS,
 }
 WRITERS = {"CheckpointSaver", "ConfusionMatrix", "FileLogger", "Profiler", "TensorBoard"}
 
 
 def test_no_callback_is_forgotten(tmp_path):
     shipped = {name: getattr(fit_callbacks, name) for name in fit_callbacks.__all__}
-    callbacks = {name for name, one in shipped.items() if isinstance(one, type) and issubclass(one, Callback)}
+    callbacks = {name for name, value in shipped.items() if isinstance(value, type) and issubclass(value, Callback)}
     assert callbacks == CASES.keys()
-    for name, one in CASES.items():
-        assert type(one.make(tmp_path / name)[-1]) is shipped[name]
+    for name, case in CASES.items():
+        assert type(case.make(tmp_path / name)[-1]) is shipped[name]
 
 
 @pytest.mark.parametrize(
     ("name", "check"),
     [(name, check) for name in CASES for check in CALLBACK_CHECKS if (name, check) not in EXEMPT],
-    ids=lambda one: getattr(one, "__name__", one),
+    ids=lambda value: getattr(value, "__name__", value),
 )
 def test_a_callback_keeps_the_protocol(name, check, tmp_path):
     check(CASES[name], tmp_path)
 
 
 def on_a_rank(rank, folder):
-    return {name: train_on_rank(one, rank, folder / name) for name, one in CASES.items()}
+    return {name: train_on_rank(case, rank, folder / name) for name, case in CASES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +126,12 @@ def ranks(tmp_path_factory):
 
 
 @each
-def test_two_processes_end_alike_and_one_speaks(name, ranks):
-    one, other = (results[name] for results in ranks)
-    check_ranks(one, other)
-    assert bool(one["files"]) == (name in WRITERS)
-    assert one["steps"] > 0
+def test_two_processes_end_alike_and_one_prints(name, ranks):
+    first, second = (results[name] for results in ranks)
+    check_ranks(first, second)
+    assert bool(first["files"]) == (name in WRITERS)
+    assert first["steps"] > 0
 
 
-def test_the_words_of_rank_0_are_seen(ranks):
+def test_what_rank_0_prints_is_captured(ranks):
     assert "val loss" in ranks[0]["ConsoleLogger"]["printed"]

@@ -1,4 +1,4 @@
-"""The checks of conformance.py find what breaks the protocol: each of these does in one way."""
+"""Check that conformance.py finds what breaks the protocol. Each class here breaks it in one way."""
 
 import pickle
 
@@ -7,18 +7,23 @@ import torch
 from conformance import (
     CallbackCase,
     MetricCase,
+    check_any_batch,
     check_device,
     check_evaluation,
+    check_forward,
     check_hooks,
     check_logs,
+    check_make_step,
     check_measures,
     check_metric_resume,
     check_metric_state,
+    check_own_step,
     check_ranks,
     check_reset,
     check_resume,
     check_split,
     check_state,
+    check_stop,
     check_training,
     in_two_processes,
     measure_on_rank,
@@ -28,7 +33,7 @@ from fit_core import Callback
 
 
 class Misspelt:
-    """A class that others mix in is not looked at when a callback is made of it."""
+    """A mixin. It is not a callback, so it is not checked when the class is made."""
 
     def on_batch_ended(self, state):
         """Never called."""
@@ -38,9 +43,13 @@ class Typo(Misspelt, Callback):
     pass
 
 
-class WantsMore(Callback):
+class MoreParameters:
     def on_batch_end(self, state, batch=None):
         pass
+
+
+class WantsMore(MoreParameters, Callback):
+    pass
 
 
 class OnlyOnce(Callback):
@@ -63,7 +72,7 @@ class MixesInEvaluation(Callback):
 
 
 class Drops(Callback):
-    """Counts batches, and makes the rate smaller now and then, but forgets its count."""
+    """Counts batches and halves the rate every 4 of them, but forgets its count."""
 
     def __init__(self):
         self.count = 0
@@ -101,28 +110,99 @@ class OwnRandomness(Callback):
             state.input = state.input + torch.randn(state.input.shape, generator=self.generator)
 
 
+class ExpectsOneLoss(Callback):
+    def on_loader_end(self, state):
+        (self.meter,) = state.loss_meters.values()
+
+
+class DropsLogs(Callback):
+    def on_epoch_end(self, state):
+        state.logs = {name: value for name, value in state.logs.items() if name.endswith("loss")}
+
+
+class ExpectsANumber(Callback):
+    def on_batch_end(self, state):
+        if state.weight is not None:
+            assert isinstance(state.weight, int), "the weight is not a number"
+
+
+class ExpectsATarget(Callback):
+    def on_batch_end(self, state):
+        if state.is_train:
+            self.samples = len(state.target)
+
+
+class ExpectsTheLoss(Callback):
+    def on_after_backward(self, state):
+        assert state.loss is not None, "the loss is not set"
+
+
+class ReplacesTheStep(Callback):
+    def on_begin(self, state):
+        state.make_step = lambda: None
+
+
+class StepsTwice(Callback):
+    def on_begin(self, state):
+        step = state.make_step
+        state.make_step = lambda: (step(), step())
+
+
+class StaysOpen(Callback):
+    is_open = False
+
+    def on_loader_begin(self, state):
+        assert not self.is_open, "it is still open"
+        self.is_open = state.is_train
+
+    def on_loader_end(self, state):
+        self.is_open = False
+
+
+class CountsEpochs(Callback):
+    """Notes at the end of each epoch how many batches it had, but forgets those before an interruption."""
+
+    def on_epoch_begin(self, state):
+        self.count = 0
+
+    def on_batch_end(self, state):
+        self.count += state.is_train
+
+    def on_epoch_end(self, state):
+        state.logs["batches"] = self.count
+
+
 @pytest.mark.parametrize(
     ("kind", "check", "error"),
     [
-        (Typo, check_hooks, "on_batch_ended is no hook"),
-        (WantsMore, check_hooks, "on_batch_end takes the state and nothing else"),
+        (Typo, check_hooks, "on_batch_ended is not a hook"),
+        (WantsMore, check_hooks, r"on_batch_end must take \(self, state\)"),
         (OnlyOnce, check_training, "has run before"),
         (Explodes, check_training, "weights are not finite with {'accumulate_steps': 3}"),
         (MixesInEvaluation, check_evaluation, "evaluate differs"),
-        (Drops, check_state, "what was loaded is not what was saved"),
+        (ExpectsOneLoss, check_forward, "too many values to unpack"),
+        (DropsLogs, check_forward, "the logs lack a loss"),
+        (ExpectsANumber, check_forward, "the weight is not a number"),
+        (ExpectsATarget, check_any_batch, "NoneType"),
+        (ExpectsTheLoss, check_own_step, "the loss is not set"),
+        (ReplacesTheStep, check_make_step, "20 batches, and the step was called 0x"),
+        (StepsTwice, check_make_step, "20 batches, and the step was called 40x"),
+        (Drops, check_state, "the loaded state is not the saved one"),
         (SavesAnObject, check_state, "slice"),
-        (Drops, check_resume, "stopped after checkpoint"),
-        (HasNoState, check_resume, "stopped after checkpoint"),
-        (OwnRandomness, check_resume, "stopped after checkpoint"),
+        (Drops, check_resume, "interrupted after checkpoint"),
+        (HasNoState, check_resume, "interrupted after checkpoint"),
+        (OwnRandomness, check_resume, "interrupted after checkpoint"),
+        (StaysOpen, check_stop, "it is still open"),
+        (CountsEpochs, check_stop, "stopped at"),
     ],
 )
 def test_a_callback_that_breaks_the_protocol_is_found(kind, check, error, tmp_path):
-    with pytest.raises((AssertionError, pickle.UnpicklingError), match=error):
+    with pytest.raises((AssertionError, TypeError, ValueError, pickle.UnpicklingError), match=error):
         check(CallbackCase(lambda folder: [kind()]), tmp_path)
 
 
 class Good:
-    """The mean of the target; the others differ from it in one thing."""
+    """The mean of the target. Each of the others differs from it in one thing."""
 
     name = "mean"
 
@@ -224,7 +304,7 @@ def test_a_metric_that_breaks_the_protocol_is_found(kind, check, tmp_path):
         check(MetricCase(kind, *SAMPLES), tmp_path)
 
 
-class Speaks(Callback):
+class Prints(Callback):
     def on_epoch_end(self, state):
         print("an epoch")
 
@@ -246,7 +326,7 @@ class GoesItsOwnWay(Callback):
 
 CALLBACKS = {
     "Callback": lambda folder: [Callback()],
-    "Speaks": lambda folder: [Speaks()],
+    "Prints": lambda folder: [Prints()],
     "Writes": lambda folder: [Writes(folder)],
     "GoesItsOwnWay": lambda folder: [GoesItsOwnWay()],
 }
@@ -259,13 +339,13 @@ def on_a_rank(rank, folder):
 
 
 def test_what_differs_between_two_processes_is_found(tmp_path):
-    one, other = in_two_processes(on_a_rank, tmp_path)
-    check_ranks(one["Callback"], other["Callback"])
-    for name, error in {"Speaks": "has printed", "Writes": "has written", "GoesItsOwnWay": "differ in weights"}.items():
+    first, second = in_two_processes(on_a_rank, tmp_path)
+    check_ranks(first["Callback"], second["Callback"])
+    for name, error in {"Prints": "has printed", "Writes": "has written", "GoesItsOwnWay": "differ in weights"}.items():
         with pytest.raises(AssertionError, match=error):
-            check_ranks(one[name], other[name])
+            check_ranks(first[name], second[name])
     with pytest.raises(AssertionError, match="differ in epochs"):
-        check_ranks(one["Callback"], {**other["Callback"], "epochs": 2})
-    check_measures(MetricCase(Good, *SAMPLES), one["Good"], other["Good"])
+        check_ranks(first["Callback"], {**second["Callback"], "epochs": 2})
+    check_measures(MetricCase(Good, *SAMPLES), first["Good"], second["Good"])
     with pytest.raises(AssertionError):
-        check_measures(MetricCase(Good, *SAMPLES), one["MeanOverRanks"], other["MeanOverRanks"])
+        check_measures(MetricCase(Good, *SAMPLES), first["MeanOverRanks"], second["MeanOverRanks"])

@@ -1,4 +1,4 @@
-"""The metric: its numbers, and that it keeps the protocol."""
+"""Test the metric: its numbers, and that it keeps the protocol."""
 
 import pytest
 import torch
@@ -15,16 +15,16 @@ def test_it_keeps_the_protocol(check, tmp_path):
 
 
 def by_hand(output, target, bins):
-    """The error as its definition says it: bin by bin, with plain numbers."""
+    """Compute the error as it is defined: bin by bin, with plain numbers."""
     edges = [number / bins for number in range(bins)] + [1.1]
     confidence, predicted = output.softmax(1).max(1)
     samples = list(zip(confidence.tolist(), (predicted == target).tolist(), strict=True))
     error = 0.0
     for number in range(bins):
-        inside = [one for one in samples if edges[number] <= one[0] < edges[number + 1]]
+        inside = [(sure, right) for sure, right in samples if edges[number] <= sure < edges[number + 1]]
         if inside:
-            mean = sum(one[0] for one in inside) / len(inside)
-            accuracy = sum(one[1] for one in inside) / len(inside)
+            mean = sum(sure for sure, _ in inside) / len(inside)
+            accuracy = sum(right for _, right in inside) / len(inside)
             error += len(inside) / len(samples) * abs(mean - accuracy)
     return error
 

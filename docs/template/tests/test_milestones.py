@@ -1,4 +1,4 @@
-"""The callback: what it does, and that it keeps the protocol."""
+"""Test the callback: what it does, and that it keeps the protocol."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from fit_core import Runner
 from fit_example import Milestones
 from torch import nn
 
-# The first value is reached at once, the last never: a resumed run must remember the one and wait for the other.
+# The first value is reached at once and the last never, so a resumed run must remember one and wait for the other.
 CASE = CallbackCase(lambda folder: [Milestones("train/loss", [0.5, 9.0])])
 
 
@@ -21,7 +21,7 @@ def score(output, target):
 
 
 def fit(milestones, epochs=3, **options):
-    """A run in which ``train/score`` is 1, 2, 3, ..., and ``val/score`` too."""
+    """Train so that ``train/score`` is 1, 2, 3, ..., and ``val/score`` too."""
     torch.manual_seed(0)
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 1.0)
@@ -32,7 +32,7 @@ def fit(milestones, epochs=3, **options):
     return runner.fit([batch], epochs=epochs, **options)
 
 
-def test_each_value_is_told_once(capsys):
+def test_each_value_is_printed_once(capsys):
     milestones = Milestones("train/score", [2.5, 0.5])
     history = fit(milestones)
     assert [row["train/score"] for row in history] == [1, 2, 3]
@@ -44,14 +44,14 @@ def test_each_value_is_told_once(capsys):
     ]
 
 
-def test_a_second_run_begins_anew():
+def test_a_second_run_starts_from_scratch():
     milestones = Milestones("train/score", [0.5, 2.5])
     fit(milestones)
     fit(milestones, epochs=1)
     assert milestones.reached == {0.5: 1}
 
 
-def test_an_epoch_without_validation_is_passed_over():
+def test_an_epoch_without_validation_is_skipped():
     milestones = Milestones("val/score", [1.5])
     history = fit(milestones, epochs=4, val_loader=[(torch.ones(1, 1), torch.zeros(1, 1))], validate_every=2)
     assert milestones.reached == {1.5: 2}
@@ -60,6 +60,6 @@ def test_an_epoch_without_validation_is_passed_over():
 
 def test_a_name_that_is_not_there():
     with pytest.raises(
-        ValueError, match="cannot find 'train/scores'; the results of this epoch are train/loss, train/s"
+        ValueError, match=r"cannot find 'train/scores'\. The results of this epoch are train/loss, train/s"
     ):
         fit(Milestones("train/scores", [1]))

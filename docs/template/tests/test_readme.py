@@ -1,4 +1,4 @@
-"""The program of the README runs, and the examples in docstrings give what they say."""
+"""Run the program of the README, and the examples in docstrings."""
 
 import doctest
 import re

@@ -1,4 +1,4 @@
-"""Both in two processes, which are started once."""
+"""Test both in two processes, which are started once."""
 
 import test_calibration
 import test_milestones
@@ -13,7 +13,7 @@ def on_a_rank(rank, folder):
 
 
 def test_two_processes(tmp_path):
-    one, other = in_two_processes(on_a_rank, tmp_path)
-    check_ranks(one["milestones"], other["milestones"])
-    assert "train/loss has reached 0.5" in one["milestones"]["printed"]
-    check_measures(test_calibration.CASE, one["calibration"], other["calibration"])
+    first, second = in_two_processes(on_a_rank, tmp_path)
+    check_ranks(first["milestones"], second["milestones"])
+    assert "train/loss has reached 0.5" in first["milestones"]["printed"]
+    check_measures(test_calibration.CASE, first["calibration"], second["calibration"])

@@ -1,4 +1,4 @@
-"""A callback and a metric for fit: the beginning of a package of your own."""
+"""A callback and a metric for fit: the start of a package of your own."""
 
 from .calibration import CalibrationError
 from .milestones import Milestones

@@ -1,4 +1,4 @@
-"""Whether a classifier is as sure as it is right."""
+"""Measure whether a classifier is right as often as it is confident."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ __all__ = ["CalibrationError"]
 
 
 class CalibrationError:
-    """How far confidence and accuracy lie apart: the expected calibration error, 0 for a perfectly calibrated model.
+    """The expected calibration error: the distance between confidence and accuracy, 0 for a perfectly calibrated model.
 
-    Samples are sorted into bins by their confidence, the largest probability. The error is the mean over samples of
-    the distance between the mean confidence and the accuracy of their bin.
+    Samples are sorted into bins by their confidence, which is the largest probability. The error is the mean over
+    samples of the distance between the mean confidence and the accuracy of their bin.
 
-    A metric derives from nothing: it has ``reset``, ``update`` and ``compute``, and the Runner finds the rest where it
-    is there. This one keeps three sums for each bin and divides in ``compute``. Sums of two batches, or of two
-    processes, can be added; the errors of two batches cannot, for their mean is not the error of both.
+    A metric has no base class. It needs ``reset``, ``update`` and ``compute``, and the rest is optional. This one keeps
+    three sums per bin and divides in ``compute``. The sums of two batches, or of two processes, can be added. Their
+    errors cannot: the mean of the errors of two batches is not the error of both together.
 
     Args:
-        bins: how many, of equal width.
+        bins: the number of bins, which have equal width.
         name: the name in the logs.
 
     Raises:
-        ValueError: there is no bin.
+        ValueError: ``bins`` is below 1.
 
     Example:
         >>> metric = CalibrationError()
@@ -31,6 +31,8 @@ class CalibrationError:
         >>> round(float(metric.compute()), 2)
         0.5
     """
+
+    higher_is_better = False  # read by callbacks that look for the best epoch
 
     def __init__(self, bins: int = 15, name: str = "ECE") -> None:
         if bins < 1:
@@ -40,9 +42,9 @@ class CalibrationError:
         self._sums = torch.zeros(3, bins, dtype=torch.float64)  # samples, their confidence, how many were right
 
     def to(self, device: torch.device | str) -> CalibrationError:
-        """Move to ``device``. The Runner calls it when a run begins."""
+        """Move to ``device``. The Runner calls it when a run starts."""
         device = torch.device(device)
-        # Apple's MPS has no float64.
+        # Apple's MPS does not have float64.
         self._sums = self._sums.to(device, torch.float32 if device.type == "mps" else torch.float64)
         return self
 
@@ -51,7 +53,7 @@ class CalibrationError:
         self._sums.zero_()
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Take in one batch. Nothing here waits for the device: no ``item()``, no ``if`` that reads a tensor.
+        """Add one batch. Nothing here waits for the device: no ``item()``, no ``if`` that reads a tensor.
 
         Args:
             output: ``(N, C)``, logits.
@@ -64,7 +66,7 @@ class CalibrationError:
         self._sums += rows @ is_in_bin.to(rows.dtype)
 
     def compute(self) -> Tensor:
-        """The error over all batches since :meth:`reset`, a 0-dim tensor; nan when there were none."""
+        """Return the error over all batches since :meth:`reset`, a 0-dim tensor. Without samples it is nan."""
         samples, confidence, right = self._sums
         error: Tensor = (confidence - right).abs().sum() / samples.sum()
         return error
@@ -72,22 +74,22 @@ class CalibrationError:
     def all_reduce(self) -> None:
         """Add the sums of all processes.
 
-        The Runner calls it on every process, once, before :meth:`compute`; a process without any samples takes part.
+        The Runner calls it once, on every process, before :meth:`compute`. A process without samples takes part too.
         """
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self._sums)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the sums, so that a run stopped in mid-epoch goes on exactly."""
+        """Return a copy of the sums, so that a run can be resumed mid-epoch with the same bits."""
         return {"sums": self._sums.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Take the sums from what :meth:`state_dict` gave, on any device.
+        """Restore the sums that :meth:`state_dict` returned, on any device.
 
         Raises:
-            ValueError: the state is of another number of bins.
+            ValueError: the state has another number of bins.
         """
         sums = state_dict["sums"]
         if sums.shape != self._sums.shape:
-            raise ValueError(f"the state has {sums.shape[1]} bins, this metric {self.bins}: make it with as many")
+            raise ValueError(f"the state has {sums.shape[1]} bins, this metric {self.bins}: create it with as many")
         self._sums.copy_(sums.to(self._sums.dtype))

@@ -1,4 +1,4 @@
-"""The epochs in which a result reached what one hoped for."""
+"""Note the epochs in which a result reached given values."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ __all__ = ["Milestones"]
 
 
 class Milestones(Callback):
-    """Tells when a result first reaches each of some values, and logs as ``milestones`` how many it has reached.
+    """Print when a result first reaches each of some values, and log as ``milestones`` how many it has reached.
 
-    An epoch that is not validated is passed over when a result of validation is watched. Prints on rank 0 only.
+    Epochs without validation are skipped if the result comes from validation. Prints on rank 0 only.
 
     Args:
-        monitor: the name of a result, as in the history. Larger is better.
-        values: what it may reach, in any order.
+        monitor: the name of a result, as in the history. Higher is better.
+        values: the values to reach, in any order.
 
     Attributes:
         reached: the epoch, from 1, in which each value was first reached.
 
     Raises:
-        ValueError: at the end of an epoch, when there is no result of this name.
+        ValueError: at the end of an epoch, if there is no result with this name.
 
     Example:
-        >>> Runner(model, optimizer, criterion, [CalibrationError()], [Milestones("val/ECE", [0.1, 0.2])])
+        >>> Runner(model, optimizer, criterion, [accuracy], [Milestones("val/accuracy", [0.8, 0.9])])
     """
 
     def __init__(self, monitor: str, values: Iterable[float]) -> None:
@@ -35,31 +35,31 @@ class Milestones(Callback):
         self.reached: dict[float, int] = {}
 
     def on_begin(self, state: RunnerState) -> None:
-        """Nothing is reached. In a run that is resumed, :meth:`load_state_dict` comes after this."""
+        """Start from scratch. In a resumed run, :meth:`load_state_dict` is called after this."""
         self.reached = {}
 
     def on_epoch_end(self, state: RunnerState) -> None:
-        """Compare.
+        """Compare the result with the values.
 
-        The results in ``state.logs`` are of all processes and alike on each: what is decided by them needs no message.
-        What a callback counts by itself differs, and needs ``torch.distributed.all_reduce``, called on every rank.
+        The results in ``state.logs`` are those of all processes and the same on each, so every process decides alike.
+        What a callback counts itself differs. Sum it with ``torch.distributed.all_reduce``, called on every rank.
         """
         if self.monitor not in state.logs:
             if self.monitor.startswith("val/") and "val/loss" not in state.logs:
                 return
             seen = ", ".join(state.logs)
-            raise ValueError(f"Milestones cannot find {self.monitor!r}; the results of this epoch are {seen}")
+            raise ValueError(f"Milestones cannot find {self.monitor!r}. The results of this epoch are {seen}")
         for value in self.values:
             if value not in self.reached and state.logs[self.monitor] >= value:
                 self.reached[value] = state.epoch + 1
-                if state.rank == 0:  # every rank remembers, one speaks
+                if state.rank == 0:  # every rank remembers, one prints
                     print(f"epoch {state.epoch + 1}: {self.monitor} has reached {value}")
         state.logs["milestones"] = float(len(self.reached))
 
     def state_dict(self) -> dict[str, Any]:
-        """What was reached. A state holds tensors, numbers, strings, and dicts, lists and tuples of them."""
+        """Return what was reached. A state may contain tensors, numbers, strings, and dicts and lists of them."""
         return {"reached": dict(self.reached)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self.reached = dict(state_dict["reached"])

@@ -114,8 +114,9 @@ class AdaptiveGradientClipping(Callback):
 
     def on_before_step(self, state: RunnerState) -> None:
         """Clip."""
+        stepped = {id(parameter) for parameter in _stepped(state.optimizer)}  # by this optimizer, if there are several
         for parameter in self._parameters:
-            if parameter.grad is not None:
+            if parameter.grad is not None and id(parameter) in stepped:
                 limit = self.clip * _unit_norm(parameter.detach()).clamp_min(self.eps)
                 norm = _unit_norm(parameter.grad)
                 parameter.grad.mul_(torch.where(norm > limit, limit / norm.clamp_min(1e-6), 1.0))

@@ -7,9 +7,10 @@ import math
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fit_core import Callback, RunnerState, unwrap
+from torch import nn
 
 from .ranks import from_rank_zero
 
@@ -22,9 +23,9 @@ __all__ = ["LRFinder"]
 class LRFinder(Callback):
     """Trains with a learning rate that grows each step, and suggests one (Smith 2017, arXiv:1506.01186).
 
-    The rate grows exponentially from ``min_lr`` to ``max_lr``; the run ends there, or where the loss has exploded. Then
-    model, optimizer and scaler are put back, exactly, and ``suggestion`` is the rate at which the smoothed loss fell
-    fastest. Give it a Runner of its own, without other callbacks, and take it out for the real training.
+    The rate grows exponentially from ``min_lr`` to ``max_lr``. The run ends there, or where the loss has exploded. Then
+    model, criterion, optimizer and scaler are restored exactly, and ``suggestion`` is the rate at which the smoothed
+    loss fell fastest. Give it a Runner of its own, without other callbacks, and remove it for the real training.
 
     Args:
         min_lr: the first rate, above 0.
@@ -82,9 +83,7 @@ class LRFinder(Callback):
                 f"a curve needs 10 optimizer steps or more, and this run has {state.total_steps}: "
                 f"pass steps_per_epoch={self.steps} to fit"
             )
-        self._before = copy.deepcopy(
-            (unwrap(state.model).state_dict(), state.optimizer.state_dict(), state.grad_scaler.state_dict())
-        )
+        self._before = copy.deepcopy([part.state_dict() for part in _parts(state)])
         self.lrs, self.losses, self.suggestion, self._average, self._batches = [], [], None, 0.0, 0
 
     def on_batch_begin(self, state: RunnerState) -> None:
@@ -115,11 +114,11 @@ class LRFinder(Callback):
         """Put everything back, and suggest."""
         if self._before is None:
             return
-        model, optimizer, scaler = self._before
-        unwrap(state.model).load_state_dict(model)
-        state.optimizer.load_state_dict(optimizer)
-        state.optimizer.zero_grad()
-        state.grad_scaler.load_state_dict(scaler)
+        for part, before in zip(_parts(state), self._before, strict=True):
+            part.load_state_dict(before)
+        for group in state.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
         slopes = [after - before for before, after in pairwise(self.losses)]
         if slopes and min(slopes) < 0:
             self.suggestion = self.lrs[slopes.index(min(slopes))]
@@ -151,3 +150,9 @@ class LRFinder(Callback):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)
         return figure
+
+
+def _parts(state: RunnerState) -> list[Any]:
+    """Return everything that a search trains, and that is restored after it."""
+    parts = [unwrap(state.model), state.optimizer, state.grad_scaler]
+    return [*parts, unwrap(state.criterion)] if isinstance(state.criterion, nn.Module) else parts

@@ -19,7 +19,7 @@ class Mixup(Callback):
 
     ``lam`` is drawn from Beta(alpha, alpha) for each batch. Targets are mixed alike, so the criterion must take soft
     targets, as CrossEntropyLoss and BCEWithLogitsLoss do; Accuracy counts the class that has the larger share.
-    Validation is left alone. With Cutmix beside it, both with ``p=0.5`` print_line, some batches get both.
+    Validation is left alone. With Cutmix beside it, both with ``p=0.5`` say, some batches get both.
 
     Args:
         num_classes: to make class indices ``(N,)`` into soft targets ``(N, num_classes)``; None where targets are

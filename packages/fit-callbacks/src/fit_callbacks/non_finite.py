@@ -9,18 +9,20 @@ __all__ = ["StopOnNonFinite"]
 
 
 class StopOnNonFinite(Callback):
-    """Raises when the loss of a training batch is nan or infinite, before the optimizer makes a step of it.
+    """Raise an error if the loss of a training batch is nan or infinite, before the optimizer steps.
 
-    So the weights are those before the bad batch, and every process stops at the same one. Its price: the loss is read
-    in each step, which makes the host wait for an accelerator.
+    So the weights are those before the bad batch, and every process stops at the same batch. The price is that the
+    loss is read once per batch, which makes the host wait for an accelerator. A step of your own has to set
+    ``state.loss`` before its backward pass. One that sets it later is not checked.
 
     Raises:
-        FloatingPointError: the loss is nan or infinite; the message names epoch and step.
+        FloatingPointError: the loss is nan or infinite. The message names epoch and batch.
     """
 
     def on_after_backward(self, state: RunnerState) -> None:
-        """Look at the loss."""
-        assert state.loss is not None
+        """Check the loss."""
+        if state.loss is None:
+            return
         is_bad = ~torch.isfinite(state.loss.detach())
         if has_process_group():
             count = is_bad.float()

@@ -28,7 +28,7 @@ class BatchOverfit(Callback):
         if batches < 1:
             raise ValueError(f"batches must be 1 or more, got {batches}")
         self.batches = batches
-        self._kept: list[tuple[Any, Any, int | None]] = []
+        self._kept: list[tuple[Any, ...]] = []
         self._next = 0
 
     def on_begin(self, state: RunnerState) -> None:
@@ -40,8 +40,8 @@ class BatchOverfit(Callback):
         if not state.is_train:
             return
         if len(self._kept) < self.batches:
-            self._kept.append((state.input, state.target, state.batch_size))
-        state.input, state.target, state.batch_size = self._kept[self._next]
+            self._kept.append((state.input, state.target, state.batch_size, state.weight))
+        state.input, state.target, state.batch_size, state.weight = self._kept[self._next]
         self._next = (self._next + 1) % self.batches
 
     def state_dict(self) -> dict[str, Any]:

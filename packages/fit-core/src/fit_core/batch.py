@@ -121,16 +121,51 @@ def _lengths(value: Any) -> set[int]:
     return {len(value)} if hasattr(value, "__len__") else set()
 
 
-def concat(values: Sequence[Any]) -> Any:
-    """Join the outputs of batches along the first dimension, a nested output leaf by leaf in its own structure."""
+def concat(values: Sequence[Any], sizes: Sequence[int | None]) -> Any:
+    """Join the outputs of batches along the first dimension, a nested output leaf by leaf in its own structure.
+
+    A list with an entry per sample (the boxes of each image) is extended to one list of all samples.
+
+    Args:
+        values: one output per batch.
+        sizes: the number of samples of each batch, None where nobody knows.
+
+    Raises:
+        ValueError: a list may be read in both ways.
+    """
     first = values[0]
     if isinstance(first, Tensor):
         return torch.cat(list(values)) if first.dim() else torch.stack(list(values))
+    if isinstance(first, list) and _are_samples(values, sizes):
+        return [sample for value in values for sample in value]
     if _is_nested(first):
         columns = zip(*(_parts(value) for value in values), strict=True)
-        joined = iter([concat(column) for column in columns])
+        joined = iter([concat(column, sizes) for column in columns])
         return _map(lambda _: next(joined), first)
     return list(values)
+
+
+def _are_samples(lists: Sequence[list[Any]], sizes: Sequence[int | None]) -> bool:
+    """Return whether lists have an entry per sample of their batch, rather than one per output of the model.
+
+    Raises:
+        ValueError: both readings fit all batches.
+    """
+    if len({len(entries) for entries in lists}) > 1:  # A model has as many outputs for each batch.
+        return True
+    if any(size not in (None, len(entries)) for entries, size in zip(lists, sizes, strict=True)):
+        return False
+    for entries, size in zip(lists, sizes, strict=True):
+        found = set().union(*map(_lengths, entries))
+        if len(found) != 1 or size not in (None, *found):
+            return True
+    if len(lists) > 1 and isinstance(lists[0][0], Tensor):
+        raise ValueError(
+            f"the output is a list of {len(lists[0])} tensors, and they may be one per sample or several outputs of "
+            "the model. Return a tuple of outputs, or a list of dicts for samples, or set state.output so in "
+            "Runner.forward"
+        )
+    return True
 
 
 def _is_nested(value: Any) -> bool:

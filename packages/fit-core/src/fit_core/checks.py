@@ -27,8 +27,13 @@ __all__ = [
     "loader",
     "loss",
     "metrics_reduce",
+    "no_other_arguments",
+    "not_running",
+    "nothing_measured",
     "own_step",
+    "parts",
     "runner",
+    "size",
     "total_loss",
 ]
 
@@ -289,6 +294,40 @@ def loss(value: Any, is_train: bool, source: str) -> None:
         )
 
 
+def parts(losses: Mapping[str, Any]) -> None:
+    """Check that each other loss of a dict is a number or a scalar tensor.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in losses.items():
+        if isinstance(value, Tensor) and value.dim():
+            raise ValueError(
+                f"the loss {name!r} is a tensor of shape {tuple(value.shape)}, expected a scalar: take its mean"
+            )
+
+
+def size(batch_size: Any, weight: Any) -> None:
+    """Check the number of samples of a batch, and what its mean loss is a mean over.
+
+    Raises:
+        TypeError: the number of samples is a tensor, which the counters would wait for.
+        ValueError: it is unknown, or the weight is not a scalar.
+    """
+    if batch_size is None:
+        raise ValueError(UNKNOWN_BATCH_SIZE)
+    if isinstance(batch_size, Tensor):
+        raise TypeError(
+            "state.batch_size is a tensor, expected an int, the number of samples. What the mean loss is a mean over "
+            "may be a tensor: set state.weight"
+        )
+    if isinstance(weight, Tensor) and weight.dim():
+        raise ValueError(
+            f"state.weight is a tensor of shape {tuple(weight.shape)}, expected a number or a 0-dim tensor: take its "
+            "sum()"
+        )
+
+
 def total_loss(losses: Mapping[str, Any], metrics: list[str]) -> Any:
     """Return the loss that is trained on of a dict of losses.
 
@@ -328,6 +367,15 @@ def own_step(ignored: list[str]) -> None:
     warnings.warn(
         f"your _make_step does not reach {', '.join(ignored)}: unless it does their work itself, they have no effect. "
         "Run the forward pass in self.autocast(), and call self.backward(loss) and self.optimizer_step()",
+        stacklevel=5,
+    )
+
+
+def nothing_measured(metrics: Iterable[Metric]) -> None:
+    """Warn of an evaluation in which no batch had an output. In training that is normal (detection)."""
+    warnings.warn(
+        f"{', '.join(map(metric_name, metrics))} could not be computed, because no batch had an output: "
+        "set state.output in Runner.forward or in your step",
         stacklevel=5,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -45,9 +46,11 @@ class Run:
         window: the accumulation window.
         model: the model that trains, also while a callback evaluates another in its place.
         stepped (list): the optimizers that were stepped in this batch.
-        cleared: those whose old gradients were dropped in this window, and that have not stepped since.
+        cleared: the optimizers whose parameters have only gradients of this window, and have not stepped since.
         used_autocast, used_backward, used_optimizer_step: whether the step has called these parts of the Runner.
         is_in_loader: whether a loader is running, and meters hold a part of it.
+        has_batches: whether the loader has yielded a batch.
+        has_outputs: whether one of its batches had an output, which the metrics have seen.
     """
 
     def __init__(
@@ -60,18 +63,16 @@ class Run:
         checks_step: bool,
     ) -> None:
         self.state = state
-        self.autocast: AbstractContextManager[Any] = _NOTHING
-        if half is not None:
-            self.autocast = torch.autocast(state.device.type, half)
+        self._half = half
+        self.autocast = self.new_autocast()
         self.split = split
         self.stream = stream
         self.model = state.model
         self.hooks = hooks_of(state.callbacks)
         self.stepped: list[torch.optim.Optimizer] = []
-        self.cleared: dict[torch.optim.Optimizer, bool] = {}
+        self.cleared: list[Any] = []
         self.used_autocast = self.used_backward = self.used_optimizer_step = False
-        self.is_in_loader = False
-        self._half = half
+        self.is_in_loader = self.has_batches = self.has_outputs = False
         self._scales = state.grad_scaler.is_enabled()
         self._checks_step = checks_step
         self._has_modes = hasattr(state.optimizer, "train") and hasattr(state.optimizer, "eval")
@@ -92,15 +93,18 @@ class Run:
             if hasattr(metric, "persistent"):  # torchmetrics: let state_dict contain what exact resume needs
                 metric.persistent(True)
 
+    def new_autocast(self) -> AbstractContextManager[Any]:
+        """Return another context of a forward pass. One may be inside another, which a context cannot be in itself."""
+        return _NOTHING if self._half is None else torch.autocast(self.state.device.type, self._half)
+
     def modules(self) -> list[nn.Module]:
         """Return what is put into train or eval mode: the model, and the criterion if it is a module."""
         return [part for part in (self.model, self.state.criterion) if isinstance(part, nn.Module)]
 
     def parameters(self) -> list[Tensor]:
         """Return everything that may have a gradient, once."""
-        stepped = (parameter for group in self.state.optimizer.param_groups for parameter in group["params"])
         others = (parameter for module in self.modules() for parameter in module.parameters())
-        return list(dict.fromkeys((*stepped, *others)))
+        return list(dict.fromkeys((*_stepped_by(self.state.optimizer), *others)))
 
     def call(self, hook: str) -> None:
         """Call a hook of every callback that overrides it, in order."""
@@ -127,7 +131,7 @@ class Run:
         state.is_optimizer_step, self.gradient_exchange = False, _NOTHING
         state.num_batches = stream.size if stream else length(loader, at_most=steps)
         state.batch_idx = stream.batches_done if stream else 0
-        state.batch_size = None
+        self.has_batches = False
         self._counter = SampleCounter(loader)
         self._batches = iter(stream) if stream else batches(loader, steps, "loader")
         for module in self.modules():
@@ -136,6 +140,7 @@ class Run:
         if self._wrapped and state.is_train:
             check_frozen_since_wrapped(self._wrapped)
         if not state.batch_idx:
+            self.has_outputs = False
             state.loss_meters = {}
             for metric in state.metrics:
                 metric.reset()
@@ -156,6 +161,7 @@ class Run:
 
     def load_batch(self, batch: Any) -> None:
         """Move input and target of a batch to the device, and count its samples."""
+        self.has_batches = True
         state, device = self.state, self.state.device
         input, target = self.split(batch)
         state.input = input if isinstance(input, Tensor) and input.device == device else to_device(input, device)
@@ -167,16 +173,18 @@ class Run:
         if state.is_train and self.stream:
             state.is_optimizer_step = self.stream.closes_window
             if self.stream.opens_window:
-                self.cleared = {}
+                self.cleared = []
             if self._wrapped:
                 self.gradient_exchange = _NOTHING if state.is_optimizer_step else self._no_exchange()
 
     def drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of an optimizer's last step: what zero_grad() does, without its bookkeeping."""
-        self.cleared[optimizer] = True
+        kept = set(map(id, _stepped_by(*self.cleared))) if self.cleared else ()
+        self.cleared = [*self.cleared, optimizer]
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                parameter.grad = None
+                if not kept or id(parameter) not in kept:
+                    parameter.grad = None
 
     def check_loss(self, source: str) -> None:
         """Check the loss of a loader's first batch, before its backward pass.
@@ -190,9 +198,8 @@ class Run:
         if state.loss is None and not state.is_train and (source == "forward" or not state.needs_loss):
             return
         checks.loss(state.loss, state.is_train, source)
-        self.weight()
-        if state.batch_size is None:
-            raise ValueError(checks.UNKNOWN_BATCH_SIZE)
+        checks.parts(state.losses)
+        checks.size(state.batch_size, state.weight)
 
     def loss_divisor(self) -> float | Tensor:
         """Return what to divide the losses of this batch by, so that the gradients of its window add up."""
@@ -240,7 +247,8 @@ class Run:
             (state.loss_meters.get("loss") or self._new_meter("loss")).update(state.loss, weight)
             for name, value in state.losses.items():
                 (state.loss_meters.get(name) or self._new_meter(name)).update(value, weight)
-        if state.metrics:
+        if state.output is not None and state.metrics:
+            self.has_outputs = True
             with torch.no_grad():
                 for metric in state.metrics:
                     if isinstance(metric, FunctionMetric):
@@ -257,8 +265,10 @@ class Run:
         if state.is_train and state.val_loader is not None:
             self.rest()
         values = self.results()
-        if state.batch_size is None and not values and not (state.is_train and state.batch_idx):
+        if not self.has_batches and not values and not (state.is_train and state.batch_idx):
             raise ValueError(why_empty(state.loader, "the loader"))
+        if state.metrics and self.has_batches and not self.has_outputs and not state.is_train:
+            checks.nothing_measured(state.metrics)
         state.logs.update({f"{state.loader_name}/{name}": value for name, value in values.items()})
         if state.is_train:
             state.logs["lr"] = float(state.optimizer.param_groups[0]["lr"])
@@ -267,17 +277,21 @@ class Run:
     def results(self) -> dict[str, float]:
         """Return the losses and metrics of this loader by name, over all processes if there is a process group.
 
+        Metrics are left out if no batch had an output.
+
         Raises:
             ValueError: two metrics return a value of the same name.
         """
-        state, meters = self.state, self.state.loss_meters
+        state = self.state
+        losses, has_outputs = self._seen()
+        meters = {name: state.loss_meters.get(name) or self._new_meter(name) for name in losses}
+        metrics = state.metrics if has_outputs else []
         if self._exchanges:
-            meters = {name: meters.get(name) or self._new_meter(name) for name in self._loss_names()}
-            for meter in (*meters.values(), *state.metrics):
+            for meter in (*meters.values(), *metrics):
                 if hasattr(meter, "all_reduce"):
                     meter.all_reduce()
         values = {name: float(meter.compute()) for name, meter in meters.items()}
-        for metric in state.metrics:
+        for metric in metrics:
             for name, value in named_values(metric).items():
                 if name in values:
                     raise ValueError(f"two results are called {name!r}: give each a name of its own")
@@ -330,6 +344,7 @@ class Run:
             "gradients": [p.grad for p in self.parameters()] if self.stream.is_inside_window else [],
             "losses": {name: meter.state_dict() for name, meter in state.loss_meters.items()},
             "metrics": {metric_name(m): dict(m.state_dict()) for m in state.metrics if hasattr(m, "state_dict")},
+            "has_outputs": self.has_outputs,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -338,8 +353,8 @@ class Run:
         state = self.state
         self.stream.load_state_dict(state_dict["stream"], state_dict["random"])
         self.window.load_state_dict(state_dict["window"])
-        if state_dict["gradients"]:
-            self.cleared[state.optimizer] = True
+        if state_dict["gradients"]:  # of all parameters, whichever optimizer will ask for them
+            self.cleared = [SimpleNamespace(param_groups=[{"params": self.parameters()}])]
         for parameter, gradient in zip(self.parameters(), state_dict["gradients"], strict=False):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         state.loss_meters = {}
@@ -348,6 +363,7 @@ class Run:
         for metric in state.metrics:
             if hasattr(metric, "load_state_dict") and (values := state_dict["metrics"].get(metric_name(metric))):
                 metric.load_state_dict(values)
+        self.has_outputs = state_dict["has_outputs"]
         set_random_state(state_dict["random"], state.device)
 
     def _no_exchange(self) -> AbstractContextManager[Any]:
@@ -376,11 +392,20 @@ class Run:
         meter = self.state.loss_meters[name] = Mean(self.state.device)
         return meter
 
-    def _loss_names(self) -> list[str]:
-        """Return the names of the losses, also of those that only other processes have seen."""
-        names: list[list[str]] = [[] for _ in range(self.state.world_size)]
-        torch.distributed.all_gather_object(names, list(self.state.loss_meters))
-        return list(dict.fromkeys(name for some in names for name in some))
+    def _seen(self) -> tuple[list[str], bool]:
+        """Return the names of the losses, and whether a batch had an output, also if only other processes saw them."""
+        seen = list(self.state.loss_meters), self.has_outputs
+        if not self._exchanges:
+            return seen
+        gathered = [seen] * self.state.world_size
+        torch.distributed.all_gather_object(gathered, seen)
+        return list(dict.fromkeys(name for names, _ in gathered for name in names)), any(has for _, has in gathered)
+
+
+def _stepped_by(*optimizers: Any) -> Iterator[Tensor]:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            yield from group["params"]
 
 
 def hooks_of(callbacks: Iterable[Callback]) -> dict[str, list[Hook]]:

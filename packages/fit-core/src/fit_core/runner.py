@@ -175,19 +175,25 @@ class Runner:
             steps: predict at most this many batches.
 
         Returns:
-            What the model returns for a batch, each tensor in it joined over all batches. Each of several processes
-            returns the outputs of its own loader.
+            What the model returns for a batch, each tensor in it joined over all batches. A list with an entry per
+            sample becomes the list of all samples. Each of several processes returns the outputs of its own loader.
 
         Raises:
             TypeError, ValueError: the loader or a batch is invalid. The message says how to fix it.
         """
         checks.loader("loader", loader, steps)
         outputs: list[Any] = []
+        sizes: list[int | None] = []
         cpu = torch.device("cpu")
+
+        def keep(state: RunnerState) -> None:
+            outputs.append(to_device(state.output, cpu))
+            sizes.append(state.batch_size)
+
         with self._beside_the_run(predicts=True) as run:
-            run.hooks["on_batch_end"].append(lambda state: outputs.append(to_device(state.output, cpu)))
+            run.hooks["on_batch_end"].append(keep)
             self._run_epoch(loader, "predict", steps)
-        return concat(outputs)
+        return concat(outputs, sizes)
 
     def _run_epoch(self, loader: Iterable[Any], name: str, steps: int | None = None) -> bool:
         """Run all batches of a loader. Return False if ``should_stop`` ended it early."""
@@ -272,7 +278,7 @@ class Runner:
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context for a forward pass in half precision. It does nothing if the Runner runs in float32."""
         self._run.used_autocast = True
-        return self._run.autocast
+        return self._run.new_autocast()
 
     def backward(self, loss: Any, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Compute the gradients of a loss, weighted for its accumulation window and scaled for fp16.
@@ -285,8 +291,10 @@ class Runner:
         """
         state, run = self.state, self._run
         run.used_backward = True
-        if (optimizer or state.optimizer) not in run.cleared:
-            run.drop_gradients(optimizer or state.optimizer)
+        if not run.cleared:
+            run.drop_gradients(state.optimizer)
+        if optimizer is not None and optimizer not in run.cleared:
+            run.drop_gradients(optimizer)
         if not run.window.is_trivial:
             loss = loss / run.loss_divisor()
         scaled = state.grad_scaler.scale(loss)
@@ -312,8 +320,7 @@ class Runner:
         if optimizer in run.stepped:  # a second step in this batch
             state.grad_scaler.update()
         run.stepped.append(optimizer)
-        if optimizer in run.cleared:
-            del run.cleared[optimizer]
+        run.cleared = [] if run.cleared == [optimizer] else [other for other in run.cleared if other is not optimizer]
         if run.hooks["on_before_step"]:
             state.grad_scaler.unscale_(optimizer)
             own, state.optimizer = state.optimizer, optimizer

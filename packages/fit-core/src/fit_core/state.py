@@ -73,7 +73,7 @@ class RunnerState:
             then, in ``on_batch_begin`` or ``forward``.
         weight: what the mean loss of this batch is a mean over, such as the number of target tokens: a number or a
             0-dim tensor. None stands for ``batch_size``. May be set in ``on_batch_begin`` or ``forward``.
-        output: what the model returned.
+        output: what the model returned. Metrics skip a batch that has none.
         loss: the loss of this batch, on the device. ``forward`` may set a dict of losses: ``"loss"`` is trained on
             and becomes ``state.loss``, the others are moved to ``state.losses`` and logged.
         losses: the other losses of this batch, by name.

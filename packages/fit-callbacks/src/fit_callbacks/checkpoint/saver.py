@@ -349,5 +349,7 @@ def _point(state: RunnerState) -> tuple[int, int]:
 
 
 def _is_finite(state: RunnerState) -> bool:
-    sums = [p.detach().sum(dtype=torch.float32) for p in state.model.parameters() if p.is_floating_point()]
+    modules = [module for module in (state.model, state.criterion) if isinstance(module, torch.nn.Module)]
+    parameters = (parameter for module in modules for parameter in module.parameters())
+    sums = [p.detach().sum(dtype=torch.float32) for p in parameters if p.is_floating_point()]
     return not sums or bool(torch.stack(sums).isfinite().all())
