@@ -9,22 +9,12 @@ Seeded, on MNIST-1D; accuracy on about 1750 other signals of the five, over five
 import argparse
 
 import torch
-from fit_callbacks import Phase, PhasesScheduler
-from fit_core import Callback, Runner, RunnerState
+from fit_callbacks import Freeze, Phase, PhasesScheduler
+from fit_core import Runner
 from fit_metrics import Accuracy
 from mnist1d.data import get_dataset_args, make_dataset
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-
-class Freeze(Callback):
-    """Holds a part of the model as it is until an epoch, counted from 0, then lets it train."""
-
-    def __init__(self, part: nn.Module, until: int) -> None:
-        self.part, self.until = part, until
-
-    def on_epoch_begin(self, state: RunnerState) -> None:
-        self.part.requires_grad_(state.epoch >= self.until)
 
 
 def new_body() -> nn.Module:
@@ -42,7 +32,8 @@ def fit(body: nn.Module, dataset: TensorDataset, epochs: int, freeze: int = 0, f
     phases = [Phase(0, freeze, lr=1e-2)] if freeze else []
     if freeze < epochs:
         phases.append(Phase(freeze, epochs, lr=(1e-2, 0), mode="cos"))
-    callbacks = [Freeze(body, freeze), PhasesScheduler(phases, factors=[1, factor])]
+    callbacks = [Freeze("0.", until=freeze)] if freeze else []
+    callbacks.append(PhasesScheduler(phases, factors=[1, factor]))
     runner = Runner(model, optimizer, nn.CrossEntropyLoss(), [Accuracy()], callbacks)
     runner.fit(DataLoader(dataset, batch_size=50, shuffle=True), epochs=epochs)
     return runner

@@ -174,7 +174,7 @@ def test_gaps_and_overlaps_are_refused(phases, message):
 def test_phases_that_do_not_fit_the_run_are_refused():
     with pytest.raises(ValueError, match="the phases end with epoch 2, the run has 3"):
         make(PhasesScheduler([Phase(0, 2, 0.1)])).fit(batches(), epochs=3)
-    with pytest.raises(ValueError, match="2 factors and 1 parameter groups"):
+    with pytest.raises(ValueError, match=r"got 2 factors and 1 parameter groups\. Make all groups before fit"):
         make(PhasesScheduler([Phase(0, 2, 0.1)], factors=[1, 2])).fit(batches())
     with pytest.raises(ValueError, match="mode must be one of linear, cos, poly, got 'cosine'"):
         Phase(0, 1, 0.1, "cosine")

@@ -66,6 +66,7 @@ CASES = {
     "Cutmix": case(lambda fit, folder: fit.Cutmix(3, p=0.7), network=classifier, batches=images),
     "EarlyStopping": case(lambda fit, folder: fit.EarlyStopping(patience=1)),
     "FileLogger": case(lambda fit, folder: fit.FileLogger(folder / "log.csv")),
+    "Freeze": case(lambda fit, folder: fit.Freeze("0.", until=1), ddp_options={"find_unused_parameters": True}),
     "GradientClipping": case(lambda fit, folder: fit.GradientClipping(0.5)),
     "LRFinder": case(lambda fit, folder: fit.LRFinder(1e-3, steps=12), batches=lambda seed: vectors(seed) * 8),
     "LRScheduler": case(lambda fit, folder: fit.LRScheduler(one_cycle)),

@@ -19,7 +19,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class CallbackCase:
         batches: returns five or more batches of (input, target) for a seed.
         metrics: returns new metrics, if the callback looks at some.
         clock: names of results that measure time, which differ from run to run.
+        ddp_options: options of DistributedDataParallel in two processes, if the callback needs some.
     """
 
     make: Callable[[Path], list[Callback]]
@@ -59,6 +60,7 @@ class CallbackCase:
     batches: Callable[[int], list[Any]] = vectors
     metrics: Callable[[], list[Any]] = list
     clock: tuple[str, ...] = ()
+    ddp_options: dict[str, Any] = field(default_factory=dict)
 
     def runner(self, callbacks, model=None, *, kind=Runner, **options):
         torch.manual_seed(0)
@@ -480,7 +482,7 @@ def train_on_rank(case, rank, folder):
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        model = nn.parallel.DistributedDataParallel(case.network())
+        model = nn.parallel.DistributedDataParallel(case.network(), **case.ddp_options)
         runner = case.runner(case.make(folder), model, accumulate_steps=2)
         history = runner.fit(case.batches(rank), epochs=3, val_loader=case.batches(5)[: 2 * rank + 1])
     return {

@@ -8,9 +8,11 @@ from .dropout import ScheduledDropout
 from .early_stopping import EarlyStopping
 from .ema import ModelEma
 from .file_logger import FileLogger
+from .freeze import Freeze
 from .lr_finder import LRFinder
 from .mixing import Cutmix, Mixup, SegmCutmix
 from .non_finite import StopOnNonFinite
+from .optimizers import Optimizers
 from .overfit import BatchOverfit
 from .phases import Phase, PhasesScheduler
 from .plot import plot_history
@@ -32,11 +34,13 @@ __all__ = [
     "Cutmix",
     "EarlyStopping",
     "FileLogger",
+    "Freeze",
     "GradientClipping",
     "LRFinder",
     "LRScheduler",
     "Mixup",
     "ModelEma",
+    "Optimizers",
     "Phase",
     "PhasesScheduler",
     "Profiler",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fit_core import Callback, RunnerState
+from torch import Tensor
 
 __all__ = ["Phase", "PhasesScheduler"]
 
@@ -44,24 +45,29 @@ class Phase:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
 
     def at(self, fraction: float) -> float:
-        """The learning rate at a fraction of the way, 0..1."""
+        """Return the learning rate at a fraction of the way, 0..1."""
         first, last = self.lr if isinstance(self.lr, (tuple, list)) else (self.lr, self.lr)
         return last + (first - last) * MODES[self.mode](fraction, self.power)
 
 
 class PhasesScheduler(Callback):
-    """Sets the learning rate of each optimizer step from a list of phases.
+    """Set the learning rate of each optimizer step from a list of phases.
 
     The first step of a phase has the phase's first value, its last step the last value, exactly. The schedule is a
-    function of the number of the step, so a resumed run goes on in it.
+    function of the number of the step, so a resumed run continues it.
+
+    Several parameter groups keep the ratios that their learning rates have when the run starts. The group with the
+    largest rate follows the phases: with groups at 1e-4 and 1e-2, the first trains at a hundredth of the phases' value.
 
     Args:
         phases: in order, the first from epoch 0, without gaps and overlaps, to the end of the run or beyond.
-        factors: what each parameter group's learning rate is multiplied by, one number a group; None for 1.
+        factors: what each parameter group's learning rate is multiplied by, one number per group. By default the ratio
+            of its learning rate to the largest of all groups.
 
     Raises:
         ValueError: there is a gap or an overlap; the phases end before the run; there are more or fewer factors than
-            groups; the training loader has no len, and ``steps_per_epoch`` was not given.
+            groups; all of several groups have a learning rate of 0, so that their ratios are unknown; the training
+            loader has no len, and ``steps_per_epoch`` was not given.
 
     Example:
         >>> PhasesScheduler([Phase(0, 2, lr=(0, 0.1)), Phase(2, 30, lr=(0.1, 0), mode="cos")])
@@ -81,26 +87,62 @@ class PhasesScheduler(Callback):
         self.phases = list(phases)
         self.factors = factors
         self._starts: list[int] = []
+        self._factors: list[float] = []
+        self._was_set: list[float] = []  # the learning rates of the last step
 
     def on_begin(self, state: RunnerState) -> None:
-        """Count the steps of each phase."""
-        groups, end = len(state.optimizer.param_groups), self.phases[-1].end
-        if self.factors is not None and len(self.factors) != groups:
-            raise ValueError(f"there are {len(self.factors)} factors and {groups} parameter groups: give one a group")
+        """Count the steps of each phase, and take the ratios of the groups."""
+        lrs, end = [float(group["lr"]) for group in state.optimizer.param_groups], self.phases[-1].end
+        if self.factors is not None:
+            self._factors = list(self.factors)
+        elif lrs != self._was_set:  # another fit of this callback: the last step may have been at 0
+            self._factors = [lr / max(lrs) for lr in lrs] if any(lrs) else [1.0] * (len(lrs) == 1)
+        if self._factors:  # else unknown, unless a resume restores them
+            self._check_groups(len(lrs))
         if end < state.num_epochs:
             raise ValueError(f"the phases end with epoch {end:g}, the run has {state.num_epochs}: add a phase")
         steps_per_epoch = state.total_steps / state.num_epochs
         self._starts = [round(phase.start * steps_per_epoch) for phase in self.phases] + [round(end * steps_per_epoch)]
 
+    def on_loader_begin(self, state: RunnerState) -> None:
+        """Check that no group was added."""
+        if state.is_train:
+            self._check_groups(len(state.optimizer.param_groups))
+
     def on_batch_begin(self, state: RunnerState) -> None:
         """Set the learning rate of the step that this batch belongs to."""
         if state.is_train:
             lr = self.lr(state.global_step)
-            for number, group in enumerate(state.optimizer.param_groups):
-                group["lr"] = lr if self.factors is None else lr * self.factors[number]
+            self._was_set = [lr * factor for factor in self._factors]
+            for group, value in zip(state.optimizer.param_groups, self._was_set, strict=True):
+                if isinstance(group["lr"], Tensor):  # as captured graphs need it
+                    group["lr"].fill_(value)
+                else:
+                    group["lr"] = value
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Return the factors of the groups."""
+        return {"factors": self._factors}
+
+    def load_state_dict(self, state_dict: dict[str, list[float]]) -> None:
+        """Restore the ratios: those of the loaded learning rates are rounded, or unknown where they are 0."""
+        if self.factors is None:
+            self._factors = list(state_dict["factors"])
 
     def lr(self, step: int) -> float:
-        """The learning rate of an optimizer step, counted from 0."""
+        """Return the learning rate of an optimizer step, counted from 0, for a factor of 1."""
         number = min(bisect_right(self._starts, step), len(self.phases)) - 1
         first, after = self._starts[number : number + 2]
         return self.phases[number].at(min(1.0, (step - first) / (after - first - 1)) if after - first > 1 else 1.0)
+
+    def _check_groups(self, groups: int) -> None:
+        if not self._factors:
+            raise ValueError(
+                f"all {groups} parameter groups have a learning rate of 0, so their ratios are unknown: "
+                "give PhasesScheduler factors=[...], one number per group"
+            )
+        if groups != len(self._factors):
+            raise ValueError(
+                f"expected one factor per parameter group, got {len(self._factors)} factors and {groups} parameter "
+                "groups. Make all groups before fit, and give as many factors"
+            )

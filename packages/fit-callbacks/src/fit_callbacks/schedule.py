@@ -1,7 +1,9 @@
-"""Learning rates that follow a schedule of torch's, or wait for a plateau."""
+"""Step a scheduler of torch or timm with the run, or reduce the learning rate on a plateau."""
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,24 +13,29 @@ from torch.optim import lr_scheduler
 
 from .monitor import Monitor
 from .ranks import from_rank_zero
+from .schedulers import EXPECTED, arguments_of, changes, is_scheduler, refuse_plateau, restore, settings_of
 
 __all__ = ["LRScheduler", "ReduceLROnPlateau"]
 
 
 class LRScheduler(Callback):
-    """Steps any scheduler of torch after each optimizer step, or after each epoch.
+    """Step any scheduler of torch, or of timm, after each optimizer step or after each epoch.
 
-    It is not stepped when the gradient scaler (fp16) skipped the optimizer's step. On resume the schedule goes on where
-    it was.
+    It is not stepped when the gradient scaler (fp16) skipped the optimizer's step. A resumed run continues the
+    schedule. If the run is longer or shorter than before, a scheduler that a function makes is made for the new number
+    of steps and continues at the step where the run is. A warning says so.
 
     Args:
-        scheduler: a scheduler over the run's optimizer; or a function ``f(optimizer, total_steps)`` that makes one when
-            the run begins, for schedules that want to know the number of optimizer steps of the run.
-        interval: ``step`` or ``epoch``: after what to step it.
+        scheduler: a scheduler over the run's optimizer (or over one of :class:`Optimizers`), or a function
+            ``f(optimizer, total_steps)`` that makes one when the run begins, for schedules that depend on the number of
+            optimizer steps of the run.
+        interval: ``step`` or ``epoch``: after what to step it. timm's schedulers are called after both, as they expect.
 
     Raises:
+        TypeError: ``scheduler`` is neither, or the function returned something else.
         ValueError: the interval is neither; the scheduler is of another optimizer; ``total_steps`` is asked for and the
-            loader has no len (the message says what to pass to ``fit``).
+            loader has no len; a resumed run has other parameter groups, or a scheduler that was made with other
+            arguments. The message says what to do.
 
     Example:
         >>> from torch.optim.lr_scheduler import OneCycleLR, StepLR
@@ -43,52 +50,132 @@ class LRScheduler(Callback):
     ) -> None:
         if interval not in ("step", "epoch"):
             raise ValueError(f"interval must be 'step' or 'epoch', got {interval!r}")
-        if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
-            raise ValueError("torch's ReduceLROnPlateau needs a value: use fit_callbacks.ReduceLROnPlateau(monitor)")
-        self.scheduler = scheduler if isinstance(scheduler, lr_scheduler.LRScheduler) else None
+        is_made = is_scheduler(scheduler)
+        if isinstance(scheduler, type) or not (is_made or callable(scheduler)):
+            got = f"the class {scheduler.__name__}" if isinstance(scheduler, type) else f"{scheduler!r:.80}"
+            raise TypeError(f"expected a scheduler or a function that makes one, got {got}. {EXPECTED}")
+        self.scheduler: Any = scheduler if is_made else None
+        self._make: Any = None if is_made else scheduler
         self.interval = interval
-        self._make = None if isinstance(scheduler, lr_scheduler.LRScheduler) else scheduler
         self._scale = 1.0
+        self._steps = self._total = self._groups = 0
+        self._length: dict[str, int] = {}  # of the run for which the scheduler was made
+        self._before: list[dict[str, Any]] = []  # the optimizer's settings before it was made
+        self._arguments: dict[str, Any] = {}
+        if is_made:
+            refuse_plateau(scheduler)
+            self._arguments = arguments_of(self.scheduler)
 
     def on_begin(self, state: RunnerState) -> None:
         """Make the scheduler, if it is to be made."""
+        self._state, self._steps, self._groups = state, 0, len(state.optimizer.param_groups)
         if self._make is not None:
-            self.scheduler = self._make(state.optimizer, state.total_steps)
-        assert self.scheduler is not None
-        if self.scheduler.optimizer is not state.optimizer:
+            self._total = state.total_steps
+            self._length = {"steps": state.total_steps, "epochs": state.num_epochs}
+            self._before = copy.deepcopy(settings_of(state.optimizer))
+            self.scheduler = self._made()
+            self._arguments = arguments_of(self.scheduler)
+        own = (state.optimizer, *getattr(state.optimizer, "optimizers", ()))
+        if not any(self.scheduler.optimizer is optimizer for optimizer in own):
             raise ValueError("the scheduler was made for another optimizer than the Runner's: make it for this one")
 
     def on_epoch_begin(self, state: RunnerState) -> None:
-        """See how the gradients are scaled now; skipped steps show in it."""
+        """Remember how the gradients are scaled. A skipped step lowers the scale."""
         self._scale = state.grad_scaler.get_scale()
 
     def on_batch_end(self, state: RunnerState) -> None:
         """Step after the optimizer has."""
-        if self.interval == "step" and state.is_train and state.is_optimizer_step and not self._was_skipped(state):
+        if not (state.is_train and state.is_optimizer_step):
+            return
+        if hasattr(self.scheduler, "step_update"):  # timm
+            self.scheduler.step_update(state.global_step)
+        elif self.interval == "step" and not self._was_skipped(state):
             self._step()
 
     def on_epoch_end(self, state: RunnerState) -> None:
         """Step after the epoch."""
-        if self.interval == "epoch":
+        if hasattr(self.scheduler, "step_update"):
+            self.scheduler.step(state.epoch + 1)
+        elif self.interval == "epoch":
             self._step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The scheduler's state, and what it has set in the optimizer."""
-        assert self.scheduler is not None
-        groups = self.scheduler.optimizer.param_groups
-        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
-        return {"scheduler": self.scheduler.state_dict(), "settings": settings}
+        """Return the scheduler's state, how it was made, and what it has set in the optimizer."""
+        return {
+            "scheduler": self.scheduler.state_dict(),
+            "settings": settings_of(self.scheduler.optimizer),
+            "steps": self._steps,
+            "total": self._total,
+            "length": self._length,
+            "before": self._before,
+            "arguments": self._arguments,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the schedule. To make a scheduler changes the optimizer's settings, so these come back as well."""
-        assert self.scheduler is not None
+        """Continue the schedule, and restore the settings of the optimizer, which making a scheduler has changed."""
+        optimizer, saved = self.scheduler.optimizer, state_dict["settings"]
+        kind, arguments = type(self.scheduler).__name__, state_dict.get("arguments", {})
+        if len(optimizer.param_groups) != len(saved):
+            raise ValueError(
+                f"the {kind} was saved for {len(saved)} parameter groups, and its optimizer has "
+                f"{len(optimizer.param_groups)}. Make the groups that the run had before"
+            )
+        changed = changes(arguments, self._arguments)
+        if changed and self._make is None:
+            raise ValueError(
+                f"the {kind} was made with other arguments than the checkpoint's: {changed}. Make it as before, or "
+                "pass a function, which may depend on the length of the run: LRScheduler(lambda optimizer, steps: ...)"
+            )
+        self._steps, self._before = state_dict.get("steps", 0), state_dict.get("before", self._before)
+        length, self._total = state_dict.get("length", self._length), state_dict.get("total", self._total)
+        if (changed or length != self._length) and self._state.epoch < self._state.num_epochs:
+            self._make_for_new_length(length, changed)
+            return
+        if self._make is not None and self._total != self._length["steps"]:  # A resume has changed its length before.
+            self.scheduler = self._made()
         self.scheduler.load_state_dict(state_dict["scheduler"])
-        for group, settings in zip(self.scheduler.optimizer.param_groups, state_dict["settings"], strict=True):
-            group.update(settings)
+        restore(optimizer, saved)
+
+    def _make_for_new_length(self, length: dict[str, int], changed: str) -> None:
+        """Make the scheduler again, and take the steps that the run has done."""
+        state, epochs = self._state, self._state.num_epochs
+        old, self._total = self._total, self._length["steps"]
+        if length["steps"] * epochs != self._length["steps"] * length["epochs"]:  # another number of steps per epoch
+            self._total = state.global_step + (epochs - state.epoch) * self._length["steps"] // epochs
+        restore(self.scheduler.optimizer, self._before)
+        self.scheduler = self._made()
+        if hasattr(self.scheduler, "step_update"):
+            self.scheduler.step(state.epoch)
+            self.scheduler.step_update(state.global_step)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns that the optimizer has not stepped
+                for _ in range(self._steps):
+                    self.scheduler.step()
+        warnings.warn(
+            f"the {type(self.scheduler).__name__} was made for {old} steps and is resumed for {self._total}"
+            f"{f' ({changed})' if changed else ''}: it continues at step {state.global_step} of the new schedule",
+            stacklevel=2,
+        )
+
+    def _made(self) -> Any:
+        scheduler = self._make(self._state.optimizer, self._total)
+        if not is_scheduler(scheduler):
+            raise TypeError(f"expected a scheduler from the function, got {scheduler!r:.80}. {EXPECTED}")
+        refuse_plateau(scheduler)
+        return scheduler
 
     def _step(self) -> None:
-        assert self.scheduler is not None
-        self.scheduler.step()
+        try:
+            self.scheduler.step()
+        except (ValueError, KeyError, IndexError) as error:
+            if (groups := len(self._state.optimizer.param_groups)) != self._groups:
+                raise ValueError(
+                    f"the {type(self.scheduler).__name__} was made for {self._groups} parameter groups, and the "
+                    f"optimizer has {groups} now. Make all groups before fit"
+                ) from error
+            raise
+        self._steps += 1
 
     def _was_skipped(self, state: RunnerState) -> bool:
         if not state.grad_scaler.is_enabled():

@@ -89,6 +89,10 @@ def runner(
     for callback in callbacks:
         if not isinstance(callback, Callback):
             got = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
+            if isinstance(callback, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                raise TypeError(f"callbacks contains {got} of torch: write fit_callbacks.ReduceLROnPlateau(monitor)")
+            if not isinstance(callback, type) and hasattr(callback, "step") and hasattr(callback, "optimizer"):
+                raise TypeError(f"callbacks contains {got}: wrap it, fit_callbacks.LRScheduler(scheduler)")
             raise TypeError(f"callbacks contains {got}: pass objects of subclasses of fit_core.Callback; {order}")
     at_least_one(accumulate_steps=accumulate_steps)
     if both_halves:

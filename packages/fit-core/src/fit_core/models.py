@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["common_device", "keep_modes", "unwrap"]
+__all__ = ["bare_name", "common_device", "keep_modes", "unwrap"]
 
 
 def unwrap(model: Any) -> Any:
@@ -21,6 +21,11 @@ def unwrap(model: Any) -> Any:
             model = model.module
         else:
             return model
+
+
+def bare_name(name: str) -> str:
+    """Return the name of an entry without the marks of submodules that were compiled by themselves."""
+    return name.replace("_orig_mod.", "")
 
 
 def common_device(module: nn.Module, name: str) -> torch.device | None:

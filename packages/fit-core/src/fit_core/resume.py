@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .history import History
 from .metric import metric_name
-from .models import unwrap
+from .models import bare_name, unwrap
+from .parameters import check_optimizer, describe, given_settings, restore_frozen, warn_of_other_settings
 from .run import Run
 from .state import RunnerState
 
@@ -33,6 +34,8 @@ class Resume:
         self._model = state.model
         self._run: Run | None = None
         self._loaded: dict[str, Any] | None = None
+        self._given: dict[str, Any] = {}
+        """What the program had set when the run was started, before callbacks changed it."""
 
     def begin(self, run: Run) -> None:
         """Start a run of ``fit``: from scratch, unless a state was loaded for it."""
@@ -40,6 +43,7 @@ class Resume:
         if self._loaded is None:
             state.epoch = state.global_step = state.samples_seen = 0
             state.logs, state.history = {}, History()
+            self._given = self._given_now()
 
     def finish_loading(self) -> None:
         """Restore the rest of a loaded state, now that every callback has begun."""
@@ -52,9 +56,11 @@ class Resume:
             if name in saved["callbacks"]:
                 callback.load_state_dict(saved["callbacks"][name])
         then, now = saved["settings"], _settings(run)
-        changed = [f"{name} {then[name]} -> {now[name]}" for name in then if then[name] != now[name]]
+        changed = [f"{name} {then[name]} -> {now[name]}" for name in now if name in then and then[name] != now[name]]
         if changed:
             warnings.warn(f"the run is resumed with other settings: {', '.join(changed)}", stacklevel=3)
+        if "optimizer" in then:
+            restore_frozen(then["optimizer"]["frozen"], self._model, state.criterion)
         if len(saved["ranks"]) != state.world_size:
             warnings.warn(
                 f"the state was saved by {len(saved['ranks'])} processes and is resumed by {state.world_size}: "
@@ -79,7 +85,7 @@ class Resume:
         state = self._state
         saved = {
             "format": FORMAT,
-            "model": {_bare_name(name): value for name, value in unwrap(self._model).state_dict().items()},
+            "model": {bare_name(name): value for name, value in unwrap(self._model).state_dict().items()},
             "criterion": dict(_state_of(state.criterion)),
             "optimizer": state.optimizer.state_dict(),
             "grad_scaler": state.grad_scaler.state_dict(),
@@ -88,7 +94,11 @@ class Resume:
             "samples_seen": state.samples_seen,
             "logs": dict(state.logs),
             "history": [dict(row) for row in state.history],
-            "settings": _settings(self._run),
+            "settings": {
+                **_settings(self._run),
+                "optimizer": describe(state.optimizer, self._model, state.criterion),
+                "given": self._given,
+            },
             "callbacks": {name: callback.state_dict() for name, callback in _stateful_callbacks(state)},
             "ranks": [self._run.state_dict()],
         }
@@ -102,11 +112,17 @@ class Resume:
             )
         state, model = self._state, unwrap(self._model)
         own = model.state_dict()
-        _check_same("model", saved["model"], {_bare_name(name): value for name, value in own.items()})
+        _check_same("model", saved["model"], {bare_name(name): value for name, value in own.items()})
         own_criterion = _state_of(state.criterion)
         _check_same("criterion", saved["criterion"], own_criterion)
+        settings = saved["settings"]
+        if "optimizer" in settings:  # what the first versions did not save
+            check_optimizer(settings["optimizer"], state.optimizer, model, state.criterion)
+            given = self._given_now() if self._run is None else self._given
+            warn_of_other_settings(settings["given"], given)
+            self._given = settings["given"]
         state.optimizer.load_state_dict(saved["optimizer"])
-        model.load_state_dict({name: saved["model"][_bare_name(name)] for name in own})
+        model.load_state_dict({name: saved["model"][bare_name(name)] for name in own})
         if own_criterion:
             unwrap(state.criterion).load_state_dict(saved["criterion"])
         state.grad_scaler.load_state_dict(saved["grad_scaler"])
@@ -114,6 +130,9 @@ class Resume:
         state.samples_seen = saved["samples_seen"]
         state.logs, state.history = dict(saved["logs"]), History(dict(row) for row in saved["history"])
         self._loaded = saved
+
+    def _given_now(self) -> dict[str, Any]:
+        return given_settings(self._state.optimizer, self._model, self._state.criterion)
 
 
 def _settings(run: Run) -> dict[str, Any]:
@@ -143,11 +162,6 @@ def _stateful_callbacks(state: RunnerState) -> Iterator[tuple[str, Any]]:
         count = seen[name] = seen.get(name, -1) + 1
         if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
             yield (f"{name}.{count}" if count else name), callback
-
-
-def _bare_name(name: str) -> str:
-    """Return the name of an entry without the marks of submodules that were compiled by themselves."""
-    return name.replace("_orig_mod.", "")
 
 
 def _without_numpy(value: Any) -> Any:

@@ -16,6 +16,7 @@ from .batch import SampleCounter, to_device
 from .callback import HOOKS, Callback
 from .loaders import batches, length, why_empty
 from .metric import FunctionMetric, Mean, as_metrics, metric_name, named_values
+from .parameters import check_frozen_since_wrapped
 from .processes import has_process_group, rank_and_world_size
 from .random_state import get_random_state, set_random_state
 from .state import RunnerState
@@ -74,6 +75,7 @@ class Run:
         self.is_in_loader = self.has_batches = self.has_outputs = False
         self._scales = state.grad_scaler.is_enabled()
         self._checks_step = checks_step
+        self._has_modes = hasattr(state.optimizer, "train") and hasattr(state.optimizer, "eval")
         self._divisor: float | Tensor | None = None
         self._counter = SampleCounter(None)
         self._at_rest: dict[str, Any] | None = None
@@ -134,12 +136,24 @@ class Run:
         self._batches = iter(stream) if stream else batches(loader, steps, "loader")
         for module in self.modules():
             module.train(state.is_train)
+        self.set_optimizer_mode(state.is_train and state.batch_idx != state.num_batches)  # not for the empty rest
+        if self._wrapped and state.is_train:
+            check_frozen_since_wrapped(self._wrapped)
         if not state.batch_idx:
             self.has_outputs = False
             state.loss_meters = {}
             for metric in state.metrics:
                 metric.reset()
         self.is_in_loader = True
+
+    def set_optimizer_mode(self, is_train: bool) -> None:
+        """Call ``train()`` or ``eval()`` of an optimizer that has both, as schedule-free ones do.
+
+        These replace the weights by those to train, or those to evaluate.
+        """
+        if self._has_modes:
+            optimizer: Any = self.state.optimizer
+            optimizer.train() if is_train else optimizer.eval()
 
     def batches(self) -> Iterator[tuple[int, Any]]:
         """Return the batches that are left of the loader, numbered."""

@@ -17,6 +17,7 @@ from .history import History
 from .metric import Metric, as_metrics, metric_name
 from .models import keep_modes
 from .notes import add_note
+from .parameters import check_steps_alone
 from .resume import Resume
 from .run import Run, hooks_of
 from .state import RunnerState
@@ -212,6 +213,7 @@ class Runner:
                     run.call("on_checkpoint")
                 if state.should_stop:
                     return False
+        run.set_optimizer_mode(is_train=False)
         run.end_loader()
         run.call("on_loader_end")
         return True
@@ -338,6 +340,8 @@ class Runner:
             state.grad_scaler = torch.amp.GradScaler(device.type, enabled=self._half is torch.float16)
         state.device, state.make_step = device, self._make_step
         has_own_step = self._has_own("_make_step")
+        if stream is not None and not has_own_step:
+            check_steps_alone(state.optimizer)
         if has_own_step or self._has_own("forward"):
             split = split_if_pair  # may take any batch
         else:
@@ -366,6 +370,8 @@ class Runner:
             self.state = state
             if run is not None:
                 self._run = run
+                if run.is_in_loader and state.is_train:
+                    run.set_optimizer_mode(is_train=True)
 
     def _has_own(self, name: str) -> bool:
         """Return whether a method was overridden, or assigned to."""

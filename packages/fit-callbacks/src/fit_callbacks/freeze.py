@@ -1,0 +1,84 @@
+"""Freeze a part of the model, for the whole run or for its first epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fit_core import Callback, RunnerState
+from torch import nn
+
+__all__ = ["Freeze"]
+
+
+class Freeze(Callback):
+    """Hold a part of the model as it is, and let it train from an epoch on.
+
+    Its parameters do not require grad, and its modules are in eval mode, so that the running statistics of batch norm
+    stay too and dropout does nothing. Give the optimizer all parameters that will train: one without a gradient is not
+    stepped.
+
+    With DistributedDataParallel, wrap the model before it is frozen, with ``find_unused_parameters=True``.
+
+    Args:
+        names: the names of the parameters in the model, or their beginnings, such as ``["backbone."]``.
+        until: the number of epochs to hold it. By default the whole run.
+
+    Raises:
+        TypeError: ``until`` is not a whole number.
+        ValueError: it is below 1; no parameter has such a name; the optimizer lacks a parameter that will train.
+
+    Example:
+        >>> Freeze(["backbone."], until=3)
+        >>> Freeze("embedding")
+    """
+
+    def __init__(self, names: str | Iterable[str], until: int | None = None) -> None:
+        self.names = (names,) if isinstance(names, str) else tuple(names)
+        self.until = until
+        if until is not None and (isinstance(until, bool) or not isinstance(until, int)):
+            raise TypeError(f"until must be a number of epochs, got {until!r}")
+        if until is not None and until < 1:
+            raise ValueError(f"until must be 1 epoch or more, got {until}")
+        self._parameters: list[nn.Parameter] = []
+        self._modules: list[nn.Module] = []
+
+    def on_begin(self, state: RunnerState) -> None:
+        """Find the parameters, and the modules that contain no others."""
+        named = {_bare(name): parameter for name, parameter in state.model.named_parameters()}
+        for start in self.names:
+            if not any(name.startswith(start) for name in named):
+                raise ValueError(f"no parameter is called {start}...; there are: {', '.join(named)}")
+        found = {name: parameter for name, parameter in named.items() if name.startswith(self.names)}
+        if self.until is not None and self.until < state.num_epochs:
+            held = {id(parameter) for group in state.optimizer.param_groups for parameter in group["params"]}
+            if missing := [name for name, parameter in found.items() if id(parameter) not in held]:
+                raise ValueError(
+                    f"the optimizer does not have {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, which "
+                    f"would not train after epoch {self.until}. Make it of all parameters: model.parameters()"
+                )
+        self._parameters = list(found.values())
+        self._modules = [
+            module for name, module in state.model.named_modules() if f"{_bare(name)}.".startswith(self.names)
+        ]
+        self._set(state)
+
+    def on_epoch_begin(self, state: RunnerState) -> None:
+        """Freeze the part, or let it train."""
+        self._set(state)
+
+    def on_loader_begin(self, state: RunnerState) -> None:
+        """Keep frozen modules in eval mode."""
+        if state.is_train and self._is_frozen(state):
+            for module in self._modules:
+                module.training = False
+
+    def _set(self, state: RunnerState) -> None:
+        for parameter in self._parameters:
+            parameter.requires_grad_(not self._is_frozen(state))
+
+    def _is_frozen(self, state: RunnerState) -> bool:
+        return self.until is None or state.epoch < self.until
+
+
+def _bare(name: str) -> str:
+    return f"{name}.".replace("_orig_mod.", "").removeprefix("module.").removesuffix(".")
