@@ -126,6 +126,7 @@ def lrs_of_optimizer(optimizer):
 
 @pytest.mark.parametrize("loads", ["before fit", "in on_begin"])
 @pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.filterwarnings("ignore:the run is resumed with other settings")
 def test_a_longer_run_continues_in_the_longer_schedule(name, loads):
     make = SCHEDULES[name]
     snapshots = Snapshots()
@@ -153,6 +154,7 @@ def test_a_longer_run_continues_in_the_longer_schedule(name, loads):
         assert resume(again.saved[4], 3) == rates[4:]
 
 
+@pytest.mark.filterwarnings("ignore:the run is resumed with other settings")
 def test_other_steps_per_epoch_end_the_schedule_with_the_run():
     make = SCHEDULES["LambdaLR"]
     snapshots, again = Snapshots(), Snapshots()

@@ -74,6 +74,7 @@ def test_another_class_is_refused_with_both_names():
     assert same(runner.state.model, network())
 
 
+@pytest.mark.filterwarnings("ignore:the optimizer does not have")
 def test_parameters_in_another_order_are_refused_by_name():
     runner = make(optimizer=lambda model: torch.optim.SGD([*model[2].parameters(), *model[0].parameters()], lr=0.1))
     saved = saved_by(
