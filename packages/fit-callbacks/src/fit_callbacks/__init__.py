@@ -16,6 +16,7 @@ from .phases import Phase, PhasesScheduler
 from .plot import plot_history
 from .profiler import Profiler
 from .ranks import rank_zero_only
+from .report import Report
 from .reset_optimizer import ResetOptimizer
 from .schedule import LRScheduler, ReduceLROnPlateau
 from .tensorboard import TensorBoard
@@ -40,6 +41,7 @@ __all__ = [
     "PhasesScheduler",
     "Profiler",
     "ReduceLROnPlateau",
+    "Report",
     "ResetOptimizer",
     "ScheduledDropout",
     "SegmCutmix",

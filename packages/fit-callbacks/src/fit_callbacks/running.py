@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fit_core import RunnerState, metric_name
 from torch import Tensor
 
-__all__ = ["running_metrics"]
+__all__ = ["running_metrics", "running_values"]
 
 
 def running_metrics(state: RunnerState) -> dict[str, float]:
@@ -22,3 +22,19 @@ def running_metrics(state: RunnerState) -> dict[str, float]:
             if not isinstance(entry, Tensor) or entry.numel() == 1:
                 values[name] = float(entry)
     return values
+
+
+def running_values(state: RunnerState, since: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Return the mean of each loss since the last call, and the metrics so far. Reading them waits for the device.
+
+    Args:
+        state: in a training batch.
+        since: total and weight of each loss at the last call. Updated by this one.
+    """
+    values: dict[str, float] = {}
+    for name, meter in state.loss_meters.items():
+        total, weight = since.get(name, (0.0, 0.0))
+        now = since[name] = (float(meter.total), float(meter.weight))
+        if now[1] > weight:
+            values[name] = (now[0] - total) / (now[1] - weight)
+    return values | running_metrics(state)
