@@ -59,7 +59,7 @@ torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(8, 1), torch.nn.Dropout(0.2))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 generator = torch.Generator().manual_seed(0)
-batches = [(torch.randn(4, 8, generator=generator), torch.zeros(4, 1)) for _ in range(60)]
+batches = [(torch.randn(4, 8, generator=generator), torch.randn(4, 1, generator=generator)) for _ in range(60)]
 callbacks = [reports[name](), Stop()]
 if fits == 1:
     callbacks.append(CheckpointSaver("checkpoints", resume="auto"))
@@ -78,7 +78,8 @@ def run(folder, name, stop=0, how="", fits=1):
         "WANDB_MODE": "offline",
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "COMET_OFFLINE_DIRECTORY": str(folder / "comet"),
-        "COMET_AUTO_LOG_DISABLE": "1",
+        "COMET_AUTO_LOG_CODE": "0",
+        "COMET_AUTO_LOG_ENV_DETAILS": "0",
         "PYTHONWARNINGS": "error:Report:UserWarning",
     }
     arguments = [sys.executable, "-c", PROGRAM, str(PAGE), name, str(stop), how, str(fits)]
@@ -153,7 +154,7 @@ def read_comet(folder):
         points += one_by_one(
             (one["step"], one["metricName"], one["metricValue"])
             for one in metrics
-            if one["metricName"] != "process duration"
+            if one["metricName"] != "process duration" and not one["metricName"].startswith("sys.")
         )
         for message in messages:
             payload = message["payload"]
@@ -172,6 +173,8 @@ def read_aim(folder):
         run = aim.Run(id, repo=str(folder), system_tracking_interval=None, capture_terminal_logs=False)
         values = []
         for metric in run.metrics():
+            if metric.name.startswith("__system__"):
+                continue
             table = metric.dataframe()
             values += zip(table["step"], [metric.name] * len(table), table["value"], strict=True)
         runs.append((one_by_one(sorted(values)), run["hparams"], [run.get("status", "running")], run.creation_time))
