@@ -22,16 +22,13 @@ class Report(Callback):
     every ``every`` optimizer steps with ``train_step/loss``, the mean since the last such point, ``train_step/lr``, and
     for each metric ``train_step/Acc@1``, the value of the epoch so far (with several processes, what rank 0 has seen).
 
-    If the loader has a len, each step is logged once. The values before a checkpoint are logged before it is saved, and
-    a resumed run continues with the next. It repeats only what was logged between the checkpoint and a kill. If the
-    tracker raises, Report warns once per run, and training continues. Reports on rank 0 only.
+    If the loader has a len, each step is logged once. A resumed run repeats only what was logged between the checkpoint
+    and a kill. If the tracker raises, Report warns once per run, and training continues. Reports on rank 0 only.
 
     Args:
         log: takes a dict of floats, and ``step=``.
-        params: called once per remote run with a dict of hyperparameters: ``model``, ``optimizer``, ``lr``,
-            ``batch_size`` of the loader, ``accumulate_steps``, ``processes``, ``epochs``.
+        params: called once per remote run with a dict of the hyperparameters that the Runner knows.
         start: opens the remote run and returns its id. Called with None, or in a resumed run with the id to continue.
-            Each ``fit`` from scratch is a remote run of its own.
         finish: closes the remote run. Called with ``finished``, ``interrupted`` or ``failed``.
         every: optimizer steps between two running values. None for none.
 
@@ -65,7 +62,7 @@ class Report(Callback):
         self._is_open = self._has_warned = False
 
     def on_begin(self, state: RunnerState) -> None:
-        """Forget the last run. The state of a resumed one is restored after this."""
+        """Forget the last run. A resumed one is restored after this."""
         self._forget(state)
 
     def on_epoch_begin(self, state: RunnerState) -> None:
@@ -134,8 +131,8 @@ class Report(Callback):
         except Exception as error:
             if not self._has_warned:
                 self._has_warned = True
-                text = f"Report: {name} raised {error!r}. Training continues, but values are missing in the tracker"
-                warnings.warn(f"{text}. Further errors are not shown", stacklevel=2)
+                text = f"Report: {name} raised {error!r}. Training continues, but the tracker misses values"
+                warnings.warn(text, stacklevel=2)
 
 
 def _params(state: RunnerState) -> dict[str, Any]:
