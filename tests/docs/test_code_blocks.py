@@ -16,8 +16,8 @@ PAGES = [page for page in PAGES if "template" not in page.parts]
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("wandb", "mlflow"):
-        monkeypatch.setitem(sys.modules, name, fakes.Client())
+    for name, client in fakes.clients().items():
+        monkeypatch.setitem(sys.modules, name, client)
     names = {"__name__": "readme"}
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     for block in blocks:

@@ -52,6 +52,16 @@ def phases(folder):
     return [fit_callbacks.PhasesScheduler([Phase(0, 1, (0, 0.2)), Phase(1, 9, (0.2, 0), "cos")])]
 
 
+def log_to(folder):
+    """The log function of a tracker that writes into a folder."""
+
+    def log(values, step):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{step}.txt").write_text(str(values))
+
+    return log
+
+
 def case(make, **options):
     """Return a case for a callback that does not need others."""
     return CallbackCase(lambda folder: [make(fit_callbacks, folder)], **options)
@@ -75,6 +85,7 @@ CASES = {
     "PhasesScheduler": CallbackCase(phases),
     "Profiler": case(lambda fit, folder: fit.Profiler(folder, wait=1, warmup=1, active=2)),
     "ReduceLROnPlateau": case(lambda fit, folder: fit.ReduceLROnPlateau(patience=0, factor=0.5)),
+    "Report": case(lambda fit, folder: fit.Report(log_to(folder), every=1)),
     "ResetOptimizer": case(lambda fit, folder: fit.ResetOptimizer([1, 2])),
     "ScheduledDropout": case(lambda fit, folder: fit.ScheduledDropout(0.1, 0.6)),
     "SegmCutmix": case(
@@ -96,7 +107,7 @@ EXEMPT = {
     ("Mixup", check_any_batch): NO_TENSORS,
     ("SegmCutmix", check_any_batch): NO_TENSORS,
 }
-WRITERS = {"CheckpointSaver", "ConfusionMatrix", "FileLogger", "Profiler", "TensorBoard"}
+WRITERS = {"CheckpointSaver", "ConfusionMatrix", "FileLogger", "Profiler", "Report", "TensorBoard"}
 
 
 def test_no_callback_is_forgotten(tmp_path):

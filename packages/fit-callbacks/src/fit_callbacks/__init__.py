@@ -18,6 +18,7 @@ from .phases import Phase, PhasesScheduler
 from .plot import plot_history
 from .profiler import Profiler
 from .ranks import rank_zero_only
+from .report import Report
 from .reset_optimizer import ResetOptimizer
 from .schedule import LRScheduler, ReduceLROnPlateau
 from .summary import summary
@@ -45,6 +46,7 @@ __all__ = [
     "PhasesScheduler",
     "Profiler",
     "ReduceLROnPlateau",
+    "Report",
     "ResetOptimizer",
     "ScheduledDropout",
     "SegmCutmix",

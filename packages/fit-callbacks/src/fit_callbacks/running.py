@@ -6,7 +6,7 @@ from typing import Any
 
 from fit_core import RunnerState, named_values
 
-__all__ = ["running_losses", "running_metrics"]
+__all__ = ["running_losses", "running_metrics", "running_values"]
 
 
 def running_losses(state: RunnerState) -> dict[str, float]:
@@ -18,6 +18,22 @@ def running_metrics(state: RunnerState) -> dict[str, float]:
     """Return the values of the metrics so far, on this process alone. Reading them waits for the device."""
     metrics = [metric for metric in state.metrics if state.world_size == 1 or not _synchronises(metric)]
     return {name: value for metric in metrics for name, value in named_values(metric).items()}
+
+
+def running_values(state: RunnerState, since: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Return the mean of each loss since the last call, and the metrics so far. Reading them waits for the device.
+
+    Args:
+        state: in a training batch.
+        since: total and weight of each loss at the last call. Updated by this one.
+    """
+    values: dict[str, float] = {}
+    for name, meter in state.loss_meters.items():
+        total, weight = since.get(name, (0.0, 0.0))
+        now = since[name] = (float(meter.total), float(meter.weight))
+        if now[1] > weight:
+            values[name] = (now[0] - total) / (now[1] - weight)
+    return values | running_metrics(state)
 
 
 def _synchronises(metric: Any) -> bool:

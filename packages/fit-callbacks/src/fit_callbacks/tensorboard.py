@@ -12,7 +12,7 @@ from fit_core import Callback, RunnerState, unwrap
 from torch import Tensor
 
 from .every import check_every, is_due
-from .running import running_metrics
+from .running import running_values
 
 __all__ = ["TensorBoard"]
 
@@ -173,13 +173,7 @@ class TensorBoard(Callback):
 
     def _running(self, state: RunnerState) -> dict[str, float]:
         """Reading these waits for the device."""
-        values = {}
-        for name, meter in state.loss_meters.items():
-            total, weight = self._since.get(name, (0.0, 0.0))
-            now = self._since[name] = (float(meter.total), float(meter.weight))
-            if now[1] > weight:
-                values[f"train_step/{name}"] = (now[0] - total) / (now[1] - weight)
-        values |= {f"train_step/{name}": value for name, value in running_metrics(state).items()}
+        values = {f"train_step/{name}": value for name, value in running_values(state, self._since).items()}
         return {**values, **_learning_rates(state)}
 
     def _write_hparams(self, state: RunnerState, row: dict[str, float]) -> None:
