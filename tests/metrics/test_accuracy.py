@@ -203,3 +203,10 @@ def test_counts_do_not_drift_over_many_samples():
     for _ in range(200):  # twenty million samples: a float32 count would stop at 16.8 million
         metric.update(output, wrong_once)
     assert (int(metric.correct), int(metric.samples)) == (20_000_000 - 200, 20_000_000)
+
+
+def test_the_names_are_those_of_the_values():
+    several = Accuracy(1, 2)
+    several.update(torch.eye(3), torch.arange(3))
+    assert several.names == list(several.compute()) == ["Acc@1", "Acc@2"]
+    assert Accuracy(5).names == ["Acc@5"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
@@ -94,7 +93,7 @@ class Monitor:
         return True
 
     def _direction(self, state: RunnerState) -> str:
-        directions = dict(_directions(state))
+        directions = _directions(state)
         if self.key.startswith("val/") and state.val_loader is None:
             raise ValueError(
                 f"monitor {self.name!r} is a result of validation, and this run has none: "
@@ -161,13 +160,12 @@ class Best:
         self.value = state_dict["value"]
 
 
-def _directions(state: RunnerState) -> Iterator[tuple[str, bool | None]]:
-    """Yield the results that the loaders of a run are known to have, and whether higher is better."""
-    for prefix in ("train",) if state.val_loader is None else ("train", "val"):
-        yield f"{prefix}/loss", False
-        for metric in state.metrics:
-            for name, part in _parts(metric):
-                yield f"{prefix}/{name}", getattr(part, "higher_is_better", None)
+def _directions(state: RunnerState) -> dict[str, bool | None]:
+    """Return the results that the loaders of a run are known to have, and whether higher is better."""
+    parts = [part for metric in state.metrics for part in _parts(metric)]
+    directions = {"loss": False, **{name: getattr(metric, "higher_is_better", None) for name, metric in parts}}
+    prefixes = ("train",) if state.val_loader is None else ("train", "val")
+    return {f"{prefix}/{name}": value for prefix in prefixes for name, value in directions.items()}
 
 
 def _parts(metric: Any) -> Iterator[tuple[str, Any]]:
@@ -175,10 +173,6 @@ def _parts(metric: Any) -> Iterator[tuple[str, Any]]:
     if hasattr(metric, "items"):  # torchmetrics' MetricCollection
         yield from metric.items()
         return
-    yield metric_name(metric), metric
-    if not hasattr(metric, "sync_context"):  # The compute() of torchmetrics' warns and waits for other processes.
-        # A metric of several values (Accuracy(1, 5)) has its names before it has seen a batch, or raises.
-        with contextlib.suppress(Exception):
-            value = metric.compute()
-            if isinstance(value, Mapping):
-                yield from ((name, metric) for name in value)
+    names = getattr(metric, "names", None)  # of several values, such as Accuracy(1, 5)
+    for name in names if isinstance(names, (list, tuple)) else [metric_name(metric)]:
+        yield name, metric

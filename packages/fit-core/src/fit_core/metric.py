@@ -19,6 +19,7 @@ class Metric(Protocol):
     These are optional and used where they exist:
 
     * ``name: str``, the name in logs. Without it the name of the class is used.
+    * ``names``, a list of the names that ``compute`` returns, if it returns a dict.
     * ``higher_is_better: bool | None``, for callbacks that look for the best epoch.
     * ``all_reduce() -> None``: sum the state over all processes. Called once, at the end of a loader, before
       ``compute``. A metric that synchronises itself in ``compute``, as those of torchmetrics do, does not need it.

@@ -268,6 +268,8 @@ class Run:
             ValueError: the loader yielded no batches, or two results have the same name.
         """
         state = self.state
+        if not state.should_stop:  # A run that was stopped here continues with the weights that train.
+            self.set_optimizer_mode(is_train=False)
         if state.is_train and state.val_loader is not None:
             self.rest()
         values = self.results()

@@ -213,7 +213,6 @@ class Runner:
                     run.call("on_checkpoint")
                 if state.should_stop:
                     return False
-        run.set_optimizer_mode(is_train=False)
         run.end_loader()
         run.call("on_loader_end")
         return True

@@ -114,6 +114,11 @@ class Accuracy(ClassMetric, SumMetric):
         self._last_kind: tuple[Any, ...] | None = None
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the values."""
+        return [f"{self.name}@{k}" for k in self._all_k] if self.more else [self.name]
+
     def update(self, output: Tensor, target: Tensor) -> None:
         """Count a batch, or keep a copy to count it with others. The class describes the shapes."""
         kind = _kind(output, target)
@@ -137,7 +142,7 @@ class Accuracy(ClassMetric, SumMetric):
         shares = to_double(self.correct) / self.samples
         if not self.more:
             return shares[0]
-        return {f"{self.name}@{k}": share for k, share in zip(self._all_k, shares, strict=True)}
+        return dict(zip(self.names, shares, strict=True))
 
     def _default_name(self) -> str:
         return "Acc" if self.more or self.task == "multilabel" else f"Acc@{self.topk}"
