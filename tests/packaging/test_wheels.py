@@ -2,6 +2,7 @@
 
 import email
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,34 +14,69 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ["fit-core", "fit-callbacks", "fit-metrics", "fit-distributed"]
 
 
+def build(source, dist, *options):
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(dist), *options]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    return {path.name: path.read_bytes() for path in dist.iterdir()}
+
+
+def metadata_of(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = [archive.read(name) for name in archive.namelist() if name.endswith("/METADATA")]
+    return email.message_from_bytes(metadata)
+
+
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
     for package in PACKAGES:
-        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-        subprocess.run(command, cwd=ROOT / "packages" / package, check=True, capture_output=True)
+        build(ROOT / "packages" / package, folder, "-t", "wheel")
     return {path.name.split("-")[0].replace("_", "-"): path for path in folder.glob("*.whl")}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_wheel_holds_one_package_its_types_and_its_licence(wheels, package):
-    module = package.replace("-", "_")
+    module, metadata = package.replace("-", "_"), metadata_of(wheels[package])
     with zipfile.ZipFile(wheels[package]) as wheel:
         names = wheel.namelist()
-        info = next(name for name in names if name.endswith("METADATA"))
-        metadata = email.message_from_bytes(wheel.read(info))
-        licence = wheel.read(info.replace("METADATA", "licenses/LICENSE"))
+        (licence,) = [wheel.read(name) for name in names if name.endswith(".dist-info/licenses/LICENSE")]
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {module}
     assert f"{module}/py.typed" in names
     assert licence == (ROOT / "LICENSE").read_bytes()
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.10"
-    required = [need for need in metadata.get_all("Requires-Dist") if "extra" not in need]
+    assert metadata.get_all("License-File") == ["LICENSE"]
+    assert "License ::" not in str(metadata)  # the expression replaces the classifiers
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    files = [name for name in names if name.startswith(f"{module}/")]
+    assert not [name for name in files if not name.endswith((".py", "py.typed"))]
+    assert not [name for name in files if re.search(r"(^|/)(tests?|conftest)(/|_|\.)|_test\.py$", name)]
+    assert wheels[package].name.endswith("-py3-none-any.whl")
+    assert wheels[package].stat().st_size < 60_000
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_needs_fit_core_within_one_major_version_and_no_sibling(wheels, package):
+    needed = metadata_of(wheels[package]).get_all("Requires-Dist")
+    assert not [need for need in needed if ">=" not in need]
+    required = [need for need in needed if "extra" not in need]
     if package == "fit-core":
         assert required == ["torch>=2.6"]
     else:
-        assert any(re.fullmatch(r"fit-core<2,>=1\.\d+", need) for need in required)
-    assert wheels[package].stat().st_size < 60_000
+        (floor,) = [re.fullmatch(r"fit-core<(\d+),>=(\d+)\.\d+(\.\d+)?", need) for need in needed if "fit-" in need]
+        assert int(floor[1]) == int(floor[2]) + 1
+
+
+def test_a_package_is_the_same_bytes_wherever_it_is_built(tmp_path):
+    here = ROOT / "packages" / "fit-metrics"
+    elsewhere = shutil.copytree(here, tmp_path / "elsewhere" / "packages" / "fit-metrics")
+    shutil.copy(ROOT / ".gitignore", tmp_path / "elsewhere")  # the sources contain it
+    first, second = build(here, tmp_path / "first"), build(elsewhere, tmp_path / "second")
+    assert first == second
+    assert len(first) == 2
+    shutil.unpack_archive(next((tmp_path / "first").glob("*.tar.gz")), tmp_path / "sources", filter="data")
+    (sources,) = (tmp_path / "sources").iterdir()
+    assert build(sources, tmp_path / "third", "-t", "wheel").items() < first.items()
 
 
 MINIMAL = """

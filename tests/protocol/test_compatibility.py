@@ -1,99 +1,99 @@
-"""The newest dependents run on the oldest core that they allow, and the last released ones on the newest core.
+"""Released dependents run on today's fit-core, and today's dependents on the oldest fit-core that they allow.
 
-A release is a tag, ``fit-core-v1.2.0``; its sources are taken from there. As long as there is none, the wheel and the
-tests that ``hatch run release:record`` has put into ``tests/recorded`` stand for it. A clone without tags falls back on
-those too (``git fetch --tags`` brings tags), and where there are none, on the tree.
+A release is a tag such as ``fit-core-v1.2.0``. Until a package has a tag, the commit RECORDED stands for its last
+release. The older wheels are built from there, and the older tests are taken from there.
 """
 
 import ast
+import email
+import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 if not (ROOT / "packages").exists():
     pytest.skip("needs the source tree", allow_module_level=True)
 
-sys.path.insert(0, str(ROOT / ".github"))
-from release.build import built_at, hatchling  # noqa: E402
-from release.project import DEPENDENTS, Package, extract, git  # noqa: E402
+RECORDED = "3673b321d4506bb9a26006a79628b91531cd75f5"
+"""Set this to a newer commit only when the contract changes incompatibly before the first release."""
+
+DEPENDENTS = ("fit-callbacks", "fit-metrics", "fit-distributed")
 
 
-def recorded(root, package):
-    """The wheel of a rehearsed release, or None."""
-    return next((root / "tests" / "recorded").glob(f"{package.replace('-', '_')}-*.whl"), None)
-
-
-def oldest_core(root, package):
-    """The oldest core that the tree's ``package`` allows: a tag, a recorded wheel, or None, the tree."""
-    released = Package(root, package).cores()
-    return f"fit-core-v{released[0]}" if released else recorded(root, "fit-core")
-
-
-def last_release(root, package):
-    """The newest release of a package: a tag, a recorded wheel, or None, the tree."""
-    released = Package(root, package).releases()
-    return f"{package}-v{released[-1]}" if released else recorded(root, package)
-
-
-def pairs(root):
-    """Which core to try with which dependent: (name, the core, the dependent); None is what the tree has."""
-    for package in DEPENDENTS:
-        yield from dict.fromkeys(
-            [(package, oldest_core(root, package), None), (package, None, last_release(root, package))]
-        )
-
-
-def wheel_of(root, package, release, folder):
-    """The wheel of a release: from its tag, the recorded one, or built of the tree."""
-    if isinstance(release, Path):
-        return release
-    if release:
-        return built_at(Package(root, package), release, folder)
-    (wheel,) = hatchling(root / "packages" / package, folder, "-t", "wheel")
-    return wheel
-
-
-def install(root, package, release, folder):
-    """Put a wheel, alone, into ``folder``/site."""
-    wheel = wheel_of(root, package, release, folder / package)
-    options = ["--quiet", "--no-index", "--no-deps", "--target", str(folder / "site")]
-    python("-m", "pip", "install", *options, str(wheel), cwd=folder)
-
-
-def own_tests(root, package, release, folder):
-    """The folder with the dependent's own tests of the protocol."""
-    if isinstance(release, Path):
-        version = release.name.split("-")[1]
-        with tarfile.open(release.with_name(f"{package.replace('-', '_')}-{version}-tests.tar.gz")) as tar:
-            tar.extractall(folder, filter="data")
-    elif release:
-        extract(root, release, folder, "tests/protocol")
-    else:
-        folder = root
-    return folder / "tests" / "protocol"
-
-
-def python(*command, cwd, **variables):
-    result = subprocess.run(
-        [sys.executable, *command],
-        cwd=cwd,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run(*command, cwd, **variables):
+    variables = {**os.environ, **variables}
+    result = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
-# Editable installs make the tree importable: what was not installed is hidden, what was must come from there.
+@pytest.fixture(scope="module")
+def history():
+    """Skip tests of older packages where these cannot be built."""
+    command = ["git", "cat-file", "-e", f"{RECORDED}^{{commit}}"]
+    if not shutil.which("git") or subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode:
+        pytest.skip(f"needs git and the commit {RECORDED}. In a shallow clone, run: git fetch --unshallow --tags")
+
+
+def releases(package, root=ROOT):
+    """Return the released versions of a package in the history of HEAD and their tags, oldest first."""
+    tags = run("git", "tag", "--merged", "HEAD", "--list", f"{package}-v*", cwd=root).split()
+    versions = sorted((Version(tag.removeprefix(f"{package}-v")), tag) for tag in tags)
+    return {version: tag for version, tag in versions if not version.is_prerelease}
+
+
+def last_release(package, root=ROOT):
+    """Return the tag or commit of the last release."""
+    return [RECORDED, *releases(package, root).values()][-1]
+
+
+def oldest_core(needed, root=ROOT):
+    """Return the tag or commit of the oldest fit-core that a specifier allows. None means the one of the tree."""
+    released = releases("fit-core", root)
+    return next(map(released.get, needed.filter(released)), None) if released else RECORDED
+
+
+def extract(commit, path, folder):
+    """Put a folder of a commit, or of the tree if that is None, into another folder."""
+    if commit is None:
+        ignored = shutil.ignore_patterns("__pycache__", "dist", "*.egg-info")
+        return Path(shutil.copytree(ROOT / path, folder / path, ignore=ignored))
+    run("git", "archive", f"--output={folder}/files.tar", commit, "--", path, cwd=ROOT)
+    shutil.unpack_archive(folder / "files.tar", folder, filter="data")
+    return folder / path
+
+
+def build(source):
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist", cwd=source)
+    return next(source.glob("dist/*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Return a function that builds the wheel of a package from a commit, or from the tree, once."""
+    return functools.cache(
+        lambda package, commit: build(extract(commit, f"packages/{package}", tmp_path_factory.mktemp(package)))
+    )
+
+
+def needed_core(wheel):
+    """Return the versions of fit-core that a wheel allows."""
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = [archive.read(name) for name in archive.namelist() if name.endswith("/METADATA")]
+    needs = map(Requirement, email.message_from_bytes(metadata).get_all("Requires-Dist"))
+    return next(need.specifier for need in needs if need.name == "fit-core")
+
+
+# Editable installs and PYTHONPATH make the tree importable. The tests must import the wheels, and no sibling.
 CONFTEST = """
 import importlib
 import sys
@@ -105,91 +105,71 @@ for name in {shown}:
 """
 
 
-@pytest.mark.parametrize(("package", "core", "dependent"), list(pairs(ROOT)))
-def test_a_dependent_runs_on_a_core_of_another_age(package, core, dependent, tmp_path):
-    install(ROOT, "fit-core", core, tmp_path)
-    install(ROOT, package, dependent, tmp_path)
-    tests = tmp_path / "tests"
-    tests.mkdir()
-    for name in ("conformance.py", *(Path(path).name for path in Package(ROOT, package).protocol_tests)):
-        shutil.copy(own_tests(ROOT, package, dependent, tmp_path / "released") / name, tests)
-    site, shown = str(tmp_path / "site"), ["fit_core", package.replace("-", "_")]
+def run_its_tests(package, commit, wheels, folder):
+    """Install wheels in a folder, and run the package's own tests of the protocol from a commit or the tree."""
+    site = str(folder / "site")
+    options = ["--quiet", "--no-index", "--no-deps", "--target", site]
+    run(sys.executable, "-m", "pip", "install", *options, *map(str, wheels), cwd=folder)
+    extract(commit, "tests/protocol", folder)
+    module = package.replace("-", "_")
     hidden = [name.replace("-", "_") for name in DEPENDENTS if name != package]
-    (tests / "conftest.py").write_text(CONFTEST.format(hidden=hidden, shown=shown, site=site))
-    told = python(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", cwd=tmp_path, PYTHONPATH=site, PYTEST_ADDOPTS=""
-    )
+    conftest = CONFTEST.format(hidden=hidden, shown=["fit_core", module], site=site)
+    folder.joinpath("tests", "conftest.py").write_text(conftest)
+    tests = [f"tests/protocol/test_{name}.py" for name in ("stranger", f"{package.removeprefix('fit-')}_conform")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    told = run(*command, cwd=folder, PYTHONPATH=site, PYTEST_ADDOPTS="")
     assert re.search(r"^\d+ passed", told, re.MULTILINE), told
 
 
-@pytest.fixture
-def project(tmp_path):
-    """A project with releases: core 1.0.0, 1.1.0, 1.10.0 and 1.2.0rc1, callbacks 0.1.0 and 0.2.0."""
-    root = tmp_path / "project"
-    shutil.copytree(ROOT / "packages", root / "packages", ignore=shutil.ignore_patterns("__pycache__"))
-    git(root, "init", "--quiet")
+@pytest.mark.parametrize("package", DEPENDENTS)
+def test_the_last_released_dependent_runs_on_this_core(package, history, wheel, tmp_path):
+    commit = last_release(package)
+    run_its_tests(package, commit, [wheel("fit-core", None), wheel(package, commit)], tmp_path)
 
-    def release(*tags):
-        git(root, "add", "--all")
-        who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "-c", "tag.gpgsign=false"]
-        git(root, *who, "commit", "--quiet", "--allow-empty", "--no-verify", "--message", "a release")
-        for tag in tags:
-            git(root, *who, "tag", tag)
 
-    release("fit-core-v1.0.0", "fit-callbacks-v0.1.0")
-    hooks = root / "packages" / "fit-core" / "src" / "fit_core" / "callback.py"
+@pytest.mark.parametrize("package", DEPENDENTS)
+def test_this_dependent_runs_on_the_oldest_core_that_it_allows(package, history, wheel, tmp_path):
+    dependent = wheel(package, None)
+    core = wheel("fit-core", oldest_core(needed_core(dependent)))
+    run_its_tests(package, None, [core, dependent], tmp_path)
+
+
+def test_a_core_that_breaks_its_promise_is_found(history, wheel, tmp_path):
+    source = extract(None, "packages/fit-core", tmp_path)
+    hooks = source / "src" / "fit_core" / "callback.py"
     hooks.write_text(hooks.read_text().replace("on_before_step", "on_before_optimizer_step"))
-    release("fit-core-v1.10.0", "fit-core-v1.2.0rc1", "fit-core-v1.1.0", "fit-callbacks-v0.2.0")
-    return root
+    commit = last_release("fit-callbacks")
+    with pytest.raises(AssertionError, match="on_before_step is not a hook"):
+        run_its_tests("fit-callbacks", commit, [build(source), wheel("fit-callbacks", commit)], tmp_path)
 
 
-def test_which_core_is_tried_with_which_dependent(project):
-    assert list(pairs(project)) == [
-        ("fit-callbacks", "fit-core-v1.0.0", None),
-        ("fit-callbacks", None, "fit-callbacks-v0.2.0"),
-        ("fit-metrics", "fit-core-v1.0.0", None),
-        ("fit-metrics", None, None),
-        ("fit-distributed", "fit-core-v1.0.0", None),
-        ("fit-distributed", None, None),
-    ]
-    toml = project / "packages" / "fit-metrics" / "pyproject.toml"
-    for floor, tag in {"1.1": "fit-core-v1.1.0", "1.2": "fit-core-v1.10.0", "1.11": None}.items():
-        toml.write_text(re.sub(r"fit-core>=[\d.]+", f"fit-core>={floor}", toml.read_text()))
-        assert oldest_core(project, "fit-metrics") == tag
-
-
-def test_a_recorded_wheel_stands_for_a_release_that_is_not_there_yet(project):
-    folder = project / "tests" / "recorded"
-    folder.mkdir(parents=True)
-    for name in ("fit_callbacks-0.0.1", "fit_metrics-0.1.0"):
-        folder.joinpath(f"{name}-py3-none-any.whl").touch()
-    assert last_release(project, "fit-callbacks") == "fit-callbacks-v0.2.0"
-    assert last_release(project, "fit-metrics") == folder / "fit_metrics-0.1.0-py3-none-any.whl"
-    assert last_release(project, "fit-distributed") is None
-
-
-def test_a_core_that_breaks_its_promise_is_found(project, tmp_path):
-    """The core of the tree has renamed a hook: released callbacks fail on it, and work on the core of their time."""
-    old, new = tmp_path / "old", tmp_path / "new"
-    for folder, core in ((old, "fit-core-v1.0.0"), (new, None)):
-        folder.mkdir()
-        install(project, "fit-core", core, folder)
-        install(project, "fit-callbacks", "fit-callbacks-v0.1.0", folder)
-    python("-c", "import fit_callbacks", cwd=tmp_path, PYTHONPATH=str(old / "site"))
-    with pytest.raises(AssertionError, match="unknown hook on_before_step in GradientClipping"):
-        python("-c", "import fit_callbacks", cwd=tmp_path, PYTHONPATH=str(new / "site"))
+def test_which_releases_are_tested(tmp_path):
+    """A commit stands for a release only until there is a tag."""
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "-c", "tag.gpgsign=false"]
+    run("git", "init", "--quiet", cwd=tmp_path)
+    run("git", *who, "commit", "--quiet", "--allow-empty", "--no-verify", "--message", "a release", cwd=tmp_path)
+    needed = {floor: Requirement(f"fit-core>={floor},<2").specifier for floor in ("1.0", "1.1", "1.2", "1.11")}
+    assert last_release("fit-callbacks", tmp_path) == oldest_core(needed["1.0"], tmp_path) == RECORDED
+    for version in ("1.0.0", "1.10.0", "1.2.0rc1", "1.1.0", "2.0.0"):
+        run("git", *who, "tag", f"fit-core-v{version}", cwd=tmp_path)
+    run("git", *who, "tag", "fit-callbacks-v0.2.0", cwd=tmp_path)
+    run("git", *who, "tag", "fit-callbacks-v0.1.0", cwd=tmp_path)
+    assert last_release("fit-callbacks", tmp_path) == "fit-callbacks-v0.2.0"
+    assert last_release("fit-metrics", tmp_path) == RECORDED
+    oldest = {"1.0": "fit-core-v1.0.0", "1.1": "fit-core-v1.1.0", "1.2": "fit-core-v1.10.0", "1.11": None}
+    assert {floor: oldest_core(specifier, tmp_path) for floor, specifier in needed.items()} == oldest
 
 
 def promised():
-    """What surface.txt names: what fit_core holds, and what a RunnerState has."""
+    """Return the names in surface.txt: those of fit_core, and the fields and methods of a RunnerState."""
     text = Path(__file__).with_name("surface.txt").read_text()
     names = set(re.findall(r"^(?:class )?(\w+)", text, re.MULTILINE))
     state = text.split("class RunnerState\n")[1]
     return names, set(re.findall(r"^  (\w+)", state, re.MULTILINE))
 
 
-def asked_for(folder):
-    """What the files in a folder import from fit_core, and what they take from a ``state: RunnerState``."""
+def used(folder):
+    """Return what the files in a folder import from fit_core, and what they read from a ``state: RunnerState``."""
     names, fields = set(), set()
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -198,25 +178,24 @@ def asked_for(folder):
             elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fit_core":
                 names |= {alias.name if node.module == "fit_core" else node.module for alias in node.names}
             elif isinstance(node, ast.FunctionDef):
-                given = [
-                    one.arg for one in node.args.args if one.annotation and "RunnerState" in ast.unparse(one.annotation)
-                ]
-                inside = [one for one in ast.walk(node) if isinstance(one, ast.Attribute)]
-                fields |= {one.attr for one in inside if isinstance(one.value, ast.Name) and one.value.id in given}
+                annotated = [argument for argument in node.args.args if argument.annotation]
+                states = [each.arg for each in annotated if "RunnerState" in ast.unparse(each.annotation)]
+                read = [each for each in ast.walk(node) if isinstance(each, ast.Attribute)]
+                fields |= {each.attr for each in read if isinstance(each.value, ast.Name) and each.value.id in states}
     return names, fields
 
 
 @pytest.mark.parametrize("folder", [*(f"packages/{package}/src" for package in DEPENDENTS), "docs/template/src"])
-def test_a_dependent_asks_for_nothing_that_is_not_promised(folder):
-    names, fields = asked_for(ROOT / folder)
+def test_a_dependent_uses_only_what_is_promised(folder):
+    names, fields = used(ROOT / folder)
     promised_names, promised_fields = promised()
     assert names <= promised_names
     assert fields <= promised_fields
-    if folder != "packages/fit-distributed/src":  # which works with any loop
+    if folder != "packages/fit-distributed/src":  # it works with any loop
         assert names
 
 
-def test_what_is_asked_for_is_seen(tmp_path):
+def test_what_a_dependent_uses_is_found(tmp_path):
     (tmp_path / "one.py").write_text(
         "from fit_core import Callback, secret\n"
         "from fit_core.stream import Stream\n"
@@ -224,7 +203,7 @@ def test_what_is_asked_for_is_seen(tmp_path):
         "def on_end(self, state: RunnerState, other: int):\n"
         "    return state._stream, state.epoch, other.real\n"
     )
-    assert asked_for(tmp_path) == ({"Callback", "secret", "fit_core.stream", "fit_core.state"}, {"_stream", "epoch"})
+    assert used(tmp_path) == ({"Callback", "secret", "fit_core.stream", "fit_core.state"}, {"_stream", "epoch"})
     promised_names, promised_fields = promised()
     assert {"Callback", "HOOKS", "RunnerState"} <= promised_names
     assert "secret" not in promised_names

@@ -103,7 +103,7 @@ class Accuracy(ClassMetric, SumMetric):
         ClassMetric.__init__(self, None, task=task, class_dim=class_dim, ignore_index=ignore_index)
         SumMetric.__init__(
             self,
-            self._default_name() if name is None else name,
+            self.default_name() if name is None else name,
             correct=(count, len(self._all_k)),
             samples=count,
             outside=count,
@@ -144,7 +144,7 @@ class Accuracy(ClassMetric, SumMetric):
             return shares[0]
         return dict(zip(self.names, shares, strict=True))
 
-    def _default_name(self) -> str:
+    def default_name(self) -> str:
         return "Acc" if self.more or self.task == "multilabel" else f"Acc@{self.topk}"
 
     def _count_waiting(self) -> None:

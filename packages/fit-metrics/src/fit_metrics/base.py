@@ -37,12 +37,12 @@ class BaseMetric(Metric):
                 shown = [*values, *map(repr, value)]  # The arguments before them are positional too.
             elif isinstance(value, PLAIN):
                 values.append(repr(value))
-                is_default = value == parameter.default or (name == "name" and value == self._default_name())
+                is_default = value == parameter.default or (name == "name" and value == self.default_name())
                 if not is_default:
                     shown.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    def _default_name(self) -> str:
+    def default_name(self) -> str:
         """Return the name of a metric that is made without ``name=``."""
         return type(self).__name__
 

@@ -50,7 +50,7 @@ class ClassScore(MatrixMetric):
     ) -> None:
         check_average(average, num_classes)
         super().__init__(
-            self._default_name() if name is None else name,
+            self.default_name() if name is None else name,
             num_classes,
             task=task,
             class_dim=class_dim,
