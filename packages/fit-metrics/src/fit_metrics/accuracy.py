@@ -145,6 +145,7 @@ class Accuracy(ClassMetric, SumMetric):
         return dict(zip(self.names, shares, strict=True))
 
     def default_name(self) -> str:
+        """Return ``Acc@k``, or ``Acc`` for several k and for labels."""
         return "Acc" if self.more or self.task == "multilabel" else f"Acc@{self.topk}"
 
     def _count_waiting(self) -> None:
