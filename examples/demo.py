@@ -108,8 +108,7 @@ def main() -> int:
     print(f"MNIST-1D, {arguments.model} with {parameters} parameters, {arguments.steps} steps", flush=True)
     try:
         history = launch(train, arguments.model, arguments.steps, folder, arguments.fresh, nproc=arguments.nproc)[0]
-    except KeyboardInterrupt:
-        print("Stopped. Run the same command again to resume, or with --fresh to start over.")
+    except KeyboardInterrupt:  # CheckpointSaver has said how to resume.
         return 130
 
     plot_history(history, folder / "curves.png")

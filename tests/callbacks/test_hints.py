@@ -3,7 +3,7 @@
 import inspect
 
 import pytest
-from fit_callbacks import CheckpointSaver, EarlyStopping, ModelEma
+from fit_callbacks import CheckpointSaver, EarlyStopping, FileLogger, ModelEma, TensorBoard
 from torch import nn
 
 
@@ -26,6 +26,34 @@ from torch import nn
 def test_an_argument_of_another_library(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+KINDS = [CheckpointSaver, TensorBoard, FileLogger]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("path", [None, b"runs", 3])
+def test_a_path_that_is_not_one(kind, path):
+    with pytest.raises(TypeError, match=r'must be a path such as "runs/a", got'):
+        kind(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", 'must be a path such as "runs/a", got an empty one'),
+        ("s3://bucket/a.csv", "must be a folder of this machine, got 's3://bucket/a.csv'. Write to a local folder"),
+    ],
+)
+def test_a_path_that_is_not_on_this_machine(kind, path, message):
+    with pytest.raises(ValueError, match=message):
+        kind(path)
+
+
+def test_the_tilde_is_the_home_of_the_user(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert CheckpointSaver("~/runs").save_dir == tmp_path / "runs"
 
 
 def test_the_signature_stays_that_of_the_class():

@@ -68,7 +68,9 @@ def test_ctrl_c_is_resumed_by_the_same_command(tmp_path):
     out, err = process.communicate()
     assert process.returncode == 130
     assert err == ""
-    assert out.splitlines()[-1] == "Stopped. Run the same command again to resume, or with --fresh to start over."
+    last = out.splitlines()[-1]
+    assert last.startswith("CheckpointSaver: stopped by Ctrl-C in epoch ")
+    assert last.endswith(f"Run the same command again to resume (checkpoint: {tmp_path}/linear-4000/last.pt)")
 
     resumed = demo(*arguments)
     assert resumed.returncode == 0, resumed.stderr

@@ -6,10 +6,10 @@ import csv
 import json
 import os
 from io import StringIO
-from pathlib import Path
 
 from fit_core import Callback, History, RunnerState
 
+from .paths import local_path
 from .ranks import print_line
 
 __all__ = ["FileLogger"]
@@ -33,7 +33,7 @@ class FileLogger(Callback):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = local_path("path", path)
         if self.path.suffix not in (".jsonl", ".csv"):
             raise ValueError(f"the path must end in .jsonl or .csv, got {str(path)!r}")
         self._written: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fit_core import Callback, RunnerState
+from fit_core import Callback, RunnerState, at_least_one
 
 __all__ = ["BatchOverfit"]
 
@@ -25,8 +25,7 @@ class BatchOverfit(Callback):
     """
 
     def __init__(self, batches: int = 1) -> None:
-        if batches < 1:
-            raise ValueError(f"batches must be 1 or more, got {batches}")
+        at_least_one(batches=batches)
         self.batches = batches
         self._kept: list[tuple[Any, ...]] = []
         self._next = 0

@@ -183,17 +183,12 @@ class Runner:
             TypeError, ValueError: the loader or a batch is invalid. The message says how to fix it.
         """
         checks.loader("loader", loader, steps)
-        outputs: list[Any] = []
-        sizes: list[int | None] = []
+        batches: list[tuple[Any, int | None]] = []
         cpu = torch.device("cpu")
-
-        def keep(state: RunnerState) -> None:
-            outputs.append(to_device(state.output, cpu))
-            sizes.append(state.batch_size)
-
         with self._beside_the_run(predicts=True) as run:
-            run.hooks["on_batch_end"].append(keep)
+            run.hooks["on_batch_end"].append(lambda s: batches.append((to_device(s.output, cpu), s.batch_size)))
             self._run_epoch(loader, "predict", steps)
+        outputs, sizes = zip(*batches, strict=True)
         return concat(outputs, sizes)
 
     def _run_epoch(self, loader: Iterable[Any], name: str, steps: int | None = None) -> bool:

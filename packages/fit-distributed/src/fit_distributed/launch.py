@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 import os
 import signal
 import sys
@@ -132,8 +133,11 @@ def _check(
     for name, value, least in (("nnodes", nnodes, 1), ("max_restarts", max_restarts, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
-    if not timeout > 0:
-        raise ValueError(f"timeout must be seconds above 0, got {timeout!r}")
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+        raise ValueError(f"timeout must be a finite number of seconds above 0, got {timeout!r}")
+    for name, text in (("rdzv", rdzv), ("backend", backend)):
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"{name} must be a string or None, got {text!r}")
     if (nnodes > 1) != (rdzv is not None) or (rdzv is not None and not rdzv.rpartition(":")[2].isdecimal()):
         raise ValueError(
             f"several machines need a place to meet, and one needs none; got nnodes={nnodes}, rdzv={rdzv!r}: pass "

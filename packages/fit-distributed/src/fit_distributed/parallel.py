@@ -30,12 +30,15 @@ def parallel(model: nn.Module, *, sync_bn: bool = False, **ddp_options: Any) -> 
         The model itself for one process.
 
     Raises:
+        TypeError: ``model`` is not a module.
         RuntimeError: there are several processes, but no process group.
 
     Example:
         >>> model = parallel(Net())
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: parallel(Net())")
     here = device()
     model = model.to(here)
     if world_size() == 1:

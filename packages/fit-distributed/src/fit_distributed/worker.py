@@ -284,7 +284,13 @@ def _log_restart() -> None:
         failed = first_failure(attempt.with_name(f"attempt_{count - 1}"))
         why = "a process was killed"
         if failed and "by peer" not in failed[1]:  # Else it lost the connection to the one that was.
-            why = f"rank {failed[0]} failed: {failed[1].splitlines()[-1]}"
+            why = f"rank {failed[0]} failed: {_last_line(failed[1])}"
         logging.getLogger("fit_distributed").warning(
             "restart %s of %s: %s", count, os.environ["TORCHELASTIC_MAX_RESTARTS"], why
         )
+
+
+def _last_line(text: str) -> str:
+    """Return the line of a traceback that names the exception, which notes may follow."""
+    lines = [line for line in text.splitlines() if line and not line.startswith((" ", "fit: "))]
+    return lines[-1]

@@ -17,6 +17,7 @@ from fit_core import Callback, RunnerState, at_least_one, has_process_group
 from ..every import check_every, is_due
 from ..hints import hints
 from ..monitor import Monitor
+from ..paths import local_path
 from ..ranks import print_line
 from .files import CheckpointError, add_name, copy_to_cpu, newest_whole, sync_folder, write
 from .signals import Signals
@@ -62,8 +63,9 @@ class CheckpointSaver(Callback):
             ``higher_is_better``.
         keep: how many of the best to keep, 1 or more.
         every_steps: save ``last.pt`` also after each so many optimizer steps.
-        resume: False begins anew. True goes on from the newest whole checkpoint in ``save_dir``; ``"auto"`` too, and
-            begins anew where there is none. A path goes on from that file, or the newest whole one in that folder.
+        resume: False starts from scratch. True resumes the newest complete checkpoint in ``save_dir``. ``"auto"`` does
+            the same, and starts from scratch if there is none. A path resumes that file, or the newest complete one in
+            that folder.
         save_on_signal: whether signals save and stop, in a run on the main thread.
         background: copy the state at once, and write it in a thread while training goes on. The next save waits for it.
 
@@ -92,11 +94,11 @@ class CheckpointSaver(Callback):
     ) -> None:
         check_every("every_steps", every_steps)
         at_least_one(keep=keep)
-        self.save_dir = Path(save_dir)
+        self.save_dir = local_path("save_dir", save_dir)
         self.monitor = Monitor(monitor, mode)
         self.keep = keep
         self.every_steps = every_steps
-        self.resume = resume
+        self.resume = resume if isinstance(resume, bool) or resume == "auto" else local_path("resume", resume)
         self.save_on_signal = save_on_signal
         self.background = background
         self._kept: list[tuple[float, int]] = []  # (value, epoch) of the best, the best first
@@ -157,9 +159,12 @@ class CheckpointSaver(Callback):
             if self._asking is not None and state.error is None:
                 self._asking[0].wait()
         if self._stopped_by and state.error is None:
-            name = signal.Signals(self._stopped_by).name
+            name = "Ctrl-C" if self._stopped_by == signal.SIGINT else signal.Signals(self._stopped_by).name
+            again = "Run the same command again" if self.resume else "Pass resume=True, and run the same command again"
             print_line(
-                state, f"CheckpointSaver: {name} stopped the run in epoch {state.epoch + 1}; {self.save_dir} has it"
+                state,
+                f"CheckpointSaver: stopped by {name} in epoch {state.epoch + 1} of {state.num_epochs}. {again} to "
+                f"resume (checkpoint: {self.save_dir / 'last.pt'})",
             )
             if self._stopped_by == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -227,10 +232,11 @@ class CheckpointSaver(Callback):
             paths = checkpoints(self.save_dir)
             if not paths and self.resume is True:
                 raise FileNotFoundError(
-                    f'there is no checkpoint in {self.save_dir} to resume from; resume="auto" begins anew then'
+                    f"there is no checkpoint in {self.save_dir} to resume from. "
+                    'Pass resume="auto" to start from scratch then'
                 )
             if not paths:
-                print_line(state, f"CheckpointSaver: there is no checkpoint in {self.save_dir}, the run begins anew")
+                print_line(state, f"CheckpointSaver: no checkpoint in {self.save_dir}, starting from scratch")
             return newest_whole(paths) if paths else None
         found = None
         if self.resume is not False:
@@ -254,15 +260,15 @@ class CheckpointSaver(Callback):
             for path in paths:
                 path.rename(folder / path.name)
             print_line(
-                state, f"CheckpointSaver: checkpoints of an earlier run in {self.save_dir} are in {folder.name} now"
+                state, f"CheckpointSaver: moved the checkpoints of an earlier run in {self.save_dir} to {folder.name}"
             )
 
     def _tell(self, state: RunnerState, path: Path, content: dict[str, Any]) -> None:
         if state.epoch >= state.num_epochs:
             print_line(
                 state,
-                f"CheckpointSaver: the run in {path} is complete, {state.epoch} of {state.num_epochs} epochs: there is "
-                "nothing left to do. Pass more epochs to fit, or resume=False to begin anew",
+                f"CheckpointSaver: the run in {path} is complete, {state.epoch} of {state.num_epochs} epochs. Pass "
+                "more epochs to fit, or resume=False to start from scratch",
             )
         else:
             batches = content["ranks"][0]["stream"]["batches_done"]

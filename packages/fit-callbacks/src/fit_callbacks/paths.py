@@ -1,0 +1,34 @@
+"""Check the paths that callbacks write to."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+__all__ = ["local_path"]
+
+
+def local_path(name: str, value: Any) -> Path:
+    """Return a path of this machine, with ``~`` expanded.
+
+    Args:
+        name: what to call the argument in the message.
+        value: what was passed for it.
+
+    Raises:
+        TypeError: it is not a string or a path.
+        ValueError: it is empty, or the address of a remote store.
+    """
+    if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
+        raise TypeError(f'{name} must be a path such as "runs/a", got {value!r}')
+    text = os.fspath(value)
+    if not text.strip():
+        raise ValueError(f'{name} must be a path such as "runs/a", got an empty one')
+    if found := re.match(r"([a-z][a-z0-9+.-]+):/", text, re.IGNORECASE):
+        raise ValueError(
+            f"{name} must be a folder of this machine, got {text!r}. Write to a local folder, and copy it to "
+            f"{found[1]} in a callback's on_checkpoint or after the run, or mount the store"
+        )
+    return Path(text).expanduser()
