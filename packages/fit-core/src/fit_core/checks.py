@@ -25,23 +25,11 @@ __all__ = [
     "device",
     "fit",
     "loader",
-    "loss",
     "metrics_reduce",
     "no_other_arguments",
     "not_running",
-    "nothing_measured",
-    "own_step",
-    "parts",
     "runner",
-    "size",
-    "total_loss",
 ]
-
-UNKNOWN_BATCH_SIZE = (
-    "cannot tell how many samples a batch has: input and target do not agree on one length. Set state.batch_size in "
-    "a callback's on_batch_begin or in Runner.forward, or return tensors whose first dimension is the batch from "
-    "collate_fn"
-)
 
 
 def at_least_one(**numbers: int | None) -> None:
@@ -267,86 +255,6 @@ def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, val
         raise ValueError(why_empty(stream.loader, "train_loader"))
 
 
-def loss(value: Any, is_train: bool, source: str) -> None:
-    """Check that a loss is a scalar tensor, in training one with a graph.
-
-    Args:
-        value: the loss.
-        is_train: whether a backward pass follows.
-        source: what set it, for the message.
-
-    Raises:
-        TypeError: it is not a tensor.
-        ValueError: it is not a scalar, or has no graph in training.
-    """
-    came = "forward set state.loss to" if source == "forward" else f"{source} returned"
-    if not isinstance(value, Tensor):
-        hint = "set it in forward" if source == "forward" else "does it end with a return?"
-        raise TypeError(f"{came} {value!r:.80}, expected a scalar tensor: {hint}")
-    if value.dim():
-        raise ValueError(
-            f"{came} a tensor of shape {tuple(value.shape)}, expected a scalar: take its mean, or use reduction='mean'"
-        )
-    if is_train and not value.requires_grad:
-        raise ValueError(
-            "the loss has no graph to go backward through: no parameter in it requires grad, "
-            "or it passed through detach(), item(), argmax or torch.no_grad()"
-        )
-
-
-def parts(losses: Mapping[str, Any]) -> None:
-    """Check that each other loss of a dict is a number or a scalar tensor.
-
-    Raises:
-        ValueError: one is not.
-    """
-    for name, value in losses.items():
-        if isinstance(value, Tensor) and value.dim():
-            raise ValueError(
-                f"the loss {name!r} is a tensor of shape {tuple(value.shape)}, expected a scalar: take its mean"
-            )
-
-
-def size(batch_size: Any, weight: Any) -> None:
-    """Check the number of samples of a batch, and what its mean loss is a mean over.
-
-    Raises:
-        TypeError: the number of samples is a tensor, which the counters would wait for.
-        ValueError: it is unknown, or the weight is not a scalar.
-    """
-    if batch_size is None:
-        raise ValueError(UNKNOWN_BATCH_SIZE)
-    if isinstance(batch_size, Tensor):
-        raise TypeError(
-            "state.batch_size is a tensor, expected an int, the number of samples. What the mean loss is a mean over "
-            "may be a tensor: set state.weight"
-        )
-    if isinstance(weight, Tensor) and weight.dim():
-        raise ValueError(
-            f"state.weight is a tensor of shape {tuple(weight.shape)}, expected a number or a 0-dim tensor: take its "
-            "sum()"
-        )
-
-
-def total_loss(losses: Mapping[str, Any], metrics: list[str]) -> Any:
-    """Return the loss that is trained on of a dict of losses.
-
-    Raises:
-        TypeError: it is not a dict.
-        ValueError: it has no ``"loss"``, or a loss has the name of a metric.
-    """
-    if not isinstance(losses, Mapping):
-        raise TypeError(f"expected state.loss to be a scalar tensor or a dict of them, got {losses!r:.80}")
-    if "loss" not in losses:
-        raise ValueError(
-            f"the dict of losses has no 'loss', which is the one to train on; it has {', '.join(map(str, losses))}. "
-            'Add their sum: {"loss": total, ...}'
-        )
-    if clash := [name for name in losses if name in metrics]:
-        raise ValueError(f"a loss and a metric are both called {clash[0]!r}: give each a name of its own")
-    return losses["loss"]
-
-
 def criterion_exchanges(model: nn.Module, criterion: Any, world_size: int) -> None:
     """Check that several processes average the gradients of a criterion's parameters as those of the model.
 
@@ -360,24 +268,6 @@ def criterion_exchanges(model: nn.Module, criterion: Any, world_size: int) -> No
             f"the criterion {type(criterion).__name__} has trainable parameters, which would drift apart on "
             f"{world_size} processes. Wrap it like the model: criterion = fit_distributed.parallel(criterion)"
         )
-
-
-def own_step(ignored: list[str]) -> None:
-    """Warn about settings and callbacks that a step of the user's own does not reach."""
-    warnings.warn(
-        f"your _make_step does not reach {', '.join(ignored)}: unless it does their work itself, they have no effect. "
-        "Run the forward pass in self.autocast(), and call self.backward(loss) and self.optimizer_step()",
-        stacklevel=5,
-    )
-
-
-def nothing_measured(metrics: Iterable[Metric]) -> None:
-    """Warn of an evaluation in which no batch had an output. In training that is normal (detection)."""
-    warnings.warn(
-        f"{', '.join(map(metric_name, metrics))} could not be computed, because no batch had an output: "
-        "set state.output in Runner.forward or in your step",
-        stacklevel=5,
-    )
 
 
 def metrics_reduce(metrics: Iterable[Metric], world_size: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks
+from . import batch_checks, checks
 from .batch import SampleCounter, to_device
 from .callback import HOOKS, Callback
 from .loaders import batches, length, why_empty
@@ -197,9 +197,9 @@ class Run:
             self.split_losses()
         if state.loss is None and not state.is_train and (source == "forward" or not state.needs_loss):
             return
-        checks.loss(state.loss, state.is_train, source)
-        checks.parts(state.losses)
-        checks.size(state.batch_size, state.weight)
+        batch_checks.loss(state.loss, state.is_train, source)
+        batch_checks.parts(state.losses)
+        batch_checks.size(state.batch_size, state.weight)
 
     def loss_divisor(self) -> float | Tensor:
         """Return what to divide the losses of this batch by, so that the gradients of its window add up."""
@@ -211,7 +211,7 @@ class Run:
     def split_losses(self) -> None:
         """Move what a dict of losses contains beside ``"loss"`` to ``state.losses``."""
         state, losses = self.state, self.state.loss
-        state.loss = checks.total_loss(losses, [metric_name(metric) for metric in state.metrics])
+        state.loss = batch_checks.total_loss(losses, [metric_name(metric) for metric in state.metrics])
         state.losses = {name: value for name, value in losses.items() if name != "loss"}
 
     def total_loss(self, losses: Any) -> Any:
@@ -229,7 +229,7 @@ class Run:
         if self.state.weight is not None:
             return self.state.weight
         if self.state.batch_size is None:
-            raise ValueError(checks.UNKNOWN_BATCH_SIZE)
+            raise ValueError(batch_checks.UNKNOWN_BATCH_SIZE)
         return self.state.batch_size
 
     def update_meters(self) -> None:
@@ -243,7 +243,7 @@ class Run:
             self._check_step()
         if state.is_train:
             if state.batch_size is None:
-                raise ValueError(checks.UNKNOWN_BATCH_SIZE)
+                raise ValueError(batch_checks.UNKNOWN_BATCH_SIZE)
             state.global_step += state.is_optimizer_step
             state.samples_seen += state.batch_size * state.world_size
         if state.loss is not None:
@@ -276,7 +276,7 @@ class Run:
         if not self.has_batches and not values and not (state.is_train and state.batch_idx):
             raise ValueError(why_empty(state.loader, "the loader"))
         if state.metrics and self.has_batches and not self.has_outputs and not state.is_train:
-            checks.nothing_measured(state.metrics)
+            batch_checks.nothing_measured(state.metrics)
         state.logs.update({f"{state.loader_name}/{name}": value for name, value in values.items()})
         if state.is_train:
             state.logs["lr"] = float(state.optimizer.param_groups[0]["lr"])
@@ -393,7 +393,7 @@ class Run:
         if self._half is torch.bfloat16 and not self.used_autocast:
             ignored.append("use_bf16")
         if ignored:
-            checks.own_step(list(dict.fromkeys(ignored)))
+            batch_checks.own_step(list(dict.fromkeys(ignored)))
 
     def _new_meter(self, name: str) -> Mean:
         meter = self.state.loss_meters[name] = Mean(self.state.device)
