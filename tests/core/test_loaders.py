@@ -234,8 +234,8 @@ class Samples(IterableDataset):
             r"got TensorDataset, a dataset\. Wrap it: DataLoader\(dataset, batch_size=32, shuffle=True\)",
         ),
         (Samples(), r"got Samples, a dataset\. Wrap it: DataLoader\(dataset, batch_size=32\), or .*batch_size=None\)"),
-        (torch.zeros(4, 1), r"got Tensor\. Wrap it: DataLoader\(TensorDataset\(inputs, targets\), batch_size=32"),
-        (np.zeros((4, 1)), r"got ndarray\. Wrap it: .* of torch.as_tensor of your arrays"),
+        (torch.zeros(4, 1), r"got Tensor\. Wrap them: DataLoader\(TensorDataset\(inputs, targets\), batch_size=32"),
+        (np.zeros((4, 1)), r"got ndarray\. Make tensors of your arrays, torch\.as_tensor\(array\)\. Wrap them: Data"),
     ],
 )
 def test_what_is_not_a_loader_is_refused_with_the_line_to_type(loader, message):

@@ -164,8 +164,11 @@ def _how_to_wrap(value: Any) -> str | None:
     if isinstance(value, Dataset):
         return f"{kind}, a dataset. Wrap it: DataLoader(dataset, batch_size=32, shuffle=True)"
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
-        name = "tensors" if isinstance(value, Tensor) else "torch.as_tensor of your arrays"
-        return f"{kind}. Wrap it: DataLoader(TensorDataset(inputs, targets), batch_size=32, shuffle=True), of {name}"
+        first = "" if isinstance(value, Tensor) else "Make tensors of your arrays, torch.as_tensor(array). "
+        return (
+            f"{kind}. {first}Wrap them: DataLoader(TensorDataset(inputs, targets), batch_size=32, shuffle=True) to train, "
+            "DataLoader(inputs, batch_size=256) to predict"
+        )
     if isinstance(value, (str, bytes, Mapping)):
         return kind
     if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
