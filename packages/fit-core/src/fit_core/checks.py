@@ -166,8 +166,8 @@ def _how_to_wrap(value: Any) -> str | None:
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
         first = "" if isinstance(value, Tensor) else "Make tensors of your arrays, torch.as_tensor(array). "
         return (
-            f"{kind}. {first}Wrap them: DataLoader(TensorDataset(inputs, targets), batch_size=32, shuffle=True) to train, "
-            "DataLoader(inputs, batch_size=256) to predict"
+            f"{kind}. {first}Wrap them: DataLoader(TensorDataset(inputs, targets), batch_size=32, shuffle=True) to "
+            "train, DataLoader(inputs, batch_size=256) to predict"
         )
     if isinstance(value, (str, bytes, Mapping)):
         return kind
