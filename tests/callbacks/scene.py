@@ -28,6 +28,36 @@ def make(*callbacks, model=None, lr=0.1, metrics=(), **options):
     return Runner(model, optimizer, nn.CrossEntropyLoss(), metrics, callbacks, **options)
 
 
+class Matrix:
+    """A confusion matrix of three classes, as a metric."""
+
+    name = "ConfusionMatrix"
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.counts = torch.zeros(3, 3, dtype=torch.long)
+
+    def update(self, output, target):
+        if target is None:
+            return
+        true = target.argmax(1) if target.dim() == output.dim() else target
+        self.counts.view(-1).index_add_(0, true * 3 + output.argmax(1), torch.ones_like(true))
+
+    def compute(self):
+        return self.counts
+
+    def all_reduce(self):
+        torch.distributed.all_reduce(self.counts)
+
+    def state_dict(self):
+        return {"counts": self.counts.clone()}
+
+    def load_state_dict(self, state_dict):
+        self.counts = state_dict["counts"].clone()
+
+
 class Watch(Callback):
     """Notes what a function of the state gives, at one hook."""
 

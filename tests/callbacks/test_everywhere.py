@@ -33,7 +33,7 @@ from fit_callbacks import (
     Timer,
 )
 from fit_core import Callback
-from scene import Snapshots, batches, flat, load, make, network
+from scene import Matrix, Snapshots, batches, flat, load, make, network
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -51,7 +51,7 @@ KINDS = {
     "agc": lambda folder: [AdaptiveGradientClipping(0.1)],
     "overfit": lambda folder: [BatchOverfit(2)],
     "console": lambda folder: [ConsoleLogger()],
-    "confusion": lambda folder: [ConfusionMatrix(TensorBoard(folder), 3)],
+    "confusion": lambda folder: [ConfusionMatrix(TensorBoard(folder))],
     "early": lambda folder: [EarlyStopping(patience=1)],
     "file": lambda folder: [FileLogger(folder / "log.csv")],
     "freeze": lambda folder: [Freeze("0.", until=1)],
@@ -121,7 +121,7 @@ def test_a_resumed_run_ends_with_the_same_bits(kind, accumulate_steps, tmp_path)
         snapshots = Snapshots()
         folder.mkdir()
         options = {"accumulate_steps": accumulate_steps, "use_fp16": accumulate_steps == 2}
-        runner = make(*KINDS[kind](folder), snapshots, **options)
+        runner = make(*KINDS[kind](folder), snapshots, metrics=[Matrix()], **options)
         if saved:
             runner.state.load_state_dict(load(saved))
         runner.fit(batches(), epochs=3, val_loader=batches(seed=1))
@@ -138,7 +138,7 @@ def test_a_resumed_run_ends_with_the_same_bits(kind, accumulate_steps, tmp_path)
 
 @every_kind
 def test_any_loader_and_evaluate_alone(kind, tmp_path):
-    runner = make(*KINDS[kind](tmp_path), accumulate_steps=3)
+    runner = make(*KINDS[kind](tmp_path), metrics=[Matrix()], accumulate_steps=3)
     assert "val/loss" in runner.evaluate(Endless())
     runner.fit(Endless(), epochs=2, steps_per_epoch=7, val_loader=Endless(), val_steps=2)
     assert len(runner.state.history) == 2
@@ -150,9 +150,9 @@ def test_any_loader_and_evaluate_alone(kind, tmp_path):
 def test_without_a_len_and_without_validation(kind, tmp_path):
     if kind in ("one cycle", "cosine an epoch", "phases", "many"):
         with pytest.raises(ValueError, match="pass steps_per_epoch"):  # E5
-            make(*KINDS[kind](tmp_path)).fit(Endless())
+            make(*KINDS[kind](tmp_path), metrics=[Matrix()]).fit(Endless())
     else:
-        assert len(make(*KINDS[kind](tmp_path)).fit(Endless(), epochs=2)) == 2
+        assert len(make(*KINDS[kind](tmp_path), metrics=[Matrix()]).fit(Endless(), epochs=2)) == 2
 
 
 @pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel])
@@ -189,7 +189,7 @@ def _on_a_process(rank, folder):
         Timer(),
         ConsoleLogger(),
         board,
-        ConfusionMatrix(board, 3),
+        ConfusionMatrix(board),
         FileLogger(folder / "log.csv"),
         ModelEma(0.8),
         Mixup(3),
@@ -203,9 +203,9 @@ def _on_a_process(rank, folder):
         Profiler(folder / "profile", wait=0),
     ]
     model = nn.parallel.DistributedDataParallel(network())
-    runner = make(*callbacks, model=model, accumulate_steps=2)
+    runner = make(*callbacks, model=model, metrics=[Matrix()], accumulate_steps=2)
     history = runner.fit(batches(seed=rank), epochs=8, val_loader=batches(seed=5)[: 2 * rank + 1])
-    counts = callbacks[3].counts
+    counts = callbacks[3].matrix
     torch.save(
         {
             "model": runner.state.state_dict()["model"],

@@ -9,7 +9,7 @@ import torch
 from fit_callbacks import ConfusionMatrix, FileLogger, TensorBoard
 from fit_callbacks.running import running_metrics
 from fit_core import Callback
-from scene import Snapshots, Watch, accuracy, batches, flat, load, make, network
+from scene import Matrix, Snapshots, Watch, accuracy, batches, flat, load, make, network
 from sklearn.metrics import confusion_matrix
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
@@ -183,33 +183,45 @@ def test_b7_no_step_twice_and_none_missing(tmp_path, before, accumulate_steps, m
 # ConfusionMatrix
 
 
-def test_the_confusion_matrix_is_scikit_learns_and_is_drawn(tmp_path):
+def test_the_matrix_of_a_metric_is_drawn(tmp_path):
     board = TensorBoard(tmp_path)
     confusion = ConfusionMatrix(board, ["cat", "dog", "owl"])
-    runner = make(confusion, board)
+    runner = make(confusion, board, metrics=[Matrix()])
     runner.fit(batches(), epochs=2, val_loader=batches(seed=1))
     outputs = runner.predict(batches(seed=1))
     target = torch.cat([y for _, y in batches(seed=1)])
     expected = confusion_matrix(target, outputs.argmax(1), labels=range(3)).tolist()
     runner.evaluate(batches(seed=1))
-    assert confusion.counts.tolist() == expected
+    assert confusion.matrix.tolist() == expected
     assert [image.step for image in events(tmp_path).Images("val/confusion")] == [5, 10]
-    texts = {text.get_text() for text in confusion.draw().axes[0].texts}
-    assert texts == {str(count) for row in expected for count in row}
+    axes = confusion.draw().axes[0]
+    assert {text.get_text() for text in axes.texts} == {str(count) for row in expected for count in row}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "owl"]
 
 
-def test_confusion_of_pixels_with_ignored_ones(tmp_path):
-    output, target = torch.randn(2, 4, 5, 6), torch.randint(4, (2, 5, 6))
-    target[0, 0] = 255
-    confusion = ConfusionMatrix(TensorBoard(tmp_path), 4)
-    runner = make(confusion, model=nn.Conv2d(4, 4, 1))
-    runner.state.criterion = nn.CrossEntropyLoss(ignore_index=255)
-    predicted = runner.predict([(output, target)]).argmax(1)
-    runner.evaluate([(output, target)])
-    kept = target != 255
-    assert confusion.counts.tolist() == confusion_matrix(target[kept], predicted[kept], labels=range(4)).tolist()
-    with pytest.raises(ValueError, match=r"has 3 classes, the output \(2, 4, 5, 6\) has 4"):
-        make(ConfusionMatrix(TensorBoard(tmp_path), 3), model=nn.Conv2d(4, 4, 1)).evaluate([(output, target % 4)])
+def test_the_matrix_of_torchmetrics_is_drawn_by_its_name(tmp_path):
+    torchmetrics = pytest.importorskip("torchmetrics")
+    metric = torchmetrics.classification.MulticlassConfusionMatrix(3)
+    confusion = ConfusionMatrix(TensorBoard(tmp_path), metric="MulticlassConfusionMatrix")
+    make(confusion, metrics=[metric]).evaluate(batches())
+    assert confusion.matrix.sum() == 37
+    assert [label.get_text() for label in confusion.draw().axes[0].get_yticklabels()] == ["0", "1", "2"]
+
+
+def test_a_matrix_that_cannot_be_drawn_is_refused(tmp_path):
+    board = TensorBoard(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"a metric called 'ConfusionMatrix', .* \(there are: none\)\. Add it: metrics="
+    ):
+        make(board, ConfusionMatrix(board)).fit(batches())
+    with pytest.raises(ValueError, match=r"a matrix \(2, 2\), as classes has, got \(3, 3\)"):
+        make(ConfusionMatrix(board, ["cat", "dog"]), metrics=[Matrix()]).evaluate(batches())
+    with pytest.raises(ValueError, match="there is no matrix yet: validate or evaluate first"):
+        ConfusionMatrix(board).draw()
+    with pytest.raises(TypeError, match=r'classes must be a list of names such as \["cat", "dog"\], or None, got 3'):
+        ConfusionMatrix(board, 3)
+    with pytest.raises(TypeError, match="board must be the run's TensorBoard callback, got list"):
+        ConfusionMatrix(["cat", "dog"])
 
 
 # FileLogger
@@ -259,7 +271,8 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     board = TensorBoard(tmp_path, every=1, histograms=True, graph=True)
-    make(board, ConfusionMatrix(board, 3), FileLogger(tmp_path / "log.csv")).fit(batches(), val_loader=batches())
+    runner = make(board, ConfusionMatrix(board), FileLogger(tmp_path / "log.csv"), metrics=[Matrix()])
+    runner.fit(batches(), val_loader=batches())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,12 +1,13 @@
-"""Which classes a model takes for which, as a picture in TensorBoard."""
+"""Draw which classes a model takes for which, as a picture in TensorBoard."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from fit_core import Callback, RunnerState, has_process_group
+from fit_core import Callback, RunnerState, metric_name
+from torch import Tensor
 
 from .tensorboard import TensorBoard
 
@@ -17,71 +18,88 @@ __all__ = ["ConfusionMatrix"]
 
 
 class ConfusionMatrix(Callback):
-    """Counts, in each validation, which classes were taken for which, and adds the table to TensorBoard as a picture.
+    """Add the confusion matrix of each validation to TensorBoard as a picture. A metric of the Runner counts it.
 
-    Counts are kept on the device and summed over all processes. Needs matplotlib.
+    Needs matplotlib (``pip install fit-callbacks[plot]``).
 
     Args:
         board: the TensorBoard callback of the run.
-        classes: the names of the classes in their order, or their number.
+        classes: the names of the classes in their order. None shows numbers.
+        metric: the name of the metric whose ``compute`` returns the matrix ``(C, C)``: rows are the true classes,
+            columns the predicted ones, entries counts or shares. ``ConfusionMatrix`` of fit-metrics has this name, and
+            torchmetrics has ``MulticlassConfusionMatrix``.
 
     Attributes:
-        counts: int64 ``(C, C)`` of the last validation; rows are the true classes, columns the predicted.
+        matrix: the matrix ``(C, C)`` of the last validation, on the CPU. None before it.
 
-    Shapes:
-        output ``(N, C)`` or ``(N, C, d1, ...)`` scores; target: class indices ``(N,)``, ``(N, 1)``, ``(N, d1, ...)``,
-        or one-hot or soft as the output. Indices outside 0..C-1 (an ignored class) are not counted.
+    Raises:
+        TypeError: ``board`` or ``classes`` is something else.
+        ValueError: the Runner has no such metric (before the first step), or the matrix has another size than
+            ``classes``.
 
     Example:
         >>> board = TensorBoard("runs/a")
-        >>> Runner(model, optimizer, criterion, callbacks=[board, ConfusionMatrix(board, ["cat", "dog"])])
+        >>> metrics = [fit_metrics.ConfusionMatrix(2)]
+        >>> callbacks = [board, ConfusionMatrix(board, ["cat", "dog"])]
+        >>> Runner(model, optimizer, criterion, metrics, callbacks).fit(loader, val_loader=val_loader)
     """
 
-    def __init__(self, board: TensorBoard, classes: Sequence[str] | int) -> None:
+    def __init__(
+        self, board: TensorBoard, classes: Sequence[str] | None = None, metric: str = "ConfusionMatrix"
+    ) -> None:
+        if not isinstance(board, TensorBoard):
+            raise TypeError(f"board must be the run's TensorBoard callback, got {type(board).__name__}")
+        if isinstance(classes, (str, int)):
+            raise TypeError(f'classes must be a list of names such as ["cat", "dog"], or None, got {classes!r}')
         self.board = board
-        self.classes = [str(number) for number in range(classes)] if isinstance(classes, int) else list(classes)
+        self.classes = None if classes is None else list(map(str, classes))
+        self.metric = metric
+        self.matrix: Tensor | None = None
 
-    def on_loader_begin(self, state: RunnerState) -> None:
-        """Count anew."""
-        if not state.is_train:
-            size = len(self.classes)
-            self.counts = torch.zeros(size, size, dtype=torch.long, device=state.device)
-
-    def on_batch_end(self, state: RunnerState) -> None:
-        """Count a batch, without a wait for the device."""
-        if state.is_train or state.target is None:
-            return
-        size, output, target = len(self.classes), state.output, state.target
-        if output.size(1) != size:
+    def on_begin(self, state: RunnerState) -> None:
+        """Check that the Runner has the metric."""
+        if self._find(state) is None:
+            names = ", ".join(map(metric_name, state.metrics)) or "none"
             raise ValueError(
-                f"ConfusionMatrix has {size} classes, the output {tuple(output.shape)} has {output.size(1)}"
+                f"ConfusionMatrix draws the matrix of a metric called {self.metric!r}, and the Runner has no such "
+                f"metric (there are: {names}). Add it: metrics=[fit_metrics.ConfusionMatrix(num_classes)]"
             )
-        true = (target.argmax(1) if target.shape == output.shape else target).flatten().long()
-        is_class = (true >= 0) & (true < size)
-        cells = torch.where(is_class, true * size + output.argmax(1).flatten(), 0)
-        self.counts.view(-1).scatter_add_(0, cells, is_class.long())
 
     def on_loader_end(self, state: RunnerState) -> None:
-        """Sum over the processes, and draw."""
-        if state.is_train:
+        """Draw the matrix, which is over all processes here."""
+        metric = self._find(state)
+        if state.is_train or metric is None:  # predict has no metrics
             return
-        if has_process_group():
-            torch.distributed.all_reduce(self.counts)
-        if self.board.writer is not None and self.counts.any():  # a prediction has no targets to count
-            self.board.add_figure(state, "val/confusion", self.draw())
+        matrix = torch.as_tensor(metric.compute()).cpu()
+        if matrix.dim() != 2 or (self.classes is not None and len(matrix) != len(self.classes)):
+            expected = (
+                "(C, C)" if self.classes is None else f"({len(self.classes)}, {len(self.classes)}), as classes has"
+            )
+            raise ValueError(f"expected {self.metric} to return a matrix {expected}, got {tuple(matrix.shape)}")
+        self.matrix = matrix
+        if self.board.writer is not None:
+            self.board.add_figure(state, f"{state.loader_name}/confusion", self.draw())
 
     def draw(self) -> Figure:
-        """The table as a picture: colours are shares of the true class, numbers are counts."""
+        """Return the matrix as a picture: colours are shares of the true class, numbers are the entries.
+
+        Raises:
+            ValueError: there was no validation yet.
+        """
         from .figure import Figure
 
-        counts = self.counts.cpu()
-        shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).tolist()
-        size = len(self.classes)
+        if self.matrix is None:
+            raise ValueError("there is no matrix yet: validate or evaluate first")
+        matrix = self.matrix.double()
+        totals = matrix.sum(1, keepdim=True)
+        shares = (matrix / torch.where(totals > 0, totals, 1.0)).tolist()
+        classes = self.classes or [str(number) for number in range(len(matrix))]
+        size = len(classes)
         figure = Figure(figsize=(2 + 0.45 * size, 1.6 + 0.45 * size), layout="constrained")
         axes = figure.subplots()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(size), self.classes, rotation=45, ha="right")
-        axes.set_yticks(range(size), self.classes)
+        axes.set_xticks(range(size), classes, rotation=45, ha="right")
+        axes.set_yticks(range(size), classes)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         if size <= 30:
@@ -89,6 +107,20 @@ class ConfusionMatrix(Callback):
                 for column in range(size):
                     colour = "white" if shares[row][column] > 0.5 else "black"
                     axes.text(
-                        column, row, str(int(counts[row, column])), ha="center", va="center", color=colour, size=8
+                        column,
+                        row,
+                        _text(self.matrix[row, column].item()),
+                        ha="center",
+                        va="center",
+                        color=colour,
+                        size=8,
                     )
         return figure
+
+    def _find(self, state: RunnerState) -> Any:
+        """Return the metric of this loader, which in an evaluation beside the run is a copy."""
+        return next((metric for metric in state.metrics if metric_name(metric) == self.metric), None)
+
+
+def _text(entry: float) -> str:
+    return str(entry) if isinstance(entry, int) else f"{entry:.2f}"
