@@ -347,6 +347,39 @@ def test_the_place_in_the_data_is_said(tmp_path, capsys):
     assert f"resumed from {tmp_path}/last.pt, in epoch 1 of 1, after batch 4\n" in capsys.readouterr().out
 
 
+# Two runs in one folder
+
+
+def test_two_savers_in_one_folder_are_refused(tmp_path):
+    with pytest.raises(RuntimeError, match=r"two CheckpointSavers write to .*: give each a folder of its own"):
+        make(CheckpointSaver(tmp_path), CheckpointSaver(tmp_path / "." / "")).fit(batches())
+    make(CheckpointSaver(tmp_path)).fit(batches())  # the folder is free again
+
+
+ELSEWHERE = """
+import sys
+from fit_callbacks.checkpoint.lock import FolderLock
+from pathlib import Path
+
+lock = FolderLock()
+lock.acquire(Path(sys.argv[1]))
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_of_another_process_is_refused_until_that_is_killed(tmp_path):
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(RuntimeError, match=rf"another run is writing to .* \(process {other.pid}\): wait for it"):
+            make(CheckpointSaver(tmp_path)).fit(batches())
+        other.kill()
+        other.wait()
+    make(CheckpointSaver(tmp_path)).fit(batches())
+    assert (tmp_path / "last.pt").exists()
+
+
 # Damage
 
 

@@ -20,6 +20,7 @@ from ..monitor import Monitor
 from ..paths import local_path
 from ..ranks import print_line
 from .files import CheckpointError, add_name, copy_to_cpu, newest_whole, sync_folder, write
+from .lock import FolderLock
 from .signals import Signals
 
 __all__ = ["CheckpointSaver"]
@@ -73,7 +74,8 @@ class CheckpointSaver(Callback):
         ValueError: an argument is out of its range; the run has no such ``monitor``.
         FileNotFoundError: there is nothing to resume from.
         NotADirectoryError, PermissionError: ``save_dir`` cannot be written to; before the first step.
-        CheckpointError: nothing there can be read; or a checkpoint could not be written.
+        RuntimeError: another run, or another CheckpointSaver, is writing to ``save_dir``.
+        CheckpointError: nothing there can be read, or a checkpoint could not be written.
 
     Example:
         >>> CheckpointSaver("runs/a", "val/Acc@1", resume="auto")
@@ -106,6 +108,7 @@ class CheckpointSaver(Callback):
         self._saved: tuple[int, int] | None = None
         self._stopped_by = 0
         self._signals = Signals()
+        self._lock = FolderLock()
         self._writer: _Writer = _Writer()
         self._peers: Any = None
         self._asking: tuple[Any, torch.Tensor] | None = None
@@ -155,6 +158,7 @@ class CheckpointSaver(Callback):
                     self._save(state)
             self._writer.wait()
         finally:
+            self._lock.release()
             self._signals.restore()
             if self._asking is not None and state.error is None:
                 self._asking[0].wait()
@@ -228,6 +232,7 @@ class CheckpointSaver(Callback):
         self.save_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.save_dir):
             pass
+        self._lock.acquire(self.save_dir)
         if self.resume is True or self.resume == "auto":
             paths = checkpoints(self.save_dir)
             if not paths and self.resume is True:
