@@ -21,7 +21,7 @@ MODES: dict[str, Callable[[float, float], float]] = {
 
 @dataclass(frozen=True)
 class Phase:
-    """A fraction of a schedule, in which the learning rate goes from one value to another, both reached.
+    """A part of a schedule, in which the learning rate goes from one value to another, both reached.
 
     Attributes:
         start: the epoch at which it begins, counted from 0; may lie within an epoch (0.5).

@@ -56,11 +56,10 @@ class Resume:
             if name in saved["callbacks"]:
                 callback.load_state_dict(saved["callbacks"][name])
         then, now = saved["settings"], _settings(run)
-        changed = [f"{name} {then[name]} -> {now[name]}" for name in now if name in then and then[name] != now[name]]
+        changed = [f"{name} {then[name]} -> {now[name]}" for name in now if then[name] != now[name]]
         if changed:
             warnings.warn(f"the run is resumed with other settings: {', '.join(changed)}", stacklevel=3)
-        if "optimizer" in then:
-            restore_frozen(then["optimizer"]["frozen"], self._model, state.criterion)
+        restore_frozen(then["optimizer"]["frozen"], self._model, state.criterion)
         if len(saved["ranks"]) != state.world_size:
             warnings.warn(
                 f"the state was saved by {len(saved['ranks'])} processes and is resumed by {state.world_size}: "
@@ -116,11 +115,10 @@ class Resume:
         own_criterion = _state_of(state.criterion)
         _check_same("criterion", saved["criterion"], own_criterion)
         settings = saved["settings"]
-        if "optimizer" in settings:  # what the first versions did not save
-            check_optimizer(settings["optimizer"], state.optimizer, model, state.criterion)
-            given = self._given_now() if self._run is None else self._given
-            warn_of_other_settings(settings["given"], given)
-            self._given = settings["given"]
+        check_optimizer(settings["optimizer"], state.optimizer, model, state.criterion)
+        given = self._given_now() if self._run is None else self._given
+        warn_of_other_settings(settings["given"], given)
+        self._given = settings["given"]
         state.optimizer.load_state_dict(saved["optimizer"])
         model.load_state_dict({name: saved["model"][bare_name(name)] for name in own})
         if own_criterion:
