@@ -119,7 +119,7 @@ def compare(work, names, rounds, figure="step"):
 
 def ratios(rows, others, figure="step"):
     """Median, least and largest of the ratios within a round."""
-    values = sorted(one[figure] / other[figure] for one, other in zip(rows, others, strict=True))
+    values = sorted(row[figure] / reference[figure] for row, reference in zip(rows, others, strict=True))
     return statistics.median(values), values[0], values[-1]
 
 
@@ -140,10 +140,14 @@ def installed(name):
     if problem:
         return None
     site = next((Path(python).parent.parent / "lib").glob("python*/site-packages"))
-    found = [one for one in importlib.metadata.distributions(path=[str(site)]) if one.name not in ("pip", "setuptools")]
-    files = {one.locate_file(file) for one in found for file in one.files or ()}
+    found = [
+        package
+        for package in importlib.metadata.distributions(path=[str(site)])
+        if package.name not in ("pip", "setuptools")
+    ]
+    files = {package.locate_file(file) for package in found for file in package.files or ()}
     size = sum(file.stat().st_size for file in map(Path, files) if file.is_file() and file.suffix != ".pyc")
-    version = next(one.version for one in found if one.name.lower() == PEERS[name][1][0])
+    version = next(package.version for package in found if package.name.lower() == PEERS[name][1][0])
     return version, len(found), size / 1e6
 
 
@@ -163,7 +167,7 @@ def import_time(name, module):
     if name not in PEERS:
         env["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
     got = [subprocess.run(pinned(python, "-c", code), capture_output=True, text=True, env=env) for _ in range(5)]
-    return min((float(one.stdout.split()[-1]) for one in got if not one.returncode), default=None)
+    return min((float(result.stdout.split()[-1]) for result in got if not result.returncode), default=None)
 
 
 def flat(steps):
@@ -222,7 +226,10 @@ def measure_peers(rounds, steps):
     brings = {name: installed(name) for name in PEERS}
     brings["**fit-core**"] = ("", 1, own_size("fit-core"))
     brings["**fit, all four**"] = ("", len(all_four), own_size(*all_four))
-    modules = {"**fit-core**": "fit_core", "**fit, all four**": ", ".join(one.replace("-", "_") for one in all_four)}
+    modules = {
+        "**fit-core**": "fit_core",
+        "**fit, all four**": ", ".join(package.replace("-", "_") for package in all_four),
+    }
     modules |= {name: peer[2] for name, peer in PEERS.items()}
     imports = {name: import_time(name, module) for name, module in modules.items()}
     return {"peers": peers, "failed": failed, "installed": brings, "import": imports}

@@ -110,7 +110,7 @@ def measure(model, input, dtype, device, batches):
     target = torch.randint(100, (len(input),))
     loader = [(input, target)] * batches
     if device.type != "cpu":
-        loader = [tuple(one.pin_memory() for one in pair) for pair in loader[:1]] * batches
+        loader = [tuple(tensor.pin_memory() for tensor in pair) for pair in loader[:1]] * batches
     model.to(device)
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)

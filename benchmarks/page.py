@@ -33,7 +33,7 @@ def shown(ratio):
 
 
 def micro(rows):
-    return f"{1e6 * statistics.median(one['step'] for one in rows):.0f}"
+    return f"{1e6 * statistics.median(row['step'] for row in rows):.0f}"
 
 
 def write(result, features, ratios):
@@ -88,7 +88,7 @@ def peers(result, ratios):
             seen = works[work]
             row.append(shown(ratios(seen[name], seen["plain"], figure)) if name in seen else "-")
         seen = works["mnist1d"].get(name)
-        row.append(f"{statistics.median(one['reached'] for one in seen):.1f} s" if seen else "-")
+        row.append(f"{statistics.median(row['reached'] for row in seen):.1f} s" if seen else "-")
         row.append(str(seen[0]["epochs"]) if seen else "-")
         rows.append(row)
     text = (
@@ -116,11 +116,11 @@ def peers(result, ratios):
 
 def costs(result, features, ratios):
     seen = result["features"]
-    base = statistics.median(one["step"] for one in seen["idle-by-hand"])
+    base = statistics.median(row["step"] for row in seen["idle-by-hand"])
     rows = []
     for what, (with_it, by_hand) in features.items():
-        more = [1e6 * (statistics.median(one["step"] for one in seen[name]) - base) for name in (with_it, by_hand)]
-        rows.append([what, *(f"{one:+.0f}" for one in more), shown(ratios(seen[with_it], seen[by_hand]))])
+        more = [1e6 * (statistics.median(row["step"] for row in seen[name]) - base) for name in (with_it, by_hand)]
+        rows.append([what, *(f"{row:+.0f}" for row in more), shown(ratios(seen[with_it], seen[by_hand]))])
     return (
         "## What each feature costs\n\nThe same MLP. Microseconds a step on top of the bare loop by hand "
         f"({1e6 * base:.0f}), and the ratio of the whole step to that of a loop with the same feature written by hand. "
@@ -153,7 +153,7 @@ def scale(result, ratios):
     ]
     ten = result["ten"]
     long = result["flat"]
-    first, last = (1e6 * one for one in long["time"])
+    first, last = (1e6 * seconds for seconds in long["time"])
     return (
         "## Scale\n\n"
         + table(["", "by hand, us a step", "Runner", "ratio"], rows)

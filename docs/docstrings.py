@@ -49,7 +49,7 @@ class Docstrings(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         """Unhide functions that are named like their module (``fit_distributed.launch``), and convert docstrings."""
-        for alias in [one for one in pkg.members.values() if one.is_alias]:
+        for alias in [member for member in pkg.members.values() if member.is_alias]:
             alias.resolve_target()
         self.convert(pkg)
         for name in pkg.exports or ():

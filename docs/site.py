@@ -63,10 +63,13 @@ def on_post_build(config: MkDocsConfig) -> None:
         for name in module.exports:
             if f"{module.name}.{name}" not in known:
                 log.warning(f"{module.name}.{name} is public and stands on no page of docs/reference")
-            members = [one for key, one in module[name].members.items() if not key.startswith("_")]
-            for one in [module[name], *(one for one in members if one.is_function or "property" in one.labels)]:
-                if not one.docstring:
-                    log.warning(f"{one.path} is public and has no docstring")
+            members = [member for key, member in module[name].members.items() if not key.startswith("_")]
+            for member in [
+                module[name],
+                *(member for member in members if member.is_function or "property" in member.labels),
+            ]:
+                if not member.docstring:
+                    log.warning(f"{member.path} is public and has no docstring")
 
 
 def uri(path: str) -> str:

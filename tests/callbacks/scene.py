@@ -87,7 +87,7 @@ def flat(value, prefix=""):
     if isinstance(value, dict):
         return [leaf for key in value for leaf in flat(value[key], f"{prefix}/{key}")]
     if isinstance(value, (list, tuple)):
-        return [leaf for number, one in enumerate(value) for leaf in flat(one, f"{prefix}/{number}")]
+        return [leaf for number, entry in enumerate(value) for leaf in flat(entry, f"{prefix}/{number}")]
     if isinstance(value, torch.Tensor):
         return [(prefix, value.dtype, value.shape, value.contiguous().cpu().numpy().tobytes())]
     return [(prefix, value)]

@@ -109,7 +109,7 @@ def memory(state):
 def test_no_callback_is_forgotten(tmp_path):
     tried = {type(callback).__name__ for make_all in KINDS.values() for callback in make_all(tmp_path)}
     shipped = (getattr(fit_callbacks, name) for name in fit_callbacks.__all__)
-    callbacks = {one.__name__ for one in shipped if isinstance(one, type) and issubclass(one, Callback)}
+    callbacks = {member.__name__ for member in shipped if isinstance(member, type) and issubclass(member, Callback)}
     assert tried | ELSEWHERE.keys() == callbacks
     assert not tried & ELSEWHERE.keys()
 
@@ -229,14 +229,14 @@ def _on_a_process(rank, folder):
 @pytest.mark.timeout(200)
 def test_two_processes_agree_and_one_writes(tmp_path):
     mp.spawn(_on_a_process, (tmp_path,), nprocs=2)
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert one["epochs"] == other["epochs"] == 3  # rank 0's value falls: best in the first epoch, two without
-    names = [name for name in one["model"] if "running" not in name and "num_batches" not in name]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["epochs"] == second["epochs"] == 3  # rank 0's value falls: best in the first epoch, two without
+    names = [name for name in first["model"] if "running" not in name and "num_batches" not in name]
     for key in ("model", "ema"):  # the statistics of batch norm are each process's own
-        assert flat({name: one[key][name] for name in names}) == flat({name: other[key][name] for name in names})
-    assert one["norms"] == other["norms"]
-    assert one["counts"].tolist() == other["counts"].tolist()
-    assert int(one["counts"].sum()) == 8 + 3 * 8
+        assert flat({name: first[key][name] for name in names}) == flat({name: second[key][name] for name in names})
+    assert first["norms"] == second["norms"]
+    assert first["counts"].tolist() == second["counts"].tolist()
+    assert int(first["counts"].sum()) == 8 + 3 * 8
     assert len(list((tmp_path / "board").iterdir())) == 1
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
     assert len(list((tmp_path / "profile").iterdir())) == 1

@@ -247,7 +247,7 @@ def test_a_row_is_there_when_the_next_epoch_begins(tmp_path):
     seen = Watch("on_batch_begin", lambda state: len(path.read_text().splitlines()) if path.exists() else 0)
     make(FileLogger(path), seen).fit(batches((4,)), epochs=3)
     assert seen.seen == [0, 1, 2]
-    assert [one.name for one in tmp_path.iterdir()] == ["log.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 def test_the_file_of_an_earlier_run_is_set_aside(tmp_path, capsys):

@@ -214,7 +214,7 @@ def test_a_tracker_that_raises_is_warned_of_once(broken):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         history = fit(report, snapshots)
-    (warning,) = [str(one.message) for one in seen if "Report" in str(one.message)]
+    (warning,) = [str(caught.message) for caught in seen if "Report" in str(caught.message)]
     first = next(name for name in ("start", "params", "log", "finish") if name in broken)
     assert warning.startswith(f"Report: {first} raised ConnectionError('no route to host'). Training continues")
     assert len(history) == 3

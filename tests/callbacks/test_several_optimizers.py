@@ -172,7 +172,7 @@ def test_callbacks_reach_both():
     assert [pair[1] for pair in rates.seen] == pytest.approx([0.4 * i / 4 for i in range(5)])
     assert [pair[0] for pair in rates.seen] == pytest.approx([0.04 * i / 4 for i in range(5)])
 
-    remembered = Watch("on_epoch_begin", lambda state: [len(one.state) for one in state.optimizer.optimizers])
+    remembered = Watch("on_epoch_begin", lambda state: [len(part.state) for part in state.optimizer.optimizers])
     make(remembered, ResetOptimizer(2)).fit(batches(), epochs=4)
     assert remembered.seen == [[0, 0], [4, 2], [0, 0], [4, 2]]
 

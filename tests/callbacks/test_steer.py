@@ -428,7 +428,7 @@ def test_dropout_goes_from_start_to_end():
     model = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.7), nn.Dropout(0.7))
     seen = Watch("on_batch_begin", lambda state: (state.model[1].p, state.model[2].p))
     make(seen, ScheduledDropout(0.1, 0.5, epochs=3, names=("1",)), model=model).fit(batches((4,)), epochs=4)
-    assert [one for one, _ in seen.seen] == pytest.approx([0.1, 0.3, 0.5, 0.5])
+    assert [rate for rate, _ in seen.seen] == pytest.approx([0.1, 0.3, 0.5, 0.5])
     assert {other for _, other in seen.seen} == {0.7}
     make(ScheduledDropout(0.1, 0.5), model=model).fit(batches((4,)), epochs=2)
     assert (model[1].p, model[2].p) == (0.5, 0.5)
@@ -453,8 +453,8 @@ def test_one_batch_is_learned_by_heart():
     inputs = Watch("on_batch_end", lambda state: (state.is_train, state.input, state.batch_size))
     runner = make(BatchOverfit(), inputs, model=nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 3)))
     history = runner.fit(batches(), epochs=30, val_loader=batches(seed=1))
-    assert all(torch.equal(one, batches()[0][0]) and size == 8 for train, one, size in inputs.seen if train)
-    assert [len(one) for train, one, _ in inputs.seen[:10] if not train] == [8, 8, 8, 8, 5]
+    assert all(torch.equal(input, batches()[0][0]) and size == 8 for train, input, size in inputs.seen if train)
+    assert [len(input) for train, input, _ in inputs.seen[:10] if not train] == [8, 8, 8, 8, 5]
     assert history[-1]["train/loss"] < 0.05
 
 

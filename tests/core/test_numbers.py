@@ -219,9 +219,9 @@ def test_gradients_left_by_others_do_not_count():
     model, ours = network(), network()
     for parameter in ours.parameters():
         parameter.grad = torch.ones_like(parameter)
-    for one in (model, ours):
+    for trained in (model, ours):
         torch.manual_seed(0)
-        Runner(one, sgd(one), nn.CrossEntropyLoss()).fit(data(4))
+        Runner(trained, sgd(trained), nn.CrossEntropyLoss()).fit(data(4))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), ours.parameters(), strict=True))
 
 

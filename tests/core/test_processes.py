@@ -182,7 +182,7 @@ def resume(rank, folder):
         made = runner(DistributedDataParallel(nn.Sequential(network(), nn.Dropout(0.2))))
         made.state.callbacks.append(Save())
         if saved:
-            state, other = (torch.load(f"{folder}/state{one}", weights_only=True) for one in (rank, 1 - rank))
+            state, other = (torch.load(f"{folder}/state{owner}", weights_only=True) for owner in (rank, 1 - rank))
             state["ranks"] = [state, other][rank]["ranks"] + [other, state][rank]["ranks"]
             made.state.load_state_dict(state)
         made.fit(split(44, 4, rank, 2), epochs=2)

@@ -126,7 +126,7 @@ def _plain(value):
     if isinstance(value, torch.Tensor):
         return value.detach().numpy().tobytes()
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _plain(part) for key, part in value.items()}
     return value
 
 

@@ -303,7 +303,7 @@ def test_gradients_that_a_step_of_ones_own_has_accumulated_are_saved():
 
     gold = run([Save()])
     for state in saved:
-        assert all(torch.equal(one, other) for one, other in zip(gold, run([], state), strict=True))
+        assert all(torch.equal(expected, resumed) for expected, resumed in zip(gold, run([], state), strict=True))
 
 
 class TwoOptimizers(Runner):

@@ -45,7 +45,7 @@ def test_c1_an_evaluation_shard_gives_each_sample_once(monkeypatch, count, batch
     shards = on_ranks(monkeypatch, world, lambda: read(shard(loader)))
     assert flat(shards) == list(range(count))
     lengths = on_ranks(monkeypatch, world, lambda: len(shard(loader)))
-    assert lengths == [len(one) for one in shards]
+    assert lengths == [len(part) for part in shards]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 17, 103])
@@ -56,7 +56,7 @@ def test_a_training_shard_gives_each_process_equally_many(monkeypatch, count, wo
         return read(shard(DataLoader(torch.arange(count), batch_size=8, shuffle=True)))
 
     shards = on_ranks(monkeypatch, world, one)
-    assert len({tuple(map(len, one)) for one in shards}) == 1
+    assert len({tuple(map(len, part)) for part in shards}) == 1
     seen = flat(shards)
     assert set(seen) == set(range(count))
     assert len(seen) - count < world
@@ -70,7 +70,7 @@ def test_the_batches_of_all_processes_together_are_those_of_one(monkeypatch):
 
     alone = read(loader(8))
     first, second = on_ranks(monkeypatch, 2, lambda: read(shard(loader(4))))
-    assert [sorted(one + other) for one, other in zip(first, second, strict=True)] == [sorted(one) for one in alone]
+    assert [sorted(part + other) for part, other in zip(first, second, strict=True)] == [sorted(part) for part in alone]
 
 
 def test_drop_last_drops_what_one_process_would_drop(monkeypatch):
@@ -220,7 +220,7 @@ def test_iterable_datasets_are_sharded_by_rank_and_worker(monkeypatch, kind, wor
     assert flat(shards) == list(range(count))
     shards = on_ranks(monkeypatch, 2, lambda: read(shard(loader, pad=True)))
     assert set(flat(shards)) == set(range(count))
-    assert len({tuple(map(len, one)) for one in shards}) == 1
+    assert len({tuple(map(len, part)) for part in shards}) == 1
 
 
 def test_an_iterable_dataset_with_a_len_keeps_a_len(monkeypatch):
@@ -245,6 +245,6 @@ def orders(steps):
 
 def test_all_processes_go_by_the_order_of_rank_0():
     first, second = launch(orders, 3, nproc=2, backend="gloo", timeout=60)
-    for one, other in zip(first, second, strict=True):
-        assert flat([one, other]) == list(range(10))
+    for part, other in zip(first, second, strict=True):
+        assert flat([part, other]) == list(range(10))
     assert first[0] != first[1]

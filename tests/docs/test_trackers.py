@@ -152,9 +152,9 @@ def read_comet(folder):
         points, params, statuses = runs.setdefault(key, ([], {}, []))
         metrics = [message["payload"]["metric"] for message in messages if message["type"] == "metric_msg"]
         points += one_by_one(
-            (one["step"], one["metricName"], one["metricValue"])
-            for one in metrics
-            if one["metricName"] != "process duration" and not one["metricName"].startswith("sys.")
+            (row["step"], row["metricName"], row["metricValue"])
+            for row in metrics
+            if row["metricName"] != "process duration" and not row["metricName"].startswith("sys.")
         )
         for message in messages:
             payload = message["payload"]

@@ -28,10 +28,10 @@ def train():
 
 
 def test_a_run_in_two_processes():
-    one, other = fit_distributed.launch(train, nproc=2)
-    weights, history, samples, world_size = one
-    assert all(torch.equal(weights[name], other[0][name]) for name in weights)
-    assert one[1:] == other[1:]
+    first, second = fit_distributed.launch(train, nproc=2)
+    weights, history, samples, world_size = first
+    assert all(torch.equal(weights[name], second[0][name]) for name in weights)
+    assert first[1:] == second[1:]
     assert world_size == 2
     assert samples == 3 * 22  # 11 for each process, so that none waits
     model = nn.Linear(3, 1)

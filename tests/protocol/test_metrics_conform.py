@@ -71,5 +71,5 @@ def ranks(tmp_path_factory):
 
 @each
 def test_two_processes_have_the_value_of_one(name, ranks):
-    one, other = (results[name] for results in ranks)
-    check_measures(CASES[name], one, other)
+    first, second = (results[name] for results in ranks)
+    check_measures(CASES[name], first, second)

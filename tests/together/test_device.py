@@ -107,7 +107,7 @@ def test_batches_are_copied_without_a_wait():
     model = nn.Linear(8, 4, device="meta")
     with Copies(), pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         fit_on_meta(model=model)
-    assert [one for one in copies if one[0] in ((4, 8), (4,))] == [
+    assert [copied for copied in copies if copied[0] in ((4, 8), (4,))] == [
         ((4, 8), {"non_blocking": True}),
         ((4,), {"non_blocking": True}),
     ] * STEPS

@@ -63,8 +63,8 @@ def test_captured_graphs_of_a_compiled_model_equal_the_loop_by_hand():
     if device.type != "cuda":
         pytest.skip("only CUDA captures graphs")
     ours, criterion = copy.deepcopy(model), nn.CrossEntropyLoss()
-    compiled = [torch.compile(one, mode="reduce-overhead") for one in (model, ours)]
-    optimizers = [torch.optim.SGD(one.parameters(), lr=0.1) for one in (model, ours)]
+    compiled = [torch.compile(module, mode="reduce-overhead") for module in (model, ours)]
+    optimizers = [torch.optim.SGD(module.parameters(), lr=0.1) for module in (model, ours)]
     right = 0
     for input, target in batches * 3:  # the first ones warm up, then the graph is replayed
         optimizers[0].zero_grad()

@@ -127,10 +127,10 @@ def test_c1_evaluation_counts_each_sample_once_also_on_ranks_without_a_batch():
     alone = launch(evaluate_all, nproc=1)[0]
     first, second = launch(evaluate_all, nproc=2, backend="gloo", timeout=60)
     assert second[0][1] == 0
-    for one, other, (expected, _) in zip(first, second, alone, strict=True):
-        assert one[0] == other[0]
-        assert one[0]["val/Acc@1"] == expected["val/Acc@1"]
-        assert one[0]["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-12)
+    for mine, theirs, (expected, _) in zip(first, second, alone, strict=True):
+        assert mine[0] == theirs[0]
+        assert mine[0]["val/Acc@1"] == expected["val/Acc@1"]
+        assert mine[0]["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-12)
 
 
 def unequal():
