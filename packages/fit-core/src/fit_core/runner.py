@@ -116,8 +116,8 @@ class Runner:
         run = self._begin(device, stream)
         state.num_epochs, state.batches_per_epoch = epochs, stream.size
         state.train_loader, state.val_loader = train_loader, val_loader
-        state.should_stop, state.status = False, "running"
         self._resume.begin(run)
+        state.should_stop, state.status = False, "running"
         unfinished: list[dict[str, float]] = []
         try:
             with keep_modes(run.modules()):
