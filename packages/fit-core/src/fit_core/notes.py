@@ -21,15 +21,16 @@ def add_note(error: BaseException, state: RunnerState) -> None:
     """Say in a note (PEP 678) where in the run an exception was raised. On Python 3.10 the note is logged instead."""
     if not isinstance(error, Exception) or not state.loader_name:
         return
-    place = f"epoch {state.epoch + 1}, {state.loader_name} "
+    place = f"epoch {state.epoch + 1}, {state.loader_name}"
     if _comes_from(error.__traceback__, _LOADING):
-        note = f"raised while the loader fetched a batch: {place}, after batch {state.batch_idx}"
+        where = f"after batch {state.batch_idx}" if state.batch_idx else "at the start"
+        note = f"raised while the loader fetched a batch: {place}, {where}"
     elif state.input is None:
         return
     else:
         parts = {"input": state.input, "target": state.target, "output": state.output}
         described = "".join(f"\n  {name}: {describe(value)}" for name, value in parts.items() if value is not None)
-        note = f"raised in {place}batch {state.batch_idx}, on {state.device}:{described}"
+        note = f"raised in {place} batch {state.batch_idx}, on {state.device}:{described}"
     if hasattr(error, "add_note"):
         error.add_note(f"fit: {note}")
     else:
