@@ -20,6 +20,10 @@ from torch import nn
             lambda: CheckpointSaver(filepath="runs"),
             r"no argument filepath\. Pass the folder: CheckpointSaver\(save_dir\)",
         ),
+        (
+            lambda: CheckpointSaver("runs", patience=3),
+            r"no argument patience\. To stop when nothing improves, add EarlyStopping\('val/loss', patience=3\)",
+        ),
         (lambda: ModelEma(nn.Linear(1, 1)), r"got a model\. ModelEma finds the model in the run: ModelEma\(0.999\)"),
     ],
 )
@@ -49,6 +53,22 @@ def test_a_path_that_is_not_one(kind, path):
 def test_a_path_that_is_not_on_this_machine(kind, path, message):
     with pytest.raises(ValueError, match=message):
         kind(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_path_below_a_file_or_too_long(kind, tmp_path):
+    (tmp_path / "notes").write_text("a file")
+    with pytest.raises(ValueError, match=f"'{tmp_path}/notes' is a file, not a folder. Choose another path"):
+        kind(tmp_path / "notes" / "a.csv")
+    with pytest.raises(ValueError, match="has a part that is too long for the file system"):
+        kind(tmp_path / f"{'x' * 300}.csv")
+
+
+@pytest.mark.parametrize("kind", [CheckpointSaver, TensorBoard])
+def test_a_folder_that_is_a_file(kind, tmp_path):
+    (tmp_path / "notes").write_text("a file")
+    with pytest.raises(ValueError, match=f"'{tmp_path}/notes' is a file, not a folder"):
+        kind(tmp_path / "notes")
 
 
 def test_the_tilde_is_the_home_of_the_user(monkeypatch, tmp_path):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["local_path"]
+__all__ = ["local_folder", "local_path"]
 
 
 def local_path(name: str, value: Any) -> Path:
@@ -19,7 +20,7 @@ def local_path(name: str, value: Any) -> Path:
 
     Raises:
         TypeError: it is not a string or a path.
-        ValueError: it is empty, or the address of a remote store.
+        ValueError: it is empty, too long, below a file, or the address of a remote store.
     """
     if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
         raise TypeError(f'{name} must be a path such as "runs/a", got {value!r}')
@@ -31,4 +32,24 @@ def local_path(name: str, value: Any) -> Path:
             f"{name} must be a folder of this machine, got {text!r}. Write to a local folder, and copy it to "
             f"{found[1]} in a callback's on_checkpoint or after the run, or mount the store"
         )
-    return Path(text).expanduser()
+    path = Path(text).expanduser()
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"{name} has a part that is too long for the file system: {text!r}") from None
+    _check_folder(name, text, next(parent for parent in path.parents if parent.exists()))
+    return path
+
+
+def local_folder(name: str, value: Any) -> Path:
+    """Return a path of this machine that is a folder, or can become one. See :func:`local_path`."""
+    path = local_path(name, value)
+    if path.exists():
+        _check_folder(name, str(value), path)
+    return path
+
+
+def _check_folder(name: str, text: str, path: Path) -> None:
+    if not path.is_dir():
+        raise ValueError(f"{name} is {text!r}, but {str(path)!r} is a file, not a folder. Choose another path")

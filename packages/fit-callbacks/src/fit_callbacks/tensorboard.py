@@ -12,7 +12,7 @@ from fit_core import Callback, RunnerState, unwrap
 from torch import Tensor
 
 from .every import check_every, is_due
-from .paths import local_path
+from .paths import local_folder
 from .running import running_values
 
 __all__ = ["TensorBoard"]
@@ -66,7 +66,7 @@ class TensorBoard(Callback):
         check_every("every", every)
         if x not in ("steps", "samples", "epochs"):
             raise ValueError(f"x must be 'steps', 'samples' or 'epochs', got {x!r}")
-        self.log_dir = str(local_path("log_dir", log_dir))
+        self.log_dir = str(local_folder("log_dir", log_dir))
         self.every = None if x == "epochs" else every
         self.x = x
         self.hparams = dict(hparams or {})

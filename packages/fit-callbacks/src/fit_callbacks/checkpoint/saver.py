@@ -17,7 +17,7 @@ from fit_core import Callback, RunnerState, at_least_one, has_process_group
 from ..every import check_every, is_due
 from ..hints import hints
 from ..monitor import Monitor
-from ..paths import local_path
+from ..paths import local_folder, local_path
 from ..ranks import print_line
 from .files import CheckpointError, add_name, copy_to_cpu, newest_whole, sync_folder, write
 from .lock import FolderLock
@@ -35,6 +35,7 @@ T = TypeVar("T")
     save_weights_only='A checkpoint is a whole run, and torch.load(path, weights_only=True)["model"] is its weights',
     save_top_k="Use keep=k",
     save_last="last.pt is always kept",
+    patience="To stop when nothing improves, add EarlyStopping('val/loss', patience=3) to the callbacks",
     save_freq="Use every_steps=n, in optimizer steps",
     every_n_train_steps="Use every_steps=n, in optimizer steps",
     verbose="It prints a line when it resumes or stops a run",
@@ -96,7 +97,7 @@ class CheckpointSaver(Callback):
     ) -> None:
         check_every("every_steps", every_steps)
         at_least_one(keep=keep)
-        self.save_dir = local_path("save_dir", save_dir)
+        self.save_dir = local_folder("save_dir", save_dir)
         self.monitor = Monitor(monitor, mode)
         self.keep = keep
         self.every_steps = every_steps
