@@ -63,9 +63,9 @@ def test_parts_are_unfrozen_one_after_the_other():
 def test_freeze_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match=r"no parameter is called fc\.\.\.; there are: 0.weight, 0.bias"):
         freezing(Freeze("fc")).fit(batches())
-    with pytest.raises(ValueError, match="until must be 1 epoch or more, got 0"):
+    with pytest.raises(ValueError, match="until must be 1 or more, got 0"):
         Freeze("0.", until=0)
-    with pytest.raises(TypeError, match="until must be a number of epochs, got 'end'"):
+    with pytest.raises(TypeError, match="until must be a whole number, got 'end'"):
         Freeze("0.", until="end")
     model = network()
     model[0].requires_grad_(False)

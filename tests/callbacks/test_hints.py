@@ -67,7 +67,7 @@ def test_a_path_below_a_file_or_too_long(kind, tmp_path):
 @pytest.mark.parametrize("kind", [CheckpointSaver, TensorBoard])
 def test_a_folder_that_is_a_file(kind, tmp_path):
     (tmp_path / "notes").write_text("a file")
-    with pytest.raises(ValueError, match=f"'{tmp_path}/notes' is a file, not a folder"):
+    with pytest.raises(ValueError, match=f"must be a folder, got the file '{tmp_path}/notes'"):
         kind(tmp_path / "notes")
 
 

@@ -122,7 +122,7 @@ def test_wrong_settings_are_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="every must be a number of optimizer steps"):
         TensorBoard(tmp_path, every=0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ValueError, match="must be a folder, got the file"):
         make(TensorBoard(tmp_path / "file")).fit(batches())
 
 

@@ -125,7 +125,7 @@ def test_a_plateau_reduces_as_torch_does():
 def test_a_plateau_refuses_wrong_options_at_once():
     with pytest.raises(TypeError, match="patiense"):
         ReduceLROnPlateau(patiense=3)
-    with pytest.raises(ValueError, match="Factor should be < 1"):
+    with pytest.raises(ValueError, match=r"factor must be above 0 and below 1, got 2\.0"):
         ReduceLROnPlateau(factor=2.0)
 
 
@@ -178,7 +178,7 @@ def test_phases_that_do_not_fit_the_run_are_refused():
         make(PhasesScheduler([Phase(0, 2, 0.1)], factors=[1, 2])).fit(batches())
     with pytest.raises(ValueError, match="mode must be one of linear, cos, poly, got 'cosine'"):
         Phase(0, 1, 0.1, "cosine")
-    with pytest.raises(ValueError, match="ends after its start"):
+    with pytest.raises(ValueError, match="end must be above 2, got 2"):
         Phase(2, 2, 0.1)
 
 
@@ -295,8 +295,7 @@ def test_clipping_refuses_what_means_nothing():
         GradientClipping(1.0, value=1.0)
     with pytest.raises(ValueError, match="above 0, got -1"):
         GradientClipping(-1)
-    with pytest.raises(ValueError, match=r"exclude=\['fc'\]"):
-        AdaptiveGradientClipping(exclude="fc")
+    assert AdaptiveGradientClipping(exclude="fc").exclude == ("fc",)
     with pytest.raises(ValueError, match=r"exclude names 'fc', which no parameter begins with; there are 0.weight"):
         make(AdaptiveGradientClipping(exclude=["fc"])).fit(batches())
 
@@ -437,7 +436,7 @@ def test_dropout_goes_from_start_to_end():
 def test_dropout_that_is_not_there():
     with pytest.raises(ValueError, match=r"no dropout layer is called head\.\.\.; there are: 3"):
         make(ScheduledDropout(0, 0.5, names="head")).fit(batches())
-    with pytest.raises(ValueError, match=r"probabilities, in 0\.\.1"):
+    with pytest.raises(ValueError, match="end must be 0 or more and at most 1, got 50"):
         ScheduledDropout(0, 50)
 
 
@@ -445,7 +444,7 @@ def test_the_optimizer_forgets_after_given_epochs():
     seen = Watch("on_epoch_begin", lambda state: len(state.optimizer.state))
     make(seen, ResetOptimizer([1, 3]), model=nn.Linear(6, 3)).fit(batches(), epochs=5)
     assert seen.seen == [0, 0, 2, 0, 2]
-    with pytest.raises(ValueError, match="counted from 1"):
+    with pytest.raises(ValueError, match="after must be 1 or more, got 0"):
         ResetOptimizer(0)
 
 

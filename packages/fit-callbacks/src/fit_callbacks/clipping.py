@@ -8,6 +8,8 @@ import torch
 from fit_core import Callback, RunnerState
 from torch import Tensor, nn
 
+from .arguments import check_number, names_of
+
 __all__ = ["AdaptiveGradientClipping", "GradientClipping"]
 
 
@@ -33,8 +35,9 @@ class GradientClipping(Callback):
     def __init__(self, max_norm: float | None = None, *, value: float | None = None, norm_type: float = 2.0) -> None:
         if (max_norm is None) == (value is None):
             raise ValueError(f"give either max_norm or value, got max_norm={max_norm}, value={value}")
-        if (bound := max_norm if value is None else value) is not None and bound <= 0:
-            raise ValueError(f"gradients are clipped to a bound above 0, got {bound}")
+        check_number("value", 1 if value is None else value, "(0, inf]")
+        check_number("max_norm", 1 if max_norm is None else max_norm, "(0, inf]")
+        check_number("norm_type", norm_type, "(0, inf]")
         self.max_norm = max_norm
         self.value = value
         self.norm_type = norm_type
@@ -90,13 +93,11 @@ class AdaptiveGradientClipping(Callback):
     """
 
     def __init__(self, clip: float = 0.01, *, eps: float = 1e-3, exclude: Iterable[str] = ()) -> None:
-        if clip <= 0 or eps <= 0:
-            raise ValueError(f"clip and eps must be above 0, got clip={clip}, eps={eps}")
-        if isinstance(exclude, str):
-            raise ValueError(f"exclude must be a list of names, write exclude=[{exclude!r}]")
+        check_number("clip", clip, "(0, inf)")
+        check_number("eps", eps, "(0, inf)")
         self.clip = clip
         self.eps = eps
-        self.exclude = tuple(exclude)
+        self.exclude = names_of("exclude", exclude)
         self._parameters: list[nn.Parameter] = []
 
     def on_begin(self, state: RunnerState) -> None:

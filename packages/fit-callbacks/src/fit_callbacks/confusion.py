@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,8 +49,10 @@ class ConfusionMatrix(Callback):
     ) -> None:
         if not isinstance(board, TensorBoard):
             raise TypeError(f"board must be the run's TensorBoard callback, got {type(board).__name__}")
-        if isinstance(classes, (str, int)):
+        if isinstance(classes, str) or not isinstance(classes, (Iterable, type(None))):
             raise TypeError(f'classes must be a list of names such as ["cat", "dog"], or None, got {classes!r}')
+        if not isinstance(metric, str):
+            raise TypeError(f'metric must be a name such as "ConfusionMatrix", got {metric!r}')
         self.board = board
         self.classes = None if classes is None else list(map(str, classes))
         self.metric = metric

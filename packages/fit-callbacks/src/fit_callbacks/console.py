@@ -7,6 +7,7 @@ from typing import Any
 
 from fit_core import Callback, RunnerState
 
+from .arguments import check_number
 from .monitor import Best
 from .notebook import Notebook, in_notebook
 from .table import Row
@@ -39,6 +40,7 @@ class ConsoleLogger(Callback):
     """
 
     def __init__(self, interval: float = 0.25) -> None:
+        check_number("interval", interval, "[0, inf)")
         self.interval = interval
         self.best = Best("min")
         self._view = Notebook(interval) if in_notebook() else Terminal(interval)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from fit_core import Callback, RunnerState
 from torch import nn
 
+from .arguments import check_number, check_whole, names_of
+
 __all__ = ["ScheduledDropout"]
 
 KINDS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -32,14 +34,14 @@ class ScheduledDropout(Callback):
     """
 
     def __init__(self, start: float, end: float, *, epochs: int | None = None, names: tuple[str, ...] = ("",)) -> None:
-        if not (0 <= start <= 1 and 0 <= end <= 1):
-            raise ValueError(f"start and end are probabilities, in 0..1, got {start} and {end}")
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs must be 1 or more, got {epochs}")
+        check_number("start", start, "[0, 1]")
+        check_number("end", end, "[0, 1]")
+        if epochs is not None:
+            check_whole("epochs", epochs, 1)
         self.start = start
         self.end = end
         self.epochs = epochs
-        self.names = (names,) if isinstance(names, str) else tuple(names)
+        self.names = names_of("names", names)
         self._layers: list[nn.Module] = []
 
     def on_begin(self, state: RunnerState) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fit_core import Callback, RunnerState, at_least_one
+from fit_core import Callback, RunnerState
 
+from .arguments import check_whole
 from .hints import hints
 from .monitor import Monitor
 from .ranks import from_rank_zero, print_line
@@ -50,7 +51,7 @@ class EarlyStopping(Callback):
             raise TypeError(
                 f"monitor must be a name in the logs, got {monitor}. Write EarlyStopping(patience={monitor})"
             )
-        at_least_one(patience=patience)
+        check_whole("patience", patience, 1)
         self.patience = patience
         self.monitor = Monitor(monitor, mode, min_delta)
         self.waited = 0

@@ -8,6 +8,8 @@ from fit_core import Callback, RunnerState, unwrap
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .arguments import check_number
+
 __all__ = ["ModelEma"]
 
 
@@ -39,8 +41,7 @@ class ModelEma(Callback):
     def __init__(self, decay: float = 0.9999, *, warmup: bool = True) -> None:
         if isinstance(decay, nn.Module):
             raise TypeError("expected a decay, got a model. ModelEma finds the model in the run: ModelEma(0.999)")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be 0 or more and below 1, got {decay}")
+        check_number("decay", decay, "[0, 1)")
         self.decay = decay
         self.warmup = warmup
         self.model: nn.Module | None = None

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from fit_core import Callback, RunnerState
 from torch import nn
 
+from .arguments import check_whole, names_of
+
 __all__ = ["Freeze"]
 
 
@@ -33,12 +35,10 @@ class Freeze(Callback):
     """
 
     def __init__(self, names: str | Iterable[str], until: int | None = None) -> None:
-        self.names = (names,) if isinstance(names, str) else tuple(names)
+        self.names = names_of("names", names)
         self.until = until
-        if until is not None and (isinstance(until, bool) or not isinstance(until, int)):
-            raise TypeError(f"until must be a number of epochs, got {until!r}")
-        if until is not None and until < 1:
-            raise ValueError(f"until must be 1 epoch or more, got {until}")
+        if until is not None:
+            check_whole("until", until, 1)
         self._parameters: list[nn.Parameter] = []
         self._modules: list[nn.Module] = []
 

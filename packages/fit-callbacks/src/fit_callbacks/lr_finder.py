@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fit_core import Callback, RunnerState, unwrap
 from torch import nn
 
+from .arguments import check_number, check_whole
 from .ranks import from_rank_zero
 
 if TYPE_CHECKING:
@@ -58,12 +59,11 @@ class LRFinder(Callback):
         smoothing: float = 0.8,
         divergence_factor: float = 4.0,
     ) -> None:
-        if not 0 < min_lr < max_lr:
-            raise ValueError(f"expected 0 < min_lr < max_lr, got {min_lr} and {max_lr}")
-        if steps < 10:
-            raise ValueError(f"a curve needs 10 steps or more, got {steps}")
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"smoothing must be 0 or more and below 1, got {smoothing}")
+        check_number("min_lr", min_lr, "(0, inf)")
+        check_number("max_lr", max_lr, f"({min_lr}, inf)")
+        check_whole("steps", steps, 10)
+        check_number("smoothing", smoothing, "[0, 1)")
+        check_number("divergence_factor", divergence_factor, "(1, inf]")
         self.min_lr = min_lr
         self.max_lr = max_lr
         self.steps = steps

@@ -9,6 +9,8 @@ from fit_core import Callback, RunnerState
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from .arguments import check_number, check_whole
+
 __all__ = ["Cutmix", "Mixup", "SegmCutmix"]
 
 Box = tuple[slice, slice]
@@ -36,7 +38,7 @@ class Mixup(Callback):
     """
 
     def __init__(self, num_classes: int | None = None, alpha: float = 0.2, *, p: float = 1.0) -> None:
-        _check(alpha, p)
+        _check(alpha, p, num_classes)
         self.num_classes = num_classes
         self.alpha = alpha
         self.p = p
@@ -75,7 +77,7 @@ class Cutmix(Callback):
     """
 
     def __init__(self, num_classes: int | None = None, alpha: float = 1.0, *, p: float = 1.0) -> None:
-        _check(alpha, p)
+        _check(alpha, p, num_classes)
         self.num_classes = num_classes
         self.alpha = alpha
         self.p = p
@@ -128,11 +130,11 @@ class SegmCutmix(Callback):
         state.input, state.target = _paste(input, input[order], box), _paste(target, target[order], box)
 
 
-def _check(alpha: float, p: float) -> None:
-    if alpha <= 0:
-        raise ValueError(f"alpha must be above 0, got {alpha}")
-    if not 0 <= p <= 1:
-        raise ValueError(f"p is a share of batches, in 0..1, got {p}")
+def _check(alpha: float, p: float, num_classes: int | None = None) -> None:
+    if num_classes is not None:
+        check_whole("num_classes", num_classes, 2)
+    check_number("alpha", alpha, "(0, inf)")
+    check_number("p", p, "[0, 1]")
 
 
 def _tensors(callback: Callback, state: RunnerState) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from fit_core import RunnerState, metric_name
 
+from .arguments import check_number
+
 __all__ = ["Best", "Monitor"]
 
 
@@ -136,8 +138,7 @@ class Best:
     """
 
     def __init__(self, mode: str, min_delta: float = 0.0) -> None:
-        if not min_delta >= 0:
-            raise ValueError(f"min_delta must be 0 or more, got {min_delta}")
+        check_number("min_delta", min_delta, "[0, inf)")
         self.sign = 1.0 if mode == "min" else -1.0
         self.min_delta = min_delta
         self.value: float | None = None

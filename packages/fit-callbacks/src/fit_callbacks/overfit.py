@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fit_core import Callback, RunnerState, at_least_one
+from fit_core import Callback, RunnerState
+
+from .arguments import check_whole
 
 __all__ = ["BatchOverfit"]
 
@@ -25,7 +27,7 @@ class BatchOverfit(Callback):
     """
 
     def __init__(self, batches: int = 1) -> None:
-        at_least_one(batches=batches)
+        check_whole("batches", batches, 1)
         self.batches = batches
         self._kept: list[tuple[Any, ...]] = []
         self._next = 0

@@ -51,5 +51,8 @@ def local_folder(name: str, value: Any) -> Path:
 
 
 def _check_folder(name: str, text: str, path: Path) -> None:
-    if not path.is_dir():
-        raise ValueError(f"{name} is {text!r}, but {str(path)!r} is a file, not a folder. Choose another path")
+    if path.is_dir():
+        return
+    if text == str(path):
+        raise ValueError(f"{name} must be a folder, got the file {text!r}")
+    raise ValueError(f"{name} is {text!r}, but {str(path)!r} is a file, not a folder. Choose another path")

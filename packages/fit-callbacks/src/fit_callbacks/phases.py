@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from fit_core import Callback, RunnerState
 from torch import Tensor
+
+from .arguments import check_number
 
 __all__ = ["Phase", "PhasesScheduler"]
 
@@ -39,8 +41,11 @@ class Phase:
     power: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end:
-            raise ValueError(f"a phase begins at epoch 0 or later and ends after its start, got {self}")
+        check_number("start", self.start, "[0, inf)")
+        check_number("end", self.end, f"({self.start}, inf)")
+        for lr in self.lr if isinstance(self.lr, (tuple, list)) and len(self.lr) == 2 else (self.lr,):
+            check_number("lr", lr, "[0, inf)")
+        check_number("power", self.power, "[0, inf)")
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
 
@@ -74,8 +79,12 @@ class PhasesScheduler(Callback):
     """
 
     def __init__(self, phases: Sequence[Phase], factors: Sequence[float] | None = None) -> None:
+        if not isinstance(phases, Iterable) or not all(isinstance(phase, Phase) for phase in phases):
+            raise TypeError(f"phases must be a list such as [Phase(0, 10, lr=(0.1, 0))], got {phases!r}")
         if not phases:
             raise ValueError("phases is empty: give at least one Phase(start, end, lr)")
+        for factor in () if factors is None else tuple(factors) if isinstance(factors, Iterable) else (factors,):
+            check_number("factors", factor, "[0, inf)")
         ends = [0.0, *(phase.end for phase in phases)]
         for phase, end in zip(phases, ends, strict=False):
             if phase.start != end:

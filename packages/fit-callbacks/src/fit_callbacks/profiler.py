@@ -7,6 +7,8 @@ from typing import Any
 
 from fit_core import Callback, RunnerState
 
+from .arguments import check_whole
+from .paths import local_folder
 from .ranks import print_line
 
 __all__ = ["Profiler"]
@@ -32,11 +34,10 @@ class Profiler(Callback):
     def __init__(
         self, log_dir: str | os.PathLike[str], *, wait: int = 10, warmup: int = 3, active: int = 5, **options: Any
     ) -> None:
-        if wait < 0 or warmup < 0 or active < 1:
-            raise ValueError(
-                f"expected wait and warmup of 0 or more and active of 1 or more: {wait}, {warmup}, {active}"
-            )
-        self.log_dir = os.fspath(log_dir)
+        check_whole("wait", wait, 0)
+        check_whole("warmup", warmup, 0)
+        check_whole("active", active, 1)
+        self.log_dir = str(local_folder("log_dir", log_dir))
         self.wait, self.warmup, self.active = wait, warmup, active
         self.options = options
         self._profile: Any = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from fit_core import Callback, RunnerState, unwrap
 
+from .arguments import check_callable
 from .every import check_every, is_due
 from .running import running_values
 
@@ -50,6 +51,10 @@ class Report(Callback):
         every: int | None = 50,
     ) -> None:
         check_every("every", every)
+        check_callable("log", log, "wandb.log")
+        for name, function in (("params", params), ("start", start), ("finish", finish)):
+            if function is not None:
+                check_callable(name, function, "mlflow.log_params")
         self.log, self.params, self.start, self.finish, self.every = log, params, start, finish, every
         self._forget(None)
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from fit_core import Callback, RunnerState
 
+from .arguments import check_whole
+
 __all__ = ["ResetOptimizer"]
 
 
@@ -23,9 +25,9 @@ class ResetOptimizer(Callback):
     """
 
     def __init__(self, after: int | Iterable[int]) -> None:
-        self.after = frozenset([after] if isinstance(after, int) else after)
-        if any(epoch < 1 for epoch in self.after):
-            raise ValueError(f"epochs are counted from 1, got {sorted(self.after)}")
+        self.after = frozenset(after if isinstance(after, Iterable) else [after])
+        for epoch in self.after:
+            check_whole("after", epoch, 1)
 
     def on_epoch_end(self, state: RunnerState) -> None:
         """Forget."""

@@ -11,6 +11,7 @@ import torch
 from fit_core import Callback, RunnerState
 from torch.optim import lr_scheduler
 
+from .arguments import check_number, check_whole
 from .monitor import Monitor
 from .ranks import from_rank_zero
 from .schedulers import EXPECTED, arguments_of, changes, is_scheduler, refuse_plateau, restore, settings_of
@@ -211,6 +212,13 @@ class ReduceLROnPlateau(Callback):
     def __init__(self, monitor: str = "loss", mode: str = "auto", **options: Any) -> None:
         self.monitor = Monitor(monitor, mode)
         self.options = options
+        for name, interval in {"factor": "(0, 1)", "threshold": "[0, inf)", "eps": "[0, inf)"}.items():
+            check_number(name, options.get(name, 0.1), interval)
+        for name in ("patience", "cooldown"):
+            check_whole(name, options.get(name, 0), 0)
+        rates = options.get("min_lr", 0)
+        for rate in rates if isinstance(rates, (list, tuple)) else [rates]:
+            check_number("min_lr", rate, "[0, inf)")
         groups = len(options["min_lr"]) if isinstance(options.get("min_lr"), (list, tuple)) else 1
         # Refuses what torch does not know.
         self._make_scheduler(torch.optim.SGD([{"params": [torch.zeros(1)]} for _ in range(groups)]))

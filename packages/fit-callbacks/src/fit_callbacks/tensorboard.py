@@ -11,6 +11,7 @@ import torch
 from fit_core import Callback, RunnerState, unwrap
 from torch import Tensor
 
+from .arguments import check_whole
 from .every import check_every, is_due
 from .paths import local_folder
 from .running import running_values
@@ -66,9 +67,12 @@ class TensorBoard(Callback):
         check_every("every", every)
         if x not in ("steps", "samples", "epochs"):
             raise ValueError(f"x must be 'steps', 'samples' or 'epochs', got {x!r}")
+        check_whole("images", images, 0)
         self.log_dir = str(local_folder("log_dir", log_dir))
         self.every = None if x == "epochs" else every
         self.x = x
+        if not isinstance(hparams, (Mapping, type(None))):
+            raise TypeError(f'hparams must be a dict such as {{"lr": 0.1}}, got {hparams!r}')
         self.hparams = dict(hparams or {})
         self.graph = graph
         self.histograms = histograms

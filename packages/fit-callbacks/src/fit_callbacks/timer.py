@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from fit_core import Callback, RunnerState
 
+from .arguments import check_number
 from .ranks import print_line
 
 __all__ = ["Timer"]
@@ -32,6 +33,7 @@ class Timer(Callback):
     """
 
     def __init__(self, advise_above: float = 0.2) -> None:
+        check_number("advise_above", advise_above, "[0, inf]")
         self.advise_above = advise_above
         self._waits: HostWaits | DeviceWaits = HostWaits()
         self._advised = False

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from fit_core import Callback, RunnerState, at_least_one, has_process_group
+from fit_core import Callback, RunnerState, has_process_group
 
+from ..arguments import check_whole
 from ..every import check_every, is_due
 from ..hints import hints
 from ..monitor import Monitor
@@ -96,7 +97,7 @@ class CheckpointSaver(Callback):
         background: bool = False,
     ) -> None:
         check_every("every_steps", every_steps)
-        at_least_one(keep=keep)
+        check_whole("keep", keep, 1)
         self.save_dir = local_folder("save_dir", save_dir)
         self.monitor = Monitor(monitor, mode)
         self.keep = keep
