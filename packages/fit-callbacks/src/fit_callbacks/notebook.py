@@ -124,15 +124,16 @@ def table(rows: list[Row]) -> str:
     names = by_group(dict.fromkeys(name for row in rows for name in row.names))
     first, *others = OTHERS
     head = _cells("th", [first, *names, *others, ""])
-    lines = [head]
+    lines = [f"<tr>{head}</tr>"]
     best = [None, *(row for row in rows if row.is_best)][-1]
     if len(rows) > ROWS:
-        lines.append(f'<td colspan="{len(names) + 6}">{len(rows) - ROWS} earlier epochs</td>')
+        lines.append(f'<tr><td colspan="{len(names) + 6}">{len(rows) - ROWS} earlier epochs</td></tr>')
     for row in rows[-ROWS:]:
         results = [short(row.results[name]) if name in row.results else "" for name in names]
         epoch, *rest = others_of(row).values()
-        lines.append(_cells("td", [epoch, *results, *rest, "*" if row is best else ""]))
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+        style = ' style="font-weight: bold"' if row is best else ""  # a wide table may hide the star
+        lines.append(f"<tr{style}>{_cells('td', [epoch, *results, *rest, '*' if row is best else ''])}</tr>")
+    return f"<table>{''.join(lines)}</table>"
 
 
 def _cells(tag: str, texts: Iterable[str]) -> str:
