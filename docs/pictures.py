@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PICTURES = HERE / "pictures"
 RUNS = HERE.parent / "runs" / "pictures"
-COLUMNS, ROWS = 100, 12
+COLUMNS, ROWS = 90, 12
 
 
 def record(command: list[str]) -> str:
@@ -126,7 +126,7 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     shutil.rmtree(RUNS, ignore_errors=True)
     demo = [sys.executable, "examples/demo.py", "--out", str(RUNS.relative_to(HERE.parent))]
-    written = record(demo)
+    written = record(demo).replace(str(RUNS.relative_to(HERE.parent)), "runs/demo")
     terminal(written, "hatch run demo", PICTURES / "terminal.svg")
     shutil.copy(RUNS / "cnn-6000" / "curves.png", PICTURES / "curves.png")
     tensorboard(RUNS, PICTURES / "tensorboard.png")
