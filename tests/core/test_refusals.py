@@ -1,6 +1,8 @@
 """Rows E4 and E6 to E9: what is wrong is refused before the first step, in a sentence that says what to do."""
 
+import re
 import warnings
+from concurrent import futures
 
 import pytest
 import torch
@@ -232,6 +234,28 @@ def test_fit_inside_a_hook_of_the_same_run_is_refused():
         runner.fit(BATCHES)
     runner.state.callbacks.clear()
     assert len(runner.fit(BATCHES)) == 1
+
+
+@pytest.mark.parametrize("outer", ["fit", "evaluate"])
+@pytest.mark.parametrize("inner", ["fit", "evaluate", "predict"])
+def test_a_second_thread_is_refused(outer, inner):
+    errors = []
+
+    class Meanwhile(Callback):
+        def on_loader_end(self, state):
+            with futures.ThreadPoolExecutor(1) as pool:
+                errors.append(pool.submit(getattr(runner, inner), BATCHES).exception())
+
+    model = nn.Linear(1, 1)
+    runner = Runner(model, sgd(model), LOSS, (), [Meanwhile()])
+    expected = getattr(runner, outer)(BATCHES)
+    (error,) = errors
+    assert isinstance(error, RuntimeError)
+    assert re.search("another thread is using this Runner|fit was called while this Runner is training", str(error))
+    assert expected
+    runner.state.callbacks.clear()
+    with futures.ThreadPoolExecutor(1) as pool:  # one after the other is fine
+        assert pool.submit(getattr(runner, inner), BATCHES).result() is not None
 
 
 def test_nothing_is_shared_between_runners():

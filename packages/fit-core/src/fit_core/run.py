@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,6 +65,7 @@ class Run:
     ) -> None:
         self.state = state
         self._half = half
+        self._thread = 0
         self.autocast = self.new_autocast()
         self.split = split
         self.stream = stream
@@ -96,6 +98,24 @@ class Run:
     def new_autocast(self) -> AbstractContextManager[Any]:
         """Return another context of a forward pass. One may be inside another, which a context cannot be in itself."""
         return _NOTHING if self._half is None else torch.autocast(self.state.device.type, self._half)
+
+    def check_thread(self) -> None:
+        """Check that no other thread is using the Runner.
+
+        Raises:
+            RuntimeError: one is.
+        """
+        if self._thread not in (0, threading.get_ident()):
+            raise RuntimeError("another thread is using this Runner: make a Runner for each thread")
+
+    @contextmanager
+    def in_this_thread(self) -> Iterator[None]:
+        """Refuse other threads meanwhile."""
+        self._thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._thread = 0
 
     def modules(self) -> list[nn.Module]:
         """Return what is put into train or eval mode: the model, and the criterion if it is a module."""

@@ -120,7 +120,7 @@ class Runner:
         state.should_stop, state.status = False, "running"
         unfinished: list[dict[str, float]] = []
         try:
-            with keep_modes(run.modules()):
+            with keep_modes(run.modules()), run.in_this_thread():
                 run.call("on_begin")
                 self._resume.finish_loading()
                 while state.epoch < epochs and not state.should_stop:
@@ -330,6 +330,8 @@ class Runner:
     def _begin(self, device: torch.device, stream: Stream | None = None) -> Run:
         """Start a run, and look at what may have changed since the last one: device, processes, callbacks, metrics."""
         state = self.state
+        if hasattr(self, "_run"):
+            self._run.check_thread()
         if device.type != state.device.type:
             state.grad_scaler = torch.amp.GradScaler(device.type, enabled=self._half is torch.float16)
         state.device, state.make_step = device, self._make_step
@@ -355,7 +357,7 @@ class Runner:
             self.state.metrics, self.state.criterion, self.state.needs_loss = [], _no_loss, False
         try:
             beside = self._begin(checks.device(self.state.model, self.state.criterion))
-            with keep_modes(beside.modules()):
+            with keep_modes(beside.modules()), beside.in_this_thread():
                 yield beside
         except Exception as error:
             add_note(error, self.state)
