@@ -44,6 +44,8 @@ class EarlyStopping(Callback):
         >>> EarlyStopping("val/Acc@1", patience=5)
     """
 
+    stops_together = True  # by what rank 0 has measured
+
     def __init__(
         self, monitor: str = "loss", mode: str = "auto", *, patience: int = 10, min_delta: float = 0.0
     ) -> None:

@@ -21,6 +21,7 @@ from .parameters import check_frozen_since_wrapped
 from .processes import has_process_group, rank_and_world_size
 from .random_state import get_random_state, set_random_state
 from .state import RunnerState
+from .stopping import Vote
 from .stream import Stream
 from .window import Window
 
@@ -87,6 +88,8 @@ class Run:
         self.window = Window(state.accumulate_steps, state.world_size if self._exchanges else 1)
         checks.criterion_exchanges(state.model, state.criterion, state.world_size)
         checks.metrics_reduce(state.metrics, state.world_size)
+        votes = stream is not None and self._exchanges and state.world_size > 1
+        self._vote = Vote(state.callbacks, state.device) if votes else None
         self.gradient_exchange: AbstractContextManager[Any] = _NOTHING
         self._wrapped: list[Any] = [module for module in self.modules() if hasattr(module, "no_sync")]
         for metric in state.metrics:
@@ -136,6 +139,20 @@ class Run:
         with ExitStack() as stack:  # calls back in reverse
             for method in reversed(self.hooks[hook]):
                 stack.callback(method, self.state)
+
+    def agree_to_stop(self) -> None:
+        """Set ``should_stop`` after a training batch if a callback of any process has set it."""
+        if self._vote is not None and self._vote.is_needed_in_batches:
+            self._vote.take(self.state)
+
+    def may_leave(self) -> bool:
+        """Return whether ``should_stop`` ends this loader. Otherwise the run stops after the epoch.
+
+        Several processes agree after training batches. In validation they cannot: they may have unequally many batches.
+        """
+        if self._vote is None:  # one process, or evaluate and predict
+            return not self._exchanges or self.state.world_size == 1
+        return self.state.is_train and (self._vote.is_needed_in_batches or not self._vote.is_needed)
 
     def begin_epoch(self) -> None:
         """Start an epoch, or continue the one in which the run was interrupted."""
@@ -327,7 +344,9 @@ class Run:
         return values
 
     def end_epoch(self) -> None:
-        """Add the epoch to the history."""
+        """Add the epoch to the history, and agree whether to stop after it."""
+        if self._vote is not None and self._vote.is_needed:
+            self._vote.take(self.state)
         self.state.history.append({"epoch": self.state.epoch + 1, **self.state.logs})
         self.state.epoch += 1
         self._at_rest = None
@@ -338,6 +357,8 @@ class Run:
         """Let go of the last batch's graph, and of an exception, whose traceback would keep everything alive."""
         state = self.state
         self.is_in_loader = False
+        if self._vote is not None:
+            self._vote.close()
         state.output = state.loss = state.error = None
         state.losses = {}
 

@@ -205,8 +205,9 @@ class Runner:
                 run.update_meters()
                 run.call("on_batch_end")
                 if state.is_train:
+                    run.agree_to_stop()
                     run.call("on_checkpoint")
-                if state.should_stop:
+                if state.should_stop and run.may_leave():
                     return False
         run.end_loader()
         run.call("on_loader_end")

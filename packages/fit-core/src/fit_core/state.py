@@ -81,7 +81,8 @@ class RunnerState:
             ``Runner._make_step`` at the start of each run.
         should_stop: set it to stop the run, with ``status = "interrupted"`` if the run is meant to be resumed. It is
             read after each batch, which leaves the epoch incomplete (no ``on_loader_end``, no ``on_epoch_end``, and
-            a resumed run completes it), and after each epoch.
+            a resumed run completes it), and after each epoch. On several processes one may set it, before
+            ``on_checkpoint``, and all stop after the same training batch. In validation they stop after the epoch.
     """
 
     # The user's, through Runner.

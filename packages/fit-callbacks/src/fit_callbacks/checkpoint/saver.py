@@ -84,6 +84,8 @@ class CheckpointSaver(Callback):
         $ python -m fit_callbacks.checkpoint runs/a
     """
 
+    stops_together = True
+
     def __init__(
         self,
         save_dir: str | os.PathLike[str],

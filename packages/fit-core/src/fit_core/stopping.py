@@ -1,0 +1,84 @@
+"""Let several processes stop after the same batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import distributed
+
+from .callback import Callback
+from .state import RunnerState
+
+__all__ = ["Vote"]
+
+BATCH_HOOKS = ("on_batch_begin", "on_after_backward", "on_before_step", "on_batch_end", "on_checkpoint")
+
+
+class Vote:
+    """Make ``should_stop`` the same on all processes: one that leaves the loop alone lets the others wait forever.
+
+    Nothing is exchanged if no callback of any process mentions ``should_stop`` in its code. Otherwise the processes
+    vote after each epoch, and after each training batch if such a callback has a hook of batches. Every process must
+    make the vote when the run begins.
+
+    Args:
+        callbacks: the callbacks of the run on this process. Those with ``stops_together = True`` set ``should_stop`` on
+            all processes alike and need no vote.
+        device: where the processes exchange tensors.
+
+    Attributes:
+        is_needed: whether the processes vote after each epoch.
+        is_needed_in_batches: whether they vote after each training batch.
+    """
+
+    def __init__(self, callbacks: Iterable[Callback], device: torch.device) -> None:
+        voters = [callback for callback in callbacks if may_stop(callback)]
+        in_batches = [
+            callback
+            for callback in voters
+            if any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in BATCH_HOOKS)
+        ]
+        needed = torch.tensor([len(voters), len(in_batches)], device=device)
+        distributed.all_reduce(needed, distributed.ReduceOp.MAX)
+        self.is_needed, self.is_needed_in_batches = (count > 0 for count in needed.tolist())
+        # With gloo the vote stays on the host, and waits for no device.
+        self._group: Any = distributed.new_group(backend="gloo") if self.is_needed else None
+
+    def take(self, state: RunnerState) -> None:
+        """Set ``should_stop``, and the status that comes with it, to what any of the processes wants."""
+        wish = torch.tensor(state.should_stop + (state.should_stop and state.status == "interrupted"))
+        distributed.all_reduce(wish, distributed.ReduceOp.MAX, group=self._group)
+        state.should_stop = bool(wish)
+        if wish == 2:
+            state.status = "interrupted"
+
+    def close(self) -> None:
+        """Give the process group back."""
+        if self._group is not None:
+            distributed.destroy_process_group(self._group)
+            self._group = None
+
+
+def may_stop(callback: Callback) -> bool:
+    """Return whether the code of a callback mentions ``should_stop``: its methods, or functions that it was given."""
+    if getattr(callback, "stops_together", False):
+        return False
+    kinds = [kind for kind in type(callback).__mro__ if kind not in (Callback, object)]
+    values = [value for holder in (*kinds, callback) for value in vars(holder).values()]
+    functions = [getattr(value, "__func__", value) for value in values]  # also static and class methods
+    return any(
+        "should_stop" in (*code.co_names, *code.co_consts)
+        for function in functions
+        if isinstance(function, FunctionType)
+        for code in _with_nested(function.__code__)
+    )
+
+
+def _with_nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _with_nested(constant)

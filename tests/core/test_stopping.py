@@ -1,0 +1,118 @@
+"""should_stop on one of two real processes: both stop after the same batch, and nobody waits for the other."""
+
+import pytest
+import torch
+from fit_core import Callback
+from fit_core.stopping import may_stop
+from test_processes import network, on_two_processes, runner
+from torch.nn.parallel import DistributedDataParallel
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class StopAt(Callback):
+    """Set should_stop on one rank, in one hook, once."""
+
+    def __init__(self, hook, rank=1, batch=3, status=None):
+        self.rank, self.batch, self.status = rank, batch, status
+        setattr(self, hook, self.set)
+
+    def set(self, state):
+        if state.rank == self.rank and state.batch_idx == self.batch:
+            state.should_stop = True
+            if self.status:
+                state.status = self.status
+
+
+class InBatches(StopAt):
+    def on_batch_end(self, state):
+        """Replaced."""
+
+
+class InEpochs(StopAt):
+    def on_loader_begin(self, state):
+        """Replaced."""
+
+    def on_loader_end(self, state):
+        """Replaced."""
+
+
+def train(rank, kind, hook, setter, batch, everywhere, status=None):
+    model = DistributedDataParallel(network())
+    data = [(torch.ones(2, 4, dtype=torch.float64) * k, torch.tensor([0, 1])) for k in range(6)]
+    callbacks = [kind(hook, setter, batch, status)] if everywhere or rank == setter else []
+    fit = runner(model, callbacks=callbacks)
+    history = fit.fit(data, epochs=4, val_loader=data[: 2 + 3 * rank])
+    return fit.state.global_step, fit.state.epoch, len(history), fit.state.status
+
+
+CASES = {
+    (InBatches, "on_batch_end", 1, 3, False): (4, 0, 1, "interrupted"),
+    (InBatches, "on_batch_end", 0, 5, True): (6, 0, 1, "interrupted"),
+    (InEpochs, "on_loader_end", 1, 5, False): (6, 1, 1, "finished"),
+    (InEpochs, "on_loader_end", 0, 5, True, "interrupted"): (6, 1, 1, "interrupted"),
+}
+
+
+def train_all(rank):
+    return [train(rank, *case) for case in CASES]
+
+
+def test_both_processes_stop_after_the_same_batch(tmp_path):
+    results = on_two_processes(train_all, tmp_path)
+    assert results == [list(CASES.values())] * 2
+
+
+class StopInValidation(Callback):
+    def on_batch_end(self, state):
+        state.should_stop = state.should_stop or (not state.is_train and state.rank == 1 and state.epoch == 1)
+
+
+def validate(rank):
+    model = DistributedDataParallel(network())
+    data = [(torch.ones(2, 4, dtype=torch.float64) * k, torch.tensor([0, 1])) for k in range(3)]
+    fit = runner(model, callbacks=[StopInValidation()])
+    history = fit.fit(data, epochs=4, val_loader=data[: 2 - rank])  # unequally many batches
+    alone = runner(network(), callbacks=[StopInValidation()])
+    alone.state.epoch = 1
+    return len(history), fit.state.status, sorted(history[-1]), list(alone.evaluate(data[: 2 - rank]))
+
+
+def test_a_stop_in_validation_takes_effect_after_the_epoch(tmp_path):
+    names = ["epoch", "lr", "train/accuracy", "train/loss", "val/accuracy", "val/loss"]
+    expected = (2, "finished", names, ["val/loss", "val/accuracy"])
+    assert on_two_processes(validate, tmp_path) == [expected, expected]
+
+
+def test_only_callbacks_whose_code_sets_should_stop_vote():
+    class Direct(Callback):
+        def on_batch_end(self, state):
+            self.decide(state)
+
+        def decide(self, state):
+            state.should_stop = True
+
+    class ByName(Callback):
+        def on_batch_end(self, state):
+            setattr(state, "should_stop", True)  # noqa: B010
+
+    class Nested(Callback):
+        @staticmethod
+        def on_epoch_end(state):
+            return [lambda: state.should_stop for _ in range(1)]
+
+    class Given(Callback):
+        def __init__(self, function):
+            self.function = function
+
+    class Together(Direct):
+        stops_together = True
+
+    class Inherited(Direct):
+        pass
+
+    def stop(state):
+        state.should_stop = True
+
+    assert all(map(may_stop, (Direct(), ByName(), Inherited(), Given(stop))))
+    assert not any(map(may_stop, (Callback(), Together(), Given(print))))
