@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import sys
 import warnings
 from typing import Any
 
@@ -17,6 +19,9 @@ __all__ = ["parallel"]
 
 def parallel(model: nn.Module, *, sync_bn: bool = False, **ddp_options: Any) -> nn.Module:
     """The model on the device of this process, in DistributedDataParallel if there are several.
+
+    From here on each process draws random numbers of its own, for augmentation and dropout: the generators of torch,
+    Python and NumPy are seeded again on all ranks but 0, from their state and the rank. Seed them before.
 
     In eval mode the model is called without the others: processes may evaluate unequally many batches, or none, and
     the gradients of a backward pass there stay with the process.
@@ -52,7 +57,18 @@ def parallel(model: nn.Module, *, sync_bn: bool = False, **ddp_options: Any) -> 
         warnings.warn("sync_bn works on accelerators only: on the CPU each process keeps to its batch", stacklevel=2)
     elif sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    _draw_apart(distributed.get_rank())
     return _Parallel(model, device_ids=None if here.type == "cpu" else [here], **ddp_options)
+
+
+def _draw_apart(rank: int) -> None:
+    """Seed the global random generators, so that ranks with the same seed draw different numbers. Rank 0 keeps its."""
+    if rank == 0:
+        return
+    torch.manual_seed(int(torch.randint(2**62, ())) + rank)
+    random.seed(random.getrandbits(62) + rank)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed((int(numpy.random.randint(2**31)) + rank) % 2**32)
 
 
 class _Parallel(DistributedDataParallel):
