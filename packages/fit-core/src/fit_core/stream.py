@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -65,6 +66,7 @@ class Stream:
         self._before_peek: dict[str, Any] = {}
         self._resumed_at: dict[str, Any] | None = None
         self._loader_state: Any = None
+        self._had_workers = False
 
     @property
     def is_inside_window(self) -> bool:
@@ -75,8 +77,8 @@ class Stream:
         if self.batches_done:  # Resumed inside an epoch: hooks on the way here drew numbers that the first run did not.
             if self._resumed_at is not None:
                 set_random_state(self._resumed_at, self.device)
-            if self.is_last and self.steps is None:
-                if self._taken:
+            if self.is_last:
+                if self._taken and self.steps is None:
                     self._end_pass()
                 return
         while self.batches_done != self.steps:
@@ -123,25 +125,33 @@ class Stream:
             "generators": self._get_generators(),
             "pass_start": self._pass_start,
             "before_peek": self._before_peek,
+            "has_workers": self._pass_start["has_workers"] if self._pass_start else self._has_workers(),
         }
         if self._taken and self._restores_itself:
             place["loader"] = self.loader.state_dict()  # type: ignore[attr-defined]
         return place
 
-    def load_state_dict(self, place: dict[str, Any], random_state: dict[str, Any]) -> None:
+    def load_state_dict(self, place: dict[str, Any], random_state: dict[str, Any] | None) -> None:
         """Go to a place. The loader is opened there when the next batch is needed.
 
         Args:
             place: what :meth:`state_dict` returned.
-            random_state: what :func:`get_random_state` returned at the same moment.
+            random_state: what :func:`get_random_state` returned at the same moment. None if that belongs to another
+                process.
         """
         self.close()
         self.batches_done, self.is_last = place["batches_done"], place["is_last"]
         self._passes, self._taken = place["passes"], place["taken"]
         self._pass_start, self._before_peek = place["pass_start"], place["before_peek"]
-        self._loader_state = place.get("loader")
+        self._loader_state, self._had_workers = place.get("loader"), place["has_workers"]
         self._resumed_at = random_state
         self._set_generators(place["generators"])
+        if self._had_workers and getattr(self.loader, "persistent_workers", False):
+            warnings.warn(
+                "the random numbers of persistent workers cannot be restored. If the dataset draws any, the resumed run "
+                "draws others. Use persistent_workers=False for the same bits",
+                stacklevel=6,
+            )
 
     @property
     def _restores_itself(self) -> bool:
@@ -155,7 +165,12 @@ class Stream:
         return self._ahead[0]
 
     def _open(self) -> Iterator[Any]:
-        self._pass_start = {"random": get_random_state(self.device), "generators": self._get_generators()}
+        self._start_workers()
+        self._pass_start = {
+            "random": get_random_state(self.device),
+            "generators": self._get_generators(),
+            "has_workers": self._has_workers(),
+        }
         if self.steps is not None:  # Else begin_epoch has done it.
             self._set_epoch()
         return iter(self.loader)
@@ -167,16 +182,32 @@ class Stream:
             self.loader.load_state_dict(self._loader_state)  # type: ignore[attr-defined]
             iterator = iter(self.loader)
         else:
-            set_random_state(self._pass_start["random"], self.device)
+            self._start_workers()
+            if "random" in self._pass_start:
+                set_random_state(self._pass_start["random"], self.device)
             self._set_generators(self._pass_start["generators"])
             iterator = iter(self.loader)
             for _ in islice(iterator, self._taken):
                 pass
             if self._looks_ahead:
-                set_random_state(self._before_peek, self.device)
+                if self._before_peek:
+                    set_random_state(self._before_peek, self.device)
                 self._ahead.append(next(iterator, _END))
         set_random_state(now, self.device)
         return iterator
+
+    def _has_workers(self) -> bool:
+        """Return whether an earlier pass has left persistent workers."""
+        return getattr(self.loader, "_iterator", None) is not None
+
+    def _start_workers(self) -> None:
+        """Start persistent workers that an earlier pass had started: that draws a number, and the next pass does not."""
+        if self._had_workers and not self._has_workers() and getattr(self.loader, "persistent_workers", False):
+            random, generators = get_random_state(self.device), self._get_generators()
+            iter(self.loader)
+            set_random_state(random, self.device)
+            self._set_generators(generators)
+        self._had_workers = False
 
     def _end_pass(self) -> None:
         self.close()
