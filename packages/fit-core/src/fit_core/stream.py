@@ -148,8 +148,8 @@ class Stream:
         self._set_generators(place["generators"])
         if self._had_workers and getattr(self.loader, "persistent_workers", False):
             warnings.warn(
-                "the random numbers of persistent workers cannot be restored. If the dataset draws any, the resumed run "
-                "draws others. Use persistent_workers=False for the same bits",
+                "the random numbers of persistent workers cannot be restored. If the dataset draws any, the resumed "
+                "run draws others. Use persistent_workers=False for the same bits",
                 stacklevel=6,
             )
 
@@ -201,7 +201,7 @@ class Stream:
         return getattr(self.loader, "_iterator", None) is not None
 
     def _start_workers(self) -> None:
-        """Start persistent workers that an earlier pass had started: that draws a number, and the next pass does not."""
+        """Start persistent workers that an earlier pass had started, since starting them draws a number."""
         if self._had_workers and not self._has_workers() and getattr(self.loader, "persistent_workers", False):
             random, generators = get_random_state(self.device), self._get_generators()
             iter(self.loader)
