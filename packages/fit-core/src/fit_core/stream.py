@@ -117,6 +117,7 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the data."""
+        is_inside_pass = bool(self._taken) and not (self.is_last and self.steps is None)
         place: dict[str, Any] = {
             "batches_done": self.batches_done,
             "is_last": self.is_last,
@@ -125,7 +126,7 @@ class Stream:
             "generators": self._get_generators(),
             "pass_start": self._pass_start,
             "before_peek": self._before_peek,
-            "has_workers": self._pass_start["has_workers"] if self._pass_start else self._has_workers(),
+            "has_workers": self._pass_start["has_workers"] if is_inside_pass else self._has_workers(),
         }
         if self._taken and self._restores_itself:
             place["loader"] = self.loader.state_dict()  # type: ignore[attr-defined]
