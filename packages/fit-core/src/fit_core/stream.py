@@ -66,7 +66,9 @@ class Stream:
         self._before_peek: dict[str, Any] = {}
         self._resumed_at: dict[str, Any] | None = None
         self._loader_state: Any = None
-        self._had_workers = False
+        self._persists = getattr(loader, "persistent_workers", False)
+        self._has_workers = getattr(loader, "_iterator", None) is not None  # left by an earlier pass
+        self._is_resumed = False
 
     @property
     def is_inside_window(self) -> bool:
@@ -117,7 +119,6 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the data."""
-        is_inside_pass = bool(self._taken) and not (self.is_last and self.steps is None)
         place: dict[str, Any] = {
             "batches_done": self.batches_done,
             "is_last": self.is_last,
@@ -126,7 +127,7 @@ class Stream:
             "generators": self._get_generators(),
             "pass_start": self._pass_start,
             "before_peek": self._before_peek,
-            "has_workers": self._pass_start["has_workers"] if is_inside_pass else self._has_workers(),
+            "has_workers": self._has_workers,
         }
         if self._taken and self._restores_itself:
             place["loader"] = self.loader.state_dict()  # type: ignore[attr-defined]
@@ -144,10 +145,11 @@ class Stream:
         self.batches_done, self.is_last = place["batches_done"], place["is_last"]
         self._passes, self._taken = place["passes"], place["taken"]
         self._pass_start, self._before_peek = place["pass_start"], place["before_peek"]
-        self._loader_state, self._had_workers = place.get("loader"), place["has_workers"]
+        self._loader_state = place.get("loader")
+        self._has_workers, self._is_resumed = place["has_workers"], True
         self._resumed_at = random_state
         self._set_generators(place["generators"])
-        if self._had_workers and getattr(self.loader, "persistent_workers", False):
+        if self._persists and (self._has_workers or (self.is_last and self.steps is None)):
             warnings.warn(
                 "the random numbers of persistent workers cannot be restored. If the dataset draws any, the resumed "
                 "run draws others. Use persistent_workers=False for the same bits",
@@ -166,12 +168,9 @@ class Stream:
         return self._ahead[0]
 
     def _open(self) -> Iterator[Any]:
-        self._start_workers()
-        self._pass_start = {
-            "random": get_random_state(self.device),
-            "generators": self._get_generators(),
-            "has_workers": self._has_workers(),
-        }
+        if self._is_resumed:
+            self._start_workers()
+        self._pass_start = {"random": get_random_state(self.device), "generators": self._get_generators()}
         if self.steps is not None:  # Else begin_epoch has done it.
             self._set_epoch()
         return iter(self.loader)
@@ -183,7 +182,8 @@ class Stream:
             self.loader.load_state_dict(self._loader_state)  # type: ignore[attr-defined]
             iterator = iter(self.loader)
         else:
-            self._start_workers()
+            if self._is_resumed:
+                self._start_workers()
             if "random" in self._pass_start:
                 set_random_state(self._pass_start["random"], self.device)
             self._set_generators(self._pass_start["generators"])
@@ -197,18 +197,14 @@ class Stream:
         set_random_state(now, self.device)
         return iterator
 
-    def _has_workers(self) -> bool:
-        """Return whether an earlier pass has left persistent workers."""
-        return getattr(self.loader, "_iterator", None) is not None
-
     def _start_workers(self) -> None:
         """Start persistent workers that an earlier pass had started, since starting them draws a number."""
-        if self._had_workers and not self._has_workers() and getattr(self.loader, "persistent_workers", False):
+        self._is_resumed = False
+        if self._persists and self._has_workers and self.loader._iterator is None:  # type: ignore[attr-defined]
             random, generators = get_random_state(self.device), self._get_generators()
             iter(self.loader)
             set_random_state(random, self.device)
             self._set_generators(generators)
-        self._had_workers = False
 
     def _end_pass(self) -> None:
         self.close()
@@ -220,6 +216,7 @@ class Stream:
                 "window. Correct its __len__, or pass steps_per_epoch"
             )
         self._passes += 1
+        self._has_workers = True
         self._taken = 0
         self._pass_start = {}
 
