@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from fit_callbacks import CheckpointSaver
-from fit_callbacks.checkpoint.files import copy_to_cpu
+from fit_callbacks.checkpoint.content import copy_to_cpu
 from fit_core import Callback, Runner
 from torch import nn
 

@@ -1,5 +1,6 @@
 """What a step costs beside the loop written by hand, counted and not timed: operations of torch, calls of Python."""
 
+import gc
 import sys
 from collections import Counter
 
@@ -69,11 +70,14 @@ def calls(run):
     def note(frame, event, argument):
         count[event] += 1
 
+    gc.collect()
+    gc.disable()  # What other tests have left is not collected in between.
     sys.setprofile(note)
     try:
         run()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count["call"], count["c_call"]
 
 

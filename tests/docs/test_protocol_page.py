@@ -44,8 +44,9 @@ def test_nothing_else_is_saved():
     counters = {"epoch", "global_step", "samples_seen", "logs", "history"}
     parts = {"model", "criterion", "optimizer", "grad_scaler", "callbacks"}
     assert saved.keys() == {"format", "settings", "ranks"} | counters | parts
-    settings = {"epochs", "batches per epoch", "batch_size", "accumulate_steps", "optimizer", "given"}
-    assert saved["settings"].keys() == settings
-    assert saved["ranks"][0].keys() == {"random", "stream", "gradients", "window", "losses", "metrics", "has_outputs"}
+    lengths = {"epochs", "batches per epoch", "batch_size", "accumulate_steps", "steps_per_epoch"}
+    assert saved["settings"].keys() == {*lengths, "processes", "precision", "optimizer", "given"}
+    rank = {"random", "stream", "gradients", "window", "losses", "metrics", "has_outputs", "buffers"}
+    assert saved["ranks"][0].keys() == rank
     for name in ("the optimizer", "gradient scaler", "the criterion", "random generators", "place in the training"):
         assert name in section("What is saved with a run")

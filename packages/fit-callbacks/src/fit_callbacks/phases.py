@@ -59,7 +59,7 @@ class PhasesScheduler(Callback):
     """Set the learning rate of each optimizer step from a list of phases.
 
     The first step of a phase has the phase's first value, its last step the last value, exactly. The schedule is a
-    function of the number of the step, so a resumed run continues it.
+    function of the epoch and the step in it, so a resumed run continues it, also with other batches.
 
     Several parameter groups keep the ratios that their learning rates have when the run starts. The group with the
     largest rate follows the phases: with groups at 1e-4 and 1e-2, the first trains at a hundredth of the phases' value.
@@ -96,6 +96,7 @@ class PhasesScheduler(Callback):
         self.phases = list(phases)
         self.factors = factors
         self._starts: list[int] = []
+        self._steps_per_epoch = 0
         self._factors: list[float] = []
         self._was_set: list[float] = []  # the learning rates of the last step
 
@@ -110,8 +111,8 @@ class PhasesScheduler(Callback):
             self._check_groups(len(lrs))
         if end < state.num_epochs:
             raise ValueError(f"the phases end with epoch {end:g}, the run has {state.num_epochs}: add a phase")
-        steps_per_epoch = state.total_steps / state.num_epochs
-        self._starts = [round(phase.start * steps_per_epoch) for phase in self.phases] + [round(end * steps_per_epoch)]
+        steps = self._steps_per_epoch = state.total_steps // state.num_epochs
+        self._starts = [round(phase.start * steps) for phase in self.phases] + [round(end * steps)]
 
     def on_loader_begin(self, state: RunnerState) -> None:
         """Check that no group was added."""
@@ -121,7 +122,7 @@ class PhasesScheduler(Callback):
     def on_batch_begin(self, state: RunnerState) -> None:
         """Set the learning rate of the step that this batch belongs to."""
         if state.is_train:
-            lr = self.lr(state.global_step)
+            lr = self.lr(state.epoch * self._steps_per_epoch + state.batch_idx // state.accumulate_steps)
             self._was_set = [lr * factor for factor in self._factors]
             for group, value in zip(state.optimizer.param_groups, self._was_set, strict=True):
                 if isinstance(group["lr"], Tensor):  # as captured graphs need it

@@ -142,7 +142,9 @@ class LRScheduler(Callback):
         state, epochs = self._state, self._state.num_epochs
         old, self._total = self._total, self._length["steps"]
         if length["steps"] * epochs != self._length["steps"] * length["epochs"]:  # another number of steps per epoch
-            self._total = state.global_step + (epochs - state.epoch) * self._length["steps"] // epochs
+            steps = self._length["steps"] // epochs
+            done = min(steps, state.batch_idx // state.accumulate_steps)
+            self._total = state.global_step + (epochs - state.epoch) * steps - done
         restore(self.scheduler.optimizer, self._before)
         self.scheduler = self._made()
         if hasattr(self.scheduler, "step_update"):

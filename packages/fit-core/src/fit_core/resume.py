@@ -7,14 +7,17 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .history import History
 from .metric import metric_name
 from .models import bare_name, unwrap
 from .parameters import check_optimizer, describe, given_settings, restore_frozen, warn_of_other_settings
+from .place import convert
 from .run import Run
 from .state import RunnerState
+from .window import Window
 
 __all__ = ["FORMAT", "Resume"]
 
@@ -52,25 +55,28 @@ class Resume:
             return
         assert self._run is not None
         run, state = self._run, self._state
+        then, now = {**saved["settings"], "processes": len(saved["ranks"])}, _settings(run)
+        changed = [name for name in now if then[name] != now[name]]
+        is_same_processes = "processes" not in changed
+        rank = saved["ranks"][state.rank if state.rank < len(saved["ranks"]) else 0]
+        place = rank["stream"]
+        if set(_OF_BATCHES) & set(changed):
+            place = convert(place, then, now)
+            rank = {**rank, "gradients": [], "window": Window(1).state_dict()}
+        if state.rank >= len(saved["ranks"]):  # It has no random state but its own.
+            place["pass_start"] = {name: part for name, part in place["pass_start"].items() if name != "random"}
+        run.go_to(place, rank["random"] if is_same_processes else None)
         for name, callback in _stateful_callbacks(state):
             if name in saved["callbacks"]:
                 callback.load_state_dict(saved["callbacks"][name])
-        then, now = saved["settings"], _settings(run)
-        changed = [f"{name} {then[name]} -> {now[name]}" for name in now if then[name] != now[name]]
         if changed:
-            warnings.warn(f"the run is resumed with other settings: {', '.join(changed)}", stacklevel=3)
+            warnings.warn(_changes(changed, then, now, place), stacklevel=3)
         restore_frozen(then["optimizer"]["frozen"], self._model, state.criterion)
-        if len(saved["ranks"]) != state.world_size:
-            warnings.warn(
-                f"the state was saved by {len(saved['ranks'])} processes and is resumed by {state.world_size}: "
-                "random states cannot be restored, and an interrupted epoch starts over",
-                stacklevel=3,
-            )
+        if not is_same_processes:
             return
-        rank = saved["ranks"][state.rank]
         run.load_state_dict(rank)
         forgetful = [metric_name(metric) for metric in state.metrics if not hasattr(metric, "state_dict")]
-        if forgetful and rank["stream"]["batches_done"]:
+        if forgetful and place["batches_done"]:
             warnings.warn(
                 f"{', '.join(forgetful)} of the interrupted epoch will miss the batches before the interruption: "
                 "give the metric state_dict() and load_state_dict()",
@@ -123,7 +129,8 @@ class Resume:
         model.load_state_dict({name: saved["model"][bare_name(name)] for name in own})
         if own_criterion:
             unwrap(state.criterion).load_state_dict(saved["criterion"])
-        state.grad_scaler.load_state_dict(saved["grad_scaler"])
+        if saved["grad_scaler"]:  # It is empty where the run had none.
+            state.grad_scaler.load_state_dict(saved["grad_scaler"])
         state.epoch, state.global_step = saved["epoch"], saved["global_step"]
         state.samples_seen = saved["samples_seen"]
         state.logs, state.history = dict(saved["logs"]), History(dict(row) for row in saved["history"])
@@ -136,12 +143,34 @@ class Resume:
 def _settings(run: Run) -> dict[str, Any]:
     """Return what a resumed run should have in common with the first."""
     batch_size = getattr(run.state.train_loader, "batch_size", None)
+    assert run.stream is not None
     return {
         "epochs": run.state.num_epochs,
         "batches per epoch": run.state.batches_per_epoch,
         "batch_size": batch_size if isinstance(batch_size, int) else None,
         "accumulate_steps": run.state.accumulate_steps,
+        "steps_per_epoch": run.stream.steps,
+        "processes": run.state.world_size,
+        "precision": str(run.half or torch.float32).removeprefix("torch."),
     }
+
+
+_OF_BATCHES = ("batches per epoch", "batch_size", "accumulate_steps", "steps_per_epoch", "processes")
+"""The settings that say how the samples are divided."""
+
+
+def _changes(names: list[str], then: Mapping[str, Any], now: Mapping[str, Any], place: Mapping[str, Any]) -> str:
+    """Return the text of a warning of other settings than a run was saved with."""
+    shown = [name for name in names if name != "steps_per_epoch" or "batches per epoch" not in names]
+    text = f"the run is resumed with other settings: {', '.join(f'{n} {then[n]} -> {now[n]}' for n in shown)}"
+    if place["batches_done"] and set(_OF_BATCHES) & set(names):
+        size = now["batches per epoch"] or "an unknown number"
+        text += f". The interrupted epoch continues after batch {place['batches_done']} of {size}"
+    if "processes" in names:
+        text += ". The random states of other processes cannot be restored"
+        if place["batches_done"]:
+            text += ", and the training results of the interrupted epoch are those of its rest"
+    return text
 
 
 def _state_of(criterion: Any) -> Mapping[str, Any]:

@@ -42,6 +42,7 @@ class Run:
         checks_step: whether to warn if the first step reaches less than the Runner's own does.
 
     Attributes:
+        half: the half precision it runs in, None for float32.
         autocast: the context of a forward pass.
         gradient_exchange: the context of a step, in which DDP averages gradients at the end of a window only.
         hooks: the methods to call at each hook.
@@ -65,7 +66,7 @@ class Run:
         checks_step: bool,
     ) -> None:
         self.state = state
-        self._half = half
+        self.half = half
         self._thread = 0
         self.autocast = self.new_autocast()
         self.split = split
@@ -100,7 +101,7 @@ class Run:
 
     def new_autocast(self) -> AbstractContextManager[Any]:
         """Return another context of a forward pass. One may be inside another, which a context cannot be in itself."""
-        return _NOTHING if self._half is None else torch.autocast(self.state.device.type, self._half)
+        return _NOTHING if self.half is None else torch.autocast(self.state.device.type, self.half)
 
     def check_thread(self) -> None:
         """Check that no other thread is using the Runner.
@@ -385,34 +386,53 @@ class Run:
             return self._at_rest
         assert self.stream is not None
         state = self.state
+        # Between epochs they contain the last loader, which the next one resets.
+        is_inside = bool(self.stream.batches_done)
+        meters, metrics = (state.loss_meters.items(), state.metrics) if is_inside else ((), ())
         return {
             "random": get_random_state(state.device),
             "stream": self.stream.state_dict(),
             "window": self.window.state_dict(),
             "gradients": [p.grad for p in self.parameters()] if self.stream.is_inside_window else [],
-            "losses": {name: meter.state_dict() for name, meter in state.loss_meters.items()},
-            "metrics": {metric_name(m): dict(m.state_dict()) for m in state.metrics if hasattr(m, "state_dict")},
+            "losses": {name: meter.state_dict() for name, meter in meters},
+            "metrics": {metric_name(m): dict(m.state_dict()) for m in metrics if hasattr(m, "state_dict")},
             "has_outputs": self.has_outputs,
+            "buffers": self._own_buffers(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, in a run that has begun."""
-        assert self.stream is not None
+        """Restore what :meth:`state_dict` returned, except for the place in the data, in a run that has begun."""
         state = self.state
-        self.stream.load_state_dict(state_dict["stream"], state_dict["random"])
         self.window.load_state_dict(state_dict["window"])
         if state_dict["gradients"]:  # of all parameters, whichever optimizer will ask for them
             self.cleared = [SimpleNamespace(param_groups=[{"params": self.parameters()}])]
         for parameter, gradient in zip(self.parameters(), state_dict["gradients"], strict=False):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
-        state.loss_meters = {}
         for name, values in state_dict["losses"].items():
             self._new_meter(name).load_state_dict(values)
         for metric in state.metrics:
             if hasattr(metric, "load_state_dict") and (values := state_dict["metrics"].get(metric_name(metric))):
                 metric.load_state_dict(values)
         self.has_outputs = state_dict["has_outputs"]
+        own = self._own_buffers()
+        for name, buffer in state_dict["buffers"].items():
+            if name in own:
+                own[name].copy_(buffer)
         set_random_state(state_dict["random"], state.device)
+
+    def go_to(self, place: dict[str, Any], random_state: dict[str, Any] | None) -> None:
+        """Go to a place in the training data, with empty meters. See :meth:`Stream.load_state_dict`."""
+        assert self.stream is not None
+        self.stream.load_state_dict(place, random_state)
+        self.state.batch_idx = self.stream.batches_done
+        self.state.loss_meters, self.has_outputs = {}, False
+        for metric in self.state.metrics:
+            metric.reset()
+
+    def _own_buffers(self) -> dict[str, Tensor]:
+        """Return the buffers that DistributedDataParallel keeps apart on each process."""
+        apart = [m for m in self._wrapped if getattr(m, "broadcast_buffers", True) is False]
+        return {f"{number}.{name}": b for number, module in enumerate(apart) for name, b in module.named_buffers()}
 
     def _no_exchange(self) -> AbstractContextManager[Any]:
         stack = ExitStack()
@@ -429,9 +449,9 @@ class Run:
         ignored = [type(method.__self__).__name__ for method in hooks]  # type: ignore[attr-defined]
         if self.state.accumulate_steps > 1 and not steps:
             ignored.append("accumulate_steps")
-        if self._half is torch.float16 and not (steps and self.used_autocast):
+        if self.half is torch.float16 and not (steps and self.used_autocast):
             ignored.append("use_fp16")
-        if self._half is torch.bfloat16 and not self.used_autocast:
+        if self.half is torch.bfloat16 and not self.used_autocast:
             ignored.append("use_bf16")
         if ignored:
             batch_checks.own_step(list(dict.fromkeys(ignored)))

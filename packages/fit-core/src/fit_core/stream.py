@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -65,6 +66,9 @@ class Stream:
         self._before_peek: dict[str, Any] = {}
         self._resumed_at: dict[str, Any] | None = None
         self._loader_state: Any = None
+        self._persists = getattr(loader, "persistent_workers", False)
+        self._has_workers = getattr(loader, "_iterator", None) is not None  # left by an earlier pass
+        self._is_resumed = False
 
     @property
     def is_inside_window(self) -> bool:
@@ -75,8 +79,8 @@ class Stream:
         if self.batches_done:  # Resumed inside an epoch: hooks on the way here drew numbers that the first run did not.
             if self._resumed_at is not None:
                 set_random_state(self._resumed_at, self.device)
-            if self.is_last and self.steps is None:
-                if self._taken:
+            if self.is_last:
+                if self._taken and self.steps is None:
                     self._end_pass()
                 return
         while self.batches_done != self.steps:
@@ -123,25 +127,34 @@ class Stream:
             "generators": self._get_generators(),
             "pass_start": self._pass_start,
             "before_peek": self._before_peek,
+            "has_workers": self._has_workers,
         }
         if self._taken and self._restores_itself:
             place["loader"] = self.loader.state_dict()  # type: ignore[attr-defined]
         return place
 
-    def load_state_dict(self, place: dict[str, Any], random_state: dict[str, Any]) -> None:
+    def load_state_dict(self, place: dict[str, Any], random_state: dict[str, Any] | None) -> None:
         """Go to a place. The loader is opened there when the next batch is needed.
 
         Args:
             place: what :meth:`state_dict` returned.
-            random_state: what :func:`get_random_state` returned at the same moment.
+            random_state: what :func:`get_random_state` returned at the same moment. None if that belongs to another
+                process.
         """
         self.close()
         self.batches_done, self.is_last = place["batches_done"], place["is_last"]
         self._passes, self._taken = place["passes"], place["taken"]
         self._pass_start, self._before_peek = place["pass_start"], place["before_peek"]
         self._loader_state = place.get("loader")
+        self._has_workers, self._is_resumed = place["has_workers"], True
         self._resumed_at = random_state
         self._set_generators(place["generators"])
+        if self._persists and (self._has_workers or (self.is_last and self.steps is None)):
+            warnings.warn(
+                "the random numbers of persistent workers cannot be restored. If the dataset draws any, the resumed "
+                "run draws others. Use persistent_workers=False for the same bits",
+                stacklevel=6,
+            )
 
     @property
     def _restores_itself(self) -> bool:
@@ -155,6 +168,8 @@ class Stream:
         return self._ahead[0]
 
     def _open(self) -> Iterator[Any]:
+        if self._is_resumed:
+            self._start_workers()
         self._pass_start = {"random": get_random_state(self.device), "generators": self._get_generators()}
         if self.steps is not None:  # Else begin_epoch has done it.
             self._set_epoch()
@@ -167,16 +182,29 @@ class Stream:
             self.loader.load_state_dict(self._loader_state)  # type: ignore[attr-defined]
             iterator = iter(self.loader)
         else:
-            set_random_state(self._pass_start["random"], self.device)
+            if self._is_resumed:
+                self._start_workers()
+            if "random" in self._pass_start:
+                set_random_state(self._pass_start["random"], self.device)
             self._set_generators(self._pass_start["generators"])
             iterator = iter(self.loader)
             for _ in islice(iterator, self._taken):
                 pass
             if self._looks_ahead:
-                set_random_state(self._before_peek, self.device)
+                if self._before_peek:
+                    set_random_state(self._before_peek, self.device)
                 self._ahead.append(next(iterator, _END))
         set_random_state(now, self.device)
         return iterator
+
+    def _start_workers(self) -> None:
+        """Start persistent workers that an earlier pass had started, since starting them draws a number."""
+        self._is_resumed = False
+        if self._persists and self._has_workers and self.loader._iterator is None:  # type: ignore[attr-defined]
+            random, generators = get_random_state(self.device), self._get_generators()
+            iter(self.loader)
+            set_random_state(random, self.device)
+            self._set_generators(generators)
 
     def _end_pass(self) -> None:
         self.close()
@@ -188,6 +216,7 @@ class Stream:
                 "window. Correct its __len__, or pass steps_per_epoch"
             )
         self._passes += 1
+        self._has_workers = True
         self._taken = 0
         self._pass_start = {}
 

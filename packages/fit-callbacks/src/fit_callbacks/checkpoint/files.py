@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-__all__ = ["CheckpointError", "add_name", "copy_to_cpu", "find_damage", "read", "sync_folder", "write"]
+from .content import size_of, why_not_loadable
+
+__all__ = ["CheckpointError", "add_name", "explained", "find_damage", "newest_whole", "read", "sync_folder", "write"]
 
 
 class CheckpointError(RuntimeError):
@@ -23,24 +24,46 @@ class CheckpointError(RuntimeError):
 
 
 def write(content: Mapping[str, Any], part: Path) -> None:
-    """Write a checkpoint under a passing name, force it to the disk, and read it back.
+    """Write a checkpoint under a passing name, force it to the disk, and load it again without reading its tensors.
 
     Raises:
-        CheckpointError: the disk is full, or the file did not come out as it went in. Nothing is left of it then.
+        OSError: the file did not come out as it went in.
+    """
+    with part.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if problem := find_damage(part):
+        raise OSError(f"read back, {problem}")
+    try:
+        torch.load(part, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # A file system may not map files.
+        torch.load(part, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def explained(content: Mapping[str, Any], part: Path) -> Iterator[None]:
+    """Say why a checkpoint could not be written, and remove what there is of it.
+
+    Raises:
+        TypeError: it contains something that cannot be loaded again. The message has the place.
+        CheckpointError: the disk is full, or the folder is gone.
     """
     try:
-        with part.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if problem := find_damage(part):
-            raise OSError(f"read back, {problem}")
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        needed = sum(tensor.nbytes for tensor in _tensors(content)) / 1e6
-        free = shutil.disk_usage(part.parent).free / 1e6
+        yield
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if reason := why_not_loadable(content):
+            raise TypeError(reason) from error
+        folder = part.parent
+        if not folder.exists():
+            raise CheckpointError(
+                f"cannot save a checkpoint in {folder}: the folder has been moved or deleted. Make it again"
+            ) from error
+        needed, free = size_of(content) / 1e6, shutil.disk_usage(folder).free / 1e6
         raise CheckpointError(
-            f"cannot save a checkpoint in {part.parent}: {error}. It needs {needed:.1f} MB, {free:.1f} MB are free; "
+            f"cannot save a checkpoint in {folder}: {error}. It needs {needed:.1f} MB, {free:.1f} MB are free; "
             "the checkpoints before it are intact"
         ) from error
 
@@ -118,22 +141,3 @@ def newest_whole(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
             warnings.warn(f"{'; '.join(problems)}; {path} is used in its place", stacklevel=2)
         return path, content
     raise CheckpointError(f"no checkpoint can be used: {'; '.join(problems)}")
-
-
-def copy_to_cpu(value: Any) -> Any:
-    """A copy of a nested state on the CPU, which later steps do not change."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: copy_to_cpu(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(copy_to_cpu(part) for part in value)
-    return value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (Mapping, list, tuple)):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(part)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import pickle
 import signal
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +23,8 @@ from ..hints import hints
 from ..monitor import Monitor
 from ..paths import local_folder, local_path
 from ..ranks import print_line
-from .files import CheckpointError, add_name, copy_to_cpu, newest_whole, sync_folder, write
+from .content import copy_to_cpu
+from .files import CheckpointError, add_name, explained, newest_whole, sync_folder, write
 from .lock import FolderLock
 from .signals import Signals
 
@@ -70,7 +74,10 @@ class CheckpointSaver(Callback):
             the same, and starts from scratch if there is none. A path resumes that file, or the newest complete one in
             that folder.
         save_on_signal: whether signals save and stop, in a run on the main thread.
-        background: copy the state at once, and write it in a thread while training goes on. The next save waits for it.
+        background: copy the state at once, and write it in a thread while training continues. The next save waits for
+            it, and raises what the thread could not do.
+        on_error: ``"raise"`` ends the run if a checkpoint cannot be written, because the disk is full or the folder is
+            gone. ``"warn"`` trains on, and tries again at the next save. What cannot be loaded again always raises.
 
     Raises:
         ValueError: an argument is out of its range; the run has no such ``monitor``.
@@ -78,6 +85,8 @@ class CheckpointSaver(Callback):
         NotADirectoryError, PermissionError: ``save_dir`` cannot be written to; before the first step.
         RuntimeError: another run, or another CheckpointSaver, is writing to ``save_dir``.
         CheckpointError: nothing there can be read, or a checkpoint could not be written.
+        TypeError: the state contains something that cannot be loaded again. The message has the place. At the first
+            save.
 
     Example:
         >>> CheckpointSaver("runs/a", "val/Acc@1", resume="auto")
@@ -97,6 +106,7 @@ class CheckpointSaver(Callback):
         resume: bool | str | os.PathLike[str] = False,
         save_on_signal: bool = True,
         background: bool = False,
+        on_error: str = "raise",
     ) -> None:
         check_every("every_steps", every_steps)
         check_whole("keep", keep, 1)
@@ -107,9 +117,14 @@ class CheckpointSaver(Callback):
         self.resume = resume if isinstance(resume, bool) or resume == "auto" else local_path("resume", resume)
         self.save_on_signal = save_on_signal
         self.background = background
+        if on_error not in ("raise", "warn"):
+            raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}")
+        self.on_error = on_error
+        self._kept_before: list[tuple[float, int]] = []
         self._kept: list[tuple[float, int]] = []  # (value, epoch) of the best, the best first
         self._epochs = 0
         self._saved: tuple[int, int] | None = None
+        self._never_finite: set[str] = set()  # such as masks of -inf
         self._stopped_by = 0
         self._signals = Signals()
         self._lock = FolderLock()
@@ -121,6 +136,7 @@ class CheckpointSaver(Callback):
         """Look into the folder, and take up the run in it."""
         self.monitor.begin(state)
         self._kept, self._epochs, self._saved, self._stopped_by = [], 0, None, 0
+        self._never_finite = _not_finite(state, parameters=False)
         # Flags and states travel between the processes by way of the CPU, so that no accelerator is waited for.
         self._peers = torch.distributed.new_group(backend="gloo") if has_process_group() else None
         self._asking = None
@@ -160,7 +176,9 @@ class CheckpointSaver(Callback):
                 self._stopped_by = self._stopped_by or (0 if self._peers else self._signals.received)
                 if self._saved != _point(state):
                     self._save(state)
-            self._writer.wait()
+                self._attempt(state, self._writer.wait)
+            else:
+                self._writer.warn()
         finally:
             self._lock.release()
             self._signals.restore()
@@ -190,11 +208,14 @@ class CheckpointSaver(Callback):
     def _save(self, state: RunnerState, value: float | None = None) -> None:
         """Save ``last.pt``, and ``best.pt`` after an epoch with a value that is better."""
         self._saved = _point(state)
-        if not _is_finite(state):
+        if self.background:
+            self._attempt(state, self._writer.wait)
+        if not self._is_finite(state):
             print_line(
                 state, f"CheckpointSaver: epoch {state.epoch} has weights that are nan or infinite; it is not saved"
             )
             return
+        self._kept_before = self._kept
         names, dropped = self._rank(state.epoch, value) if value is not None else ([], [])
         content = state.state_dict()
         content["monitor"] = {"name": self.monitor.key, "value": value}
@@ -204,9 +225,18 @@ class CheckpointSaver(Callback):
             content["ranks"] = ranks
         if self.background and state.rank == 0:
             content = copy_to_cpu(content)
-        self._on_rank_zero(
-            state, lambda: self._writer.run(lambda: self._write(content, names, dropped), self.background)
-        )
+        self._attempt(state, lambda: self._writer.run(lambda: self._write(content, names, dropped), self.background))
+
+    def _attempt(self, state: RunnerState, write: Callable[[], None]) -> None:
+        """Write on rank 0. Raise what fails on every rank, or warn of it."""
+        try:
+            self._on_rank_zero(state, write)
+        except CheckpointError as error:
+            self._saved, self._kept = None, self._kept_before
+            if self.on_error == "raise":
+                raise
+            if state.rank == 0:
+                warnings.warn(f"{error}. The run continues without it", stacklevel=2)
 
     def _rank(self, epoch: int, value: float) -> tuple[list[str], list[str]]:
         """Under which names an epoch is to be kept beside ``last.pt``, and which files go for it."""
@@ -221,15 +251,17 @@ class CheckpointSaver(Callback):
 
     def _write(self, content: dict[str, Any], names: list[str], dropped: list[str]) -> None:
         part, last = self.save_dir / ".last.pt.part", self.save_dir / "last.pt"
-        write(content, part)
-        for name in names:
-            add_name(part, self.save_dir / name)
-        if last.exists():
-            add_name(last, self.save_dir / "before-last.pt")
-        os.replace(part, last)
-        sync_folder(self.save_dir)
+        with explained(content, part):
+            write(content, part)
+            for name in names:
+                add_name(part, self.save_dir / name)
+            if last.exists():
+                add_name(last, self.save_dir / "before-last.pt")
+            os.replace(part, last)
+            sync_folder(self.save_dir)
         for name in dropped:
-            (self.save_dir / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # A file too many is not worth a run.
+                (self.save_dir / name).unlink(missing_ok=True)
 
     def _open(self, state: RunnerState) -> tuple[Path, dict[str, Any]] | None:
         """Make sure of the folder; what to resume from, if anything."""
@@ -298,19 +330,27 @@ class CheckpointSaver(Callback):
         self._asking = work, flag
         return asked
 
+    def _is_finite(self, state: RunnerState) -> bool:
+        """Return whether all weights are finite on every rank, and all buffers that were so when the run began."""
+        flag = torch.tensor(_not_finite(state) <= self._never_finite)
+        if self._peers is not None:  # Each may have buffers of its own.
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN, group=self._peers)
+        return bool(flag)
+
     def _on_rank_zero(self, state: RunnerState, function: Callable[[], T]) -> T:
-        """What a function gives on rank 0, on every rank; so does what it raises."""
+        """Return on every rank what a function returns on rank 0. Raise there what it raises, too."""
         if self._peers is None:
             return function()
         box: list[Any] = [None, None]
+        own: Exception | None = None
         if state.rank == 0:
             try:
                 box[0] = function()
             except Exception as error:
-                box[1] = error
+                own, box[1] = error, _portable(error)
         torch.distributed.broadcast_object_list(box, src=0, group=self._peers)
         if box[1] is not None:
-            raise box[1]
+            raise own or box[1]
         return box[0]  # type: ignore[no-any-return]
 
 
@@ -329,6 +369,13 @@ class _Writer:
         self._thread = threading.Thread(target=self._try, args=(task,), name="checkpoint")
         self._thread.start()
 
+    def warn(self) -> None:
+        """Wait, where another error is on its way already."""
+        try:
+            self.wait()
+        except Exception as error:
+            warnings.warn(f"{type(error).__name__}: {error}", stacklevel=2)
+
     def wait(self) -> None:
         if self._thread is not None:
             self._thread.join()
@@ -340,7 +387,7 @@ class _Writer:
     def _try(self, task: Callable[[], None]) -> None:
         try:
             task()
-        except CheckpointError as error:
+        except BaseException as error:  # Nobody would see it here.
             self._error = error
 
 
@@ -363,8 +410,24 @@ def _point(state: RunnerState) -> tuple[int, int]:
     return state.epoch, state.samples_seen
 
 
-def _is_finite(state: RunnerState) -> bool:
-    modules = [module for module in (state.model, state.criterion) if isinstance(module, torch.nn.Module)]
-    parameters = (parameter for module in modules for parameter in module.parameters())
-    sums = [p.detach().sum(dtype=torch.float32) for p in parameters if p.is_floating_point()]
-    return not sums or bool(torch.stack(sums).isfinite().all())
+def _portable(error: Exception) -> Exception:
+    """Return an error that other processes can read."""
+    try:
+        return pickle.loads(pickle.dumps(error))  # type: ignore[no-any-return]
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _not_finite(state: RunnerState, *, parameters: bool = True) -> set[str]:
+    """Return the names of the parameters and buffers of model and criterion that contain nan or infinity."""
+    tensors = {
+        f"{number}.{name}": value.detach()
+        for number, module in enumerate((state.model, state.criterion))
+        if isinstance(module, torch.nn.Module)
+        for name, value in (*(module.named_parameters() if parameters else ()), *module.named_buffers())
+        if value.is_floating_point() or value.is_complex()
+    }
+    sums = [(torch.view_as_real(t) if t.is_complex() else t).sum(dtype=torch.float32) for t in tensors.values()]
+    if not sums or bool(torch.stack(sums).isfinite().all()):  # One reading of the device.
+        return set()
+    return {name for name, value in tensors.items() if not bool(value.isfinite().all())}

@@ -1,0 +1,126 @@
+"""Parts of a run that are easily lost on the way to a file: workers, buffers of each process, metrics."""
+
+import io
+import warnings
+
+import pytest
+import torch
+from fit_core import Callback, Runner
+from test_processes import on_two_processes
+from test_resume import Save
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def load(saved):
+    return torch.load(io.BytesIO(saved), weights_only=True)
+
+
+class Order(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_batch_end(self, state):
+        self.seen.extend(state.input.flatten().tolist())
+
+
+def run(loader, *callbacks, saved=None):
+    torch.manual_seed(0)
+    model, order = nn.Linear(1, 1), Order()
+    runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), [], [order, *callbacks])
+    if saved is not None:
+        torch.manual_seed(1)
+        runner.state.load_state_dict(load(saved))
+    runner.fit(loader, epochs=3)
+    return order.seen
+
+
+def persistent():
+    numbers = torch.linspace(0, 1, 6).view(6, 1)
+    return DataLoader(
+        TensorDataset(numbers, numbers), batch_size=2, shuffle=True, num_workers=1, persistent_workers=True
+    )
+
+
+def test_persistent_workers_keep_the_order_and_are_named():
+    save = Save()
+    gold = run(persistent(), save)
+    for number in (0, 2, 3, 5, 7):
+        done = 2 * (number + 1 - (number + 1) // 4)  # each fourth state is one between epochs
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert run(persistent(), saved=save.saved[number]) == gold[done:]
+        named = [str(warning.message) for warning in caught if "persistent_workers=False" in str(warning.message)]
+        assert len(named) == (number >= 2)  # inside the first pass, their seeds are those of its start
+
+
+def test_the_order_returns_in_the_process_that_has_the_workers():
+    save, loader = Save(), persistent()
+    gold = run(loader, save)
+    with pytest.warns(UserWarning, match="persistent_workers=False"):
+        assert run(loader, saved=save.saved[5]) == gold[10:]
+
+
+class Scores:
+    """A metric that keeps all it has seen."""
+
+    def __init__(self):
+        self.scores = torch.empty(0)
+
+    def reset(self):
+        self.scores = torch.empty(0)
+
+    def update(self, output, target):
+        self.scores = torch.cat([self.scores, output.detach().flatten()])
+
+    def compute(self):
+        return self.scores.mean()
+
+    def state_dict(self):
+        return {"scores": self.scores}
+
+    def load_state_dict(self, state_dict):
+        self.scores = state_dict["scores"]
+
+
+def test_a_state_between_epochs_contains_no_metrics():
+    save, batches = Save(), [(torch.ones(4, 1), torch.zeros(4, 1))] * 2
+    model = nn.Linear(1, 1)
+    runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), [Scores()], [save])
+    runner.fit(batches, epochs=2, val_loader=batches)
+    ranks = [load(saved)["ranks"][0] for saved in save.saved]
+    assert [len(rank["metrics"].get("Scores", {}).get("scores", ())) for rank in ranks] == [4, 8, 0, 4, 8, 0]
+    assert [len(rank["losses"]) for rank in ranks] == [1, 1, 0, 1, 1, 0]
+
+
+def with_own_buffers(rank, folder):
+    class Write(Callback):
+        def on_checkpoint(self, state):
+            if state.global_step == 2:
+                torch.save(state.state_dict(), f"{folder}/state{rank}")
+
+    def train(saved):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        model = DistributedDataParallel(model, broadcast_buffers=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        runner = Runner(model, optimizer, nn.MSELoss(), [], [Write()])
+        if saved:
+            states = [torch.load(f"{folder}/state{owner}", weights_only=True) for owner in range(2)]
+            runner.state.load_state_dict({**states[0], "ranks": [state["ranks"][0] for state in states]})
+        generator = torch.Generator().manual_seed(rank)
+        batches = [(torch.randn(4, 2, generator=generator), torch.zeros(4, 1)) for _ in range(4)]
+        runner.fit(batches)
+        return model.module[1].running_mean.clone()
+
+    gold = train(saved=False)
+    torch.distributed.barrier()
+    return gold, train(saved=True)
+
+
+def test_buffers_that_are_not_broadcast_are_those_of_each_process(tmp_path):
+    (first, first_again), (second, second_again) = on_two_processes(with_own_buffers, tmp_path, str(tmp_path))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, first_again)
+    assert torch.equal(second, second_again)
