@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import batch_checks, checks
-from .batch import SampleCounter, to_device
+from .batch import SampleCounter, detached, to_device
 from .callback import HOOKS, Callback
 from .loaders import batches, length, why_empty
 from .metric import FunctionMetric, Mean, as_metrics, metric_name, named_values
@@ -278,11 +278,12 @@ class Run:
                 (state.loss_meters.get(name) or self._new_meter(name)).update(value, weight)
         if state.output is not None and state.metrics:
             self.has_outputs = True
+            output, target = detached(state.output, self._half), detached(state.target, self._half)
             with torch.no_grad():
                 for metric in state.metrics:
                     if isinstance(metric, FunctionMetric):
                         metric.weight = self.weight()
-                    metric.update(state.output, state.target)
+                    metric.update(output, target)
 
     def end_loader(self) -> None:
         """Put the results of a loader, over all processes, into the logs.
