@@ -11,9 +11,8 @@ from fit_core import Callback, RunnerState, unwrap
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .lazy import refuse_lazy
-
 from .arguments import check_number
+from .lazy import refuse_lazy
 
 __all__ = ["ModelEma"]
 
