@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -309,7 +311,8 @@ class Run:
     def results(self) -> dict[str, float]:
         """Return the losses and metrics of this loader by name, over all processes if there is a process group.
 
-        Metrics are left out if no batch had an output.
+        Metrics are left out if no batch had an output. A name in the dict of a metric comes behind that of the metric
+        if another result has it too.
 
         Raises:
             ValueError: two metrics return a value of the same name.
@@ -323,8 +326,13 @@ class Run:
                 if hasattr(meter, "all_reduce"):
                     meter.all_reduce()
         values = {name: float(meter.compute()) for name, meter in meters.items()}
-        for metric in metrics:
-            for name, value in named_values(metric, warns=True).items():
+        if not metrics:
+            return values
+        found = {metric_name(metric): named_values(metric, warns=True) for metric in metrics}
+        counts = Counter(chain(values, *found.values()))
+        for metric, numbers in found.items():
+            for key, value in numbers.items():
+                name = key if counts[key] == 1 or key == metric else f"{metric}/{key}"
                 if name in values:
                     raise ValueError(f"two results are called {name!r}: give each a name of its own")
                 values[name] = value
