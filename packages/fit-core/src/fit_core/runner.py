@@ -110,7 +110,7 @@ class Runner:
         """
         state = self.state
         checks.no_other_arguments(unknown)
-        checks.not_running(state)
+        checks.can_train(state)
         device = checks.device(state.model, state.criterion)
         stream = Stream(train_loader, steps_per_epoch, window=state.accumulate_steps, device=device)
         checks.fit(stream, epochs, val_loader, val_steps, validate_every)
