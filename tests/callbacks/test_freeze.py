@@ -60,6 +60,20 @@ def test_parts_are_unfrozen_one_after_the_other():
     assert flags.seen == [[False] * 4 + [True] * 2, [False] * 2 + [True] * 4, [True] * 6]
 
 
+def test_what_trained_before_the_run_trains_after_it():
+    model = network()
+    model[4].bias.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    runner = freezing(Freeze(["0.", "4."]), Freeze("0.weight"), model=model)
+    for _ in range(2):
+        runner.fit(batches())
+        assert [parameter.requires_grad for parameter in model.parameters()] == before
+    everything = freezing(Freeze(""), model=model)
+    with pytest.raises(ValueError, match="the loss has no graph"):
+        everything.fit(batches())
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
+
+
 def test_freeze_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match=r"no parameter is called fc\.\.\.; there are: 0.weight, 0.bias"):
         freezing(Freeze("fc")).fit(batches())

@@ -3,17 +3,19 @@
 import itertools
 import json
 import math
+import random
 import time
 from types import SimpleNamespace
 
 import fit_callbacks.timer
+import numpy
 import pytest
 import torch
 from fit_callbacks import LRFinder, Profiler, Timer
 from fit_core import Callback
 from scene import Watch, batches, flat, make, network
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 
 class Clock:
@@ -191,6 +193,52 @@ def test_everything_is_put_back_exactly(use_fp16):
     searched.fit(batches(), steps_per_epoch=20)
     assert flat([searched.state.state_dict()[key] for key in ("model", "optimizer", "grad_scaler")]) == before
     assert len(finder.lrs) > 10
+
+
+class Draws(Dataset):
+    """Augments with every random generator."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        noise = torch.randn(6) + random.random() + float(numpy.random.rand())
+        return noise, index % 3
+
+
+def test_training_after_a_search_is_the_same_as_without_one():
+    class Counts(nn.Module):
+        """Remembers in a buffer that is not saved, and in one that grows."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("batches", torch.zeros(()), persistent=False)
+            self.register_buffer("seen", torch.zeros(0))
+
+        def forward(self, input):
+            if self.training:
+                self.batches += 1
+                self.seen = torch.cat([self.seen, input.mean().detach()[None]])
+            return input * (1 + self.batches / 100)
+
+    def train(searches):
+        model = nn.Sequential(Counts(), network())
+        random.seed(0), numpy.random.seed(0), torch.manual_seed(0)
+        loader = DataLoader(Draws(), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(0))
+        if searches:
+            make(LRFinder(steps=12), model=model).fit(loader)
+        runner = make(model=model)
+        return runner.fit(loader, epochs=2), runner.state.state_dict()["model"]
+
+    (history, model), (expected, by_itself) = train(searches=True), train(searches=False)
+    assert history == expected
+    assert flat(model) == flat(by_itself)
+
+
+def test_a_search_asks_for_the_weights_of_a_lazy_model():
+    model = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r"LRFinder copies the weights .* Run it once before fit: model\(input\)"):
+        make(LRFinder(steps=10), model=model).fit(batches(), steps_per_epoch=10)
 
 
 def test_weights_are_back_after_an_explosion_and_after_an_error():

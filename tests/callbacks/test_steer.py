@@ -10,7 +10,6 @@ from fit_callbacks import (
     EarlyStopping,
     GradientClipping,
     LRScheduler,
-    ModelEma,
     Phase,
     PhasesScheduler,
     ReduceLROnPlateau,
@@ -354,70 +353,6 @@ def test_a_run_that_was_stopped_stays_so_when_resumed_unless_patience_grows():
     assert len(history) == 3
     assert run(2, saved[-1])[0] == history
     assert len(run(3, saved[-1])[0]) == 4
-
-
-# ModelEma
-
-
-@pytest.mark.parametrize("warmup", [True, False])
-def test_the_average_equals_the_formula_and_buffers_are_copied(warmup):
-    ema, weights = ModelEma(0.6, warmup=warmup), []
-    watch = Watch("on_batch_end", lambda state: weights.append([p.detach().clone() for p in state.model.parameters()]))
-    runner = make(watch, ema)
-    runner.fit(batches(), epochs=2)
-    average = weights[0]
-    for step, now in enumerate(weights[1:], 2):
-        decay = min(0.6, (1 + step) / (10 + step)) if warmup else 0.6
-        average = [decay * old + (1 - decay) * new for old, new in zip(average, now, strict=True)]
-    for ours, expected in zip(ema.model.parameters(), average, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
-    for ours, trained in zip(ema.model.buffers(), runner.state.model.buffers(), strict=True):
-        assert torch.equal(ours, trained)
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_the_average_is_what_validation_sees_wherever_it_stands(first):
-    ema, seen = ModelEma(0.5), []
-    watch = Watch("on_batch_begin", lambda state: seen.append((state.is_train, state.model, state.model.training)))
-    runner = make(*((ema, watch) if first else (watch, ema)))
-    history = runner.fit(batches(), epochs=2, val_loader=batches(seed=1))
-    trained = runner.state.model
-    assert {(is_train, model) for is_train, model, _ in seen} == {(True, trained), (False, ema.model)}
-    assert all(training == is_train for is_train, _, training in seen)
-    model = ema.model.eval()
-    with torch.no_grad():
-        total = sum(float(nn.functional.cross_entropy(model(x), y)) * len(x) for x, y in batches(seed=1))
-    assert history[-1]["val/loss"] == pytest.approx(total / 37, rel=1e-6)
-    assert runner.evaluate(batches(seed=1))["val/loss"] == history[-1]["val/loss"]
-    assert runner.state.model is trained
-
-
-def test_the_model_is_back_when_validation_raises():
-    class Fail(Callback):
-        def on_batch_end(self, state):
-            if not state.is_train:
-                raise RuntimeError("broken off")
-
-    runner = make(ModelEma(0.5), Fail())
-    trained = runner.state.model
-    with pytest.raises(RuntimeError, match="broken off"):
-        runner.fit(batches(), val_loader=batches())
-    assert runner.state.model is trained
-
-
-def test_a_checkpoint_holds_both_models():
-    ema = ModelEma(0.9)
-    runner = make(ema)
-    runner.fit(batches())
-    saved = runner.state.state_dict()
-    assert torch.equal(saved["model"]["0.weight"], runner.state.model[0].weight)
-    assert torch.equal(saved["callbacks"]["ModelEma"]["model"]["0.weight"], ema.model[0].weight)
-    assert not torch.equal(ema.model[0].weight, runner.state.model[0].weight)
-
-
-def test_ema_refuses_a_decay_of_one():
-    with pytest.raises(ValueError, match="decay must be 0 or more and below 1, got 1"):
-        ModelEma(1)
 
 
 # The small ones

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from fit_core import Callback, Runner
-from fit_core.batch import SampleCounter, concat, to_device
+from fit_core.batch import SampleCounter, to_device
+from fit_core.outputs import concat
 from torch import nn
 
 Point = namedtuple("Point", "x y")

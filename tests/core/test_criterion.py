@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -143,3 +144,56 @@ def test_an_evaluation_inside_an_epoch_leaves_a_frozen_layer_frozen():
     runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), (), [Freeze()])
     runner.fit(batches())
     assert seen == [(False, True)]
+
+
+class Around(nn.Module):
+    """A user's module around a sum of torch, which it may divide."""
+
+    def __init__(self, divides):
+        super().__init__()
+        self.sum = nn.MSELoss(reduction="sum")
+        self.divides = divides
+        self.calls = 0
+
+    def forward(self, output, target):
+        self.calls += 1
+        return self.sum(output, target) / (len(target) if self.divides else 10)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "name"),
+    [
+        (nn.MSELoss(reduction="sum"), "MSELoss"),
+        (nn.HuberLoss(reduction="sum"), "HuberLoss"),
+        (partial(nn.functional.mse_loss, reduction="sum"), "mse_loss"),
+        (Around(divides=False), "Around"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["fit", "evaluate"])
+def test_a_sum_over_the_batch_is_refused(criterion, name, verb):
+    model = nn.Linear(4, 1)
+    before = model.weight.detach().clone()
+    runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), criterion)
+    data = [(torch.randn(8, 4), torch.randn(8, 1)), (torch.randn(2, 4), torch.randn(2, 1))]
+    with pytest.raises(ValueError, match=rf"criterion {name} returns the sum .* divide the sum by len\(target\)"):
+        getattr(runner, verb)(data)
+    assert torch.equal(model.weight, before)
+
+
+def test_a_sum_that_is_divided_is_a_mean():
+    torch.manual_seed(0)
+    data = [(torch.randn(8, 4), torch.randn(8, 1)), (torch.randn(2, 4), torch.randn(2, 1))]
+    model, criterion = nn.Linear(4, 1), Around(divides=True)
+    value = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), criterion).evaluate(data)["val/loss"]
+    by_hand = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss()).evaluate(data)["val/loss"]
+    assert value == pytest.approx(by_hand, rel=1e-6)
+    assert criterion.calls == 2  # the trial on halves counts nothing
+
+    class Divides(Runner):
+        def forward(self):
+            state = self.state
+            state.output = state.model(state.input)
+            state.loss = state.criterion(state.output, state.target) / len(state.target)
+
+    own = Divides(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(reduction="sum"))
+    assert own.evaluate(data)["val/loss"] == pytest.approx(by_hand, rel=1e-6)

@@ -123,9 +123,30 @@ def test_a_function_that_forgets_the_mean_is_told(shape):
         runner([each]).evaluate(batches(5))
 
 
-def test_two_values_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="two results are called 'a'"):
-        runner([Constant(1, "a"), Constant({"a": 2}, "b")]).evaluate(batches(2))
+def test_values_of_one_name_come_behind_the_name_of_their_metric():
+    metrics = [Constant(1, "a"), Constant({"a": 2, "c": 3}, "b"), Constant({"a": 4, "loss": 5, "d": {"e": 6}}, "f")]
+    result = runner(metrics).evaluate(batches(2))
+    del result["val/loss"]
+    assert result == {"val/a": 1, "val/b/a": 2, "val/c": 3, "val/f/a": 4, "val/f/loss": 5, "val/d/e": 6}
+    with pytest.raises(ValueError, match="two results are called 'b/a'"):
+        runner([Constant({"a": 1, "b/a": 2}, "b"), Constant({"a": 3}, "c")]).evaluate(batches(2))
+
+
+def test_two_wrappers_of_torchmetrics_can_be_told_apart():
+    wrappers = []
+    for name, average in (("micro", "micro"), ("macro", "macro")):
+        wrapper = torchmetrics.MinMaxMetric(torchmetrics.Accuracy(task="multiclass", num_classes=3, average=average))
+        wrapper.name = name
+        wrappers.append(wrapper)
+    row = runner(wrappers).fit(batches(4, 4))[0]
+    names = {f"{name}/{part}" for name in ("micro", "macro") for part in ("raw", "min", "max")}
+    assert {key.removeprefix("train/") for key in row} == names | {"epoch", "loss", "lr"}
+
+
+@pytest.mark.parametrize("value", [1j, torch.tensor(1j), (torch.ones(3), torch.ones(3)), None, "0.5"])
+def test_what_is_not_a_number_is_named_and_skipped(value):
+    with pytest.warns(UserWarning, match=r"odd is not logged: expected a number, .* Return a number from"):
+        assert runner([Constant(value, "odd")]).evaluate(batches(2)).keys() == {"val/loss"}
 
 
 def test_metrics_see_outputs_without_a_graph_kept():

@@ -185,7 +185,7 @@ def test_autocast_covers_training_evaluation_and_prediction():
     runner = Runner(model, sgd(model), nn.CrossEntropyLoss(), (), [Watch()], use_bf16=True)
     runner.fit(data(4), val_loader=data(4))
     runner.evaluate(data(4))
-    assert runner.predict(data(4)).dtype == torch.bfloat16
+    runner.predict(data(4))
     assert seen == [torch.bfloat16] * 4
 
 

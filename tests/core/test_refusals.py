@@ -34,10 +34,24 @@ def test_e4_an_optimizer_over_some_of_the_parameters_warns_with_names():
         Runner(model, sgd(model[0]), LOSS)
 
 
-def test_e4_a_model_without_trainable_parameters():
+def test_e4_a_frozen_model_can_be_evaluated_and_not_trained():
     model = nn.Linear(1, 1).requires_grad_(False)
-    with pytest.raises(ValueError, match="no parameter that requires grad: there is nothing to train"):
-        Runner(model, sgd(nn.Linear(1, 1)), LOSS)
+    runner = Runner(model, sgd(model), LOSS)
+    assert runner.evaluate(BATCHES)["val/loss"] == pytest.approx(float(model.bias) ** 2)
+    assert runner.predict(BATCHES).shape == (2, 1)
+    with pytest.raises(ValueError, match=r"nothing to train: .* what should train: model.requires_grad_\(True\)"):
+        runner.fit(BATCHES)
+    model.requires_grad_(True)
+    assert len(runner.fit(BATCHES)) == 1
+
+
+def test_a_criterion_trains_behind_a_frozen_model():
+    model, criterion = nn.Linear(1, 4).requires_grad_(False), nn.AdaptiveLogSoftmaxWithLoss(4, 3, [1])
+    optimizer = torch.optim.SGD(criterion.parameters(), lr=0.1)
+    before = criterion.head.weight.detach().clone()
+    runner = Runner(model, optimizer, lambda output, target: criterion(output, target).loss)
+    runner.fit([(torch.ones(2, 1), torch.tensor([0, 1]))])
+    assert not torch.equal(criterion.head.weight, before)
 
 
 def test_e6_a_model_on_two_devices():

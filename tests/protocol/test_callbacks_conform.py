@@ -1,5 +1,6 @@
 """Check every callback of fit_callbacks with conformance.py."""
 
+import copy
 import functools
 
 import pytest
@@ -155,6 +156,21 @@ def test_no_callback_is_forgotten(tmp_path):
 )
 def test_a_callback_keeps_the_protocol(name, check, tmp_path):
     check(CASES[name], tmp_path)
+
+
+@each
+def test_a_second_run_is_the_first_run_of_a_new_callback(name, tmp_path):
+    """With weights and optimizer as the first run has left them, and nothing else of it."""
+    case = CASES[name]
+    runner, other = (case.runner(case.make(tmp_path / number)) for number in ("twice", "new"))
+    runner.fit(case.batches(0), epochs=3, val_loader=case.batches(1))
+    other.state.model.load_state_dict(copy.deepcopy(runner.state.model.state_dict()))
+    other.state.optimizer.load_state_dict(copy.deepcopy(runner.state.optimizer.state_dict()))
+    other.state.grad_scaler.load_state_dict(runner.state.grad_scaler.state_dict())
+    for run in (runner, other):
+        torch.manual_seed(1)
+        run.fit(case.batches(0), epochs=3, val_loader=case.batches(1))
+    assert case.facts(runner.state) == case.facts(other.state)
 
 
 def on_a_rank(rank, folder):

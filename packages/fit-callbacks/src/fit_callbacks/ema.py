@@ -1,36 +1,43 @@
-"""A second model that is the moving average of the first."""
+"""Average the weights of the model, and evaluate the average."""
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any
 
+import torch
 from fit_core import Callback, RunnerState, unwrap
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .arguments import check_number
+from .lazy import refuse_lazy
 
 __all__ = ["ModelEma"]
 
 
 class ModelEma(Callback):
-    """Keeps an exponential moving average of the weights, and evaluates it in place of the model that is trained.
+    """Keep an exponential moving average of the weights, and evaluate it in place of the model that is trained.
 
-    After each optimizer step ``average = decay * average + (1 - decay) * weights``, by torch's AveragedModel; buffers,
-    such as the statistics of batch norm, are copied as they are. Validation, ``evaluate`` and ``predict`` see the
-    average. A checkpoint holds both: the trained model as ``["model"]`` and the average as
-    ``["callbacks"]["ModelEma"]["model"]``. It may stand anywhere in the list of callbacks.
+    The average starts as the weights at the start of each run. After each optimizer step it becomes
+    ``decay * average + (1 - decay) * weights``. Buffers, such as the statistics of batch norm, are copied as they are.
+    Validation, ``evaluate`` and ``predict`` see the average. If the weights of the model are changed after the run,
+    ``evaluate`` and ``predict`` use the model itself, and warn. A checkpoint contains both: the trained model as
+    ``["model"]`` and the average as ``["callbacks"]["ModelEma"]["model"]``. It may stand anywhere in the list of
+    callbacks.
 
     Args:
-        decay: in 0..1; the nearer to 1, the longer the memory (about ``1 / (1 - decay)`` steps).
-        warmup: begin with less memory: the decay of step t is ``min(decay, (1 + t) / (10 + t))``, as in TensorFlow's
+        decay: in 0..1, 1 excluded. The nearer to 1, the longer the memory (about ``1 / (1 - decay)`` steps).
+        warmup: start with a short memory: the decay of step t is ``min(decay, (1 + t) / (10 + t))``, as in TensorFlow's
             ExponentialMovingAverage with ``num_updates``.
 
     Attributes:
-        model: the averaged module; None before the first run.
+        model: the averaged module. None before the first run.
 
     Raises:
-        ValueError: the decay is out of its range.
+        TypeError: the decay is a model.
+        ValueError: the decay is out of its range. Before the first step: the model is lazy and has no weights yet.
 
     Example:
         >>> ema = ModelEma(0.999)
@@ -46,44 +53,76 @@ class ModelEma(Callback):
         self.warmup = warmup
         self.model: nn.Module | None = None
         self._updates = 0
+        self._versions: list[tuple[int, int]] | None = None  # of the weights when the run ended
 
     def on_begin(self, state: RunnerState) -> None:
-        """The average begins as the model is; that of a resumed run is restored after this."""
-        self._trained = state.model
-        self._averaged = AveragedModel(unwrap(state.model))
-        self.model, self._updates = self._averaged.module.eval(), 0
+        """Copy the model. The average of a resumed run is restored after this."""
+        self.model, self._trained, self._versions = None, state.model, None
+        refuse_lazy(state.model, "ModelEma")
+        self.model, self._updates = copy.deepcopy(unwrap(state.model)).eval(), 0
 
     def on_batch_end(self, state: RunnerState) -> None:
-        """Take in the weights after a step."""
+        """Update the average after a step."""
         if state.is_train and state.is_optimizer_step:
             step = self._updates = self._updates + 1
-            decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
-            self._averaged.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-            self._averaged.update_parameters(unwrap(self._trained))
+            self._update(min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay)
 
     def on_loader_begin(self, state: RunnerState) -> None:
-        """Evaluate the average."""
-        if not state.is_train and self.model is not None:
-            state.model = self.model.eval()
+        """Put the average in the place of the model, unless the model is another one since."""
+        if state.is_train or self.model is None:
+            return
+        if self._versions is not None and self._versions != _versions(state.model):
+            warnings.warn(
+                "the weights of the model were changed after the run that ModelEma averaged, so the model itself is "
+                'evaluated. To evaluate a saved average, load it: model.load_state_dict(state["callbacks"]["ModelEma"]'
+                '["model"])',
+                stacklevel=2,
+            )
+            return
+        state.model = self.model.eval()
 
     def on_loader_end(self, state: RunnerState) -> None:
-        """Train the model."""
-        if self.model is not None:
+        """Put the model back."""
+        if state.model is self.model:
             state.model = self._trained
 
     def on_end(self, state: RunnerState) -> None:
-        """Leave the model in its place, also when validation was broken off."""
+        """Put the model back, also if validation did not end."""
         if self.model is not None:
             state.model = self._trained
+            self._versions = _versions(state.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """The averaged model, and the number of its updates."""
+        """Return the average, and the number of its updates."""
         assert self.model is not None
         return {"model": self.model.state_dict(), "updates": self._updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on averaging from there."""
+        """Restore the average."""
         assert self.model is not None
         self.model.load_state_dict(state_dict["model"])
         self._updates = state_dict["updates"]
-        self._averaged.n_averaged.fill_(self._updates)
+
+    @torch.no_grad()
+    def _update(self, decay: float) -> None:
+        """Take in the weights. Not by torch's AveragedModel, whose first update copies them and reads a counter."""
+        assert self.model is not None
+        trained = unwrap(self._trained)
+        groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for average, weight in zip(self.model.parameters(), trained.parameters(), strict=True):
+            averages, weights = groups.setdefault(weight.dtype, ([], []))
+            averages.append(average)
+            weights.append(weight)
+        update: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        for averages, weights in groups.values():
+            update(averages, weights, None)
+        for own, buffer in zip(self.model.buffers(), trained.buffers(), strict=True):
+            if own.shape == buffer.shape:
+                own.copy_(buffer)
+            else:  # Observers of quantization, say, have one value at first and then one per channel.
+                own.data = buffer.clone()
+
+
+def _versions(model: nn.Module) -> list[tuple[int, int]]:
+    """Return which parameters a model has, and how often torch has written to each."""
+    return [(id(parameter), parameter._version) for parameter in model.parameters()]

@@ -17,7 +17,7 @@ class Freeze(Callback):
 
     Its parameters do not require grad, and its modules are in eval mode, so that the running statistics of batch norm
     stay too and dropout does nothing. Give the optimizer all parameters that will train: one without a gradient is not
-    stepped.
+    stepped. What required grad before the run does so again after it.
 
     With DistributedDataParallel, wrap the model before it is frozen, with ``find_unused_parameters=True``.
 
@@ -41,9 +41,11 @@ class Freeze(Callback):
             check_whole("until", until, 1)
         self._parameters: list[nn.Parameter] = []
         self._modules: list[nn.Module] = []
+        self._trained_before: list[nn.Parameter] = []
 
     def on_begin(self, state: RunnerState) -> None:
         """Find the parameters, and the modules that contain no others."""
+        self._trained_before = []
         named = {_bare(name): parameter for name, parameter in state.model.named_parameters()}
         for start in self.names:
             if not any(name.startswith(start) for name in named):
@@ -57,6 +59,7 @@ class Freeze(Callback):
                     f"would not train after epoch {self.until}. Make it of all parameters: model.parameters()"
                 )
         self._parameters = list(found.values())
+        self._trained_before = [parameter for parameter in self._parameters if parameter.requires_grad]
         self._modules = [
             module for name, module in state.model.named_modules() if f"{_bare(name)}.".startswith(self.names)
         ]
@@ -71,6 +74,11 @@ class Freeze(Callback):
         if state.is_train and self._is_frozen(state):
             for module in self._modules:
                 module.training = False
+
+    def on_end(self, state: RunnerState) -> None:
+        """Let everything require grad that did before the run."""
+        for parameter in self._trained_before:
+            parameter.requires_grad_(True)
 
     def _set(self, state: RunnerState) -> None:
         for parameter in self._parameters:

@@ -1,17 +1,22 @@
-"""A learning rate to begin with."""
+"""Find a learning rate to start with."""
 
 from __future__ import annotations
 
 import copy
 import math
+import random
+import sys
+from collections.abc import Callable
 from itertools import pairwise
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+import torch
 from fit_core import Callback, RunnerState, unwrap
-from torch import nn
+from torch import Generator, nn
 
 from .arguments import check_number, check_whole
+from .lazy import refuse_lazy
 from .ranks import from_rank_zero
 
 if TYPE_CHECKING:
@@ -21,11 +26,12 @@ __all__ = ["LRFinder"]
 
 
 class LRFinder(Callback):
-    """Trains with a learning rate that grows each step, and suggests one (Smith 2017, arXiv:1506.01186).
+    """Train with a learning rate that grows each step, and suggest one (Smith 2017, arXiv:1506.01186).
 
     The rate grows exponentially from ``min_lr`` to ``max_lr``. The run ends there, or where the loss has exploded. Then
-    model, criterion, optimizer and scaler are restored exactly, and ``suggestion`` is the rate at which the smoothed
-    loss fell fastest. Give it a Runner of its own, without other callbacks, and remove it for the real training.
+    model, criterion, optimizer, scaler and random generators, also those of the training loader, are restored exactly,
+    and ``suggestion`` is the rate at which the smoothed loss fell fastest. Give it a Runner of its own, without other
+    callbacks, and remove it for the real training.
 
     Args:
         min_lr: the first rate, above 0.
@@ -74,8 +80,10 @@ class LRFinder(Callback):
         self.suggestion: float | None = None
 
     def on_begin(self, state: RunnerState) -> None:
-        """Remember all that the search will change."""
+        """Remember everything that the search will change."""
         self._before = None
+        for module in _modules(state):
+            refuse_lazy(module, "LRFinder")
         self._steps = min(self.steps, state.total_steps)
         if self._steps < 10:
             raise ValueError(
@@ -83,6 +91,8 @@ class LRFinder(Callback):
                 f"pass steps_per_epoch={self.steps} to fit"
             )
         self._before = copy.deepcopy([part.state_dict() for part in _parts(state)])
+        self._buffers = [{name: b.clone() for name, b in module.named_buffers()} for module in _modules(state)]
+        self._random = _random_states(state)
         self.lrs, self.losses, self.suggestion, self._average, self._batches = [], [], None, 0.0, 0
 
     def on_batch_begin(self, state: RunnerState) -> None:
@@ -113,11 +123,16 @@ class LRFinder(Callback):
         """Put everything back, and suggest."""
         if self._before is None:
             return
-        for part, before in zip(_parts(state), self._before, strict=True):
-            part.load_state_dict(before)
+        for module, buffers in zip(_modules(state), self._buffers, strict=True):
+            for name, value in buffers.items():  # also those that no state has, and those that have grown
+                module.get_buffer(name).data = value
+        for part, state_dict in zip(_parts(state), self._before, strict=True):
+            part.load_state_dict(state_dict)
         for group in state.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
+        for restore, before in self._random:
+            restore(before)
         slopes = [after - before for before, after in pairwise(self.losses)]
         if slopes and min(slopes) < 0:
             self.suggestion = self.lrs[slopes.index(min(slopes))]
@@ -149,7 +164,27 @@ class LRFinder(Callback):
         return figure
 
 
+def _modules(state: RunnerState) -> list[nn.Module]:
+    """Return the model, and the criterion if it is a module."""
+    return [unwrap(part) for part in (state.model, state.criterion) if isinstance(part, nn.Module)]
+
+
 def _parts(state: RunnerState) -> list[Any]:
-    """Return everything that a search trains, and that is restored after it."""
-    parts = [unwrap(state.model), state.optimizer, state.grad_scaler]
-    return [*parts, unwrap(state.criterion)] if isinstance(state.criterion, nn.Module) else parts
+    """Return everything with a state that a search changes."""
+    return [*_modules(state), state.optimizer, state.grad_scaler]
+
+
+def _random_states(state: RunnerState) -> list[tuple[Callable[[Any], Any], Any]]:
+    """Return what restores each random generator that a run draws from, and the state to restore."""
+    loader, batch_sampler = state.train_loader, getattr(state.train_loader, "batch_sampler", None)
+    holders = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    own = {generator for holder in holders if isinstance(generator := getattr(holder, "generator", None), Generator)}
+    states: list[tuple[Callable[[Any], Any], Any]] = [(generator.set_state, generator.get_state()) for generator in own]
+    states += [(random.setstate, random.getstate()), (torch.set_rng_state, torch.get_rng_state())]
+    if "numpy" in sys.modules:
+        numpy = sys.modules["numpy"].random
+        states.append((numpy.set_state, numpy.get_state()))
+    if state.device.type != "cpu":
+        accelerator = torch.get_device_module(state.device)
+        states.append((accelerator.set_rng_state, accelerator.get_rng_state()))
+    return states

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import chain
 from typing import Any
 
-from fit_core import RunnerState, named_values
+from fit_core import RunnerState, metric_name, named_values
 
 __all__ = ["running_losses", "running_metrics", "running_values"]
 
@@ -17,7 +19,13 @@ def running_losses(state: RunnerState) -> dict[str, float]:
 def running_metrics(state: RunnerState) -> dict[str, float]:
     """Return the values of the metrics so far, on this process alone. Reading them waits for the device."""
     metrics = [metric for metric in state.metrics if state.world_size == 1 or not _synchronises(metric)]
-    return {name: value for metric in metrics for name, value in named_values(metric).items()}
+    found = {metric_name(metric): named_values(metric) for metric in metrics}
+    counts = Counter(chain(state.loss_meters, *found.values()))
+    return {  # a name that two have comes behind that of its metric, as in the results of the loader
+        key if counts[key] == 1 or key == metric else f"{metric}/{key}": value
+        for metric, numbers in found.items()
+        for key, value in numbers.items()
+    }
 
 
 def running_values(state: RunnerState, since: dict[str, tuple[float, float]]) -> dict[str, float]:

@@ -1,16 +1,27 @@
-"""What the loop does with a batch: split it, move it to the device, count its samples, join the outputs."""
+"""What the loop does with a batch: split it, move it to the device, count its samples, detach its output."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["SampleCounter", "concat", "split_for_prediction", "split_if_pair", "split_pair", "to_device"]
+__all__ = [
+    "SampleCounter",
+    "detached",
+    "is_nested",
+    "lengths",
+    "map_parts",
+    "parts_of",
+    "split_for_prediction",
+    "split_if_pair",
+    "split_pair",
+    "to_device",
+]
 
 _NESTED = (Mapping, list, tuple)
 _PLAIN = (str, bytes, int, float, complex, type(None))
@@ -60,8 +71,8 @@ def to_device(value: Any, device: torch.device) -> Any:
         return value.to(device)
     if isinstance(value, _PLAIN):
         return value
-    if _is_nested(value):
-        return _map(lambda part: to_device(part, device), value)
+    if is_nested(value):
+        return map_parts(lambda part: to_device(part, device), value)
     raise TypeError(
         f"a batch contains a {type(value).__module__}.{type(value).__qualname__}, which cannot be moved to {device}. "
         "Make it a tensor in the dataset or collate_fn, or give its class a method to(device)"
@@ -87,9 +98,9 @@ class SampleCounter:
         if isinstance(input, Tensor) and isinstance(target, Tensor) and input.dim() and target.dim():
             size = input.size(0)
             return size if size == target.size(0) else None
-        found, others = _lengths(input), _lengths(target)
+        found, others = lengths(input), lengths(target)
         agreed = found & others if others else found
-        if target is None and not (isinstance(input, Tensor) or _is_nested(input)):
+        if target is None and not (isinstance(input, Tensor) or is_nested(input)):
             return None  # The len of an unknown object may be anything.
         if len(agreed) == 1:
             samples = next(iter(agreed))
@@ -108,71 +119,39 @@ class SampleCounter:
         return samples
 
 
-def _lengths(value: Any) -> set[int]:
+def detached(value: Any, half: torch.dtype | None) -> Any:
+    """Return a nested value without its graph, and in float32 where autocast has computed it in half precision.
+
+    Args:
+        value: the output or target of a batch.
+        half: the dtype of autocast, None if the Runner runs in float32.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach()
+        return value.float() if value.dtype is half else value
+    return map_parts(lambda part: detached(part, half), value) if is_nested(value) else value
+
+
+def lengths(value: Any) -> set[int]:
     """Return the numbers of samples that a value could hold: the lengths of its lists and tensors."""
     if isinstance(value, Tensor):
         return {value.size(0)} if value.dim() else set()
     if isinstance(value, _PLAIN):
         return set()
-    if _is_nested(value):
-        inside = set().union(*map(_lengths, _parts(value)))
+    if is_nested(value):
+        inside = set().union(*map(lengths, parts_of(value)))
         is_list = isinstance(value, (list, tuple)) and not hasattr(value, "_fields")
         return inside | {len(value)} if is_list else inside
     return {len(value)} if hasattr(value, "__len__") else set()
 
 
-def concat(values: Sequence[Any], sizes: Sequence[int | None]) -> Any:
-    """Join the outputs of batches along the first dimension, a nested output leaf by leaf in its own structure.
-
-    A list with an entry per sample (the boxes of each image) is extended to one list of all samples.
-
-    Args:
-        values: one output per batch.
-        sizes: the number of samples of each batch, None where nobody knows.
-
-    Raises:
-        ValueError: a list may be read in both ways.
-    """
-    first = values[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(values)) if first.dim() else torch.stack(list(values))
-    if isinstance(first, list) and _are_samples(values, sizes):
-        return [sample for value in values for sample in value]
-    if _is_nested(first):
-        columns = zip(*(_parts(value) for value in values), strict=True)
-        joined = iter([concat(column, sizes) for column in columns])
-        return _map(lambda _: next(joined), first)
-    return list(values)
-
-
-def _are_samples(lists: Sequence[list[Any]], sizes: Sequence[int | None]) -> bool:
-    """Return whether lists have an entry per sample of their batch, rather than one per output of the model.
-
-    Raises:
-        ValueError: both readings fit all batches.
-    """
-    if len({len(entries) for entries in lists}) > 1:  # A model has as many outputs for each batch.
-        return True
-    if any(size not in (None, len(entries)) for entries, size in zip(lists, sizes, strict=True)):
-        return False
-    for entries, size in zip(lists, sizes, strict=True):
-        found = set().union(*map(_lengths, entries))
-        if len(found) != 1 or size not in (None, *found):
-            return True
-    if len(lists) > 1 and isinstance(lists[0][0], Tensor):
-        raise ValueError(
-            f"the output is a list of {len(lists[0])} tensors, and they may be one per sample or several outputs of "
-            "the model. Return a tuple of outputs, or a list of dicts for samples, or set state.output so in "
-            "Runner.forward"
-        )
-    return True
-
-
-def _is_nested(value: Any) -> bool:
+def is_nested(value: Any) -> bool:
+    """Return whether a value is a dict, list, tuple, namedtuple or dataclass."""
     return isinstance(value, _NESTED) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
 
 
-def _parts(value: Any) -> Iterator[Any]:
+def parts_of(value: Any) -> Iterator[Any]:
+    """Return the parts of a nested value."""
     if isinstance(value, Mapping):
         return iter(value.values())
     if isinstance(value, (list, tuple)):
@@ -180,7 +159,7 @@ def _parts(value: Any) -> Iterator[Any]:
     return (getattr(value, field.name) for field in dataclasses.fields(value))
 
 
-def _map(function: Callable[[Any], Any], value: Any) -> Any:
+def map_parts(function: Callable[[Any], Any], value: Any) -> Any:
     """Return a copy of a nested value with ``function`` applied to each part."""
     if isinstance(value, tuple):
         parts = [function(part) for part in value]

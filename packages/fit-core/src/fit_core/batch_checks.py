@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .metric import Metric, metric_name
+from .models import unwrap
 
-__all__ = ["UNKNOWN_BATCH_SIZE", "loss", "nothing_measured", "own_step", "parts", "size", "total_loss"]
+__all__ = [
+    "UNKNOWN_BATCH_SIZE",
+    "loss",
+    "may_sum",
+    "mean",
+    "nothing_measured",
+    "own_step",
+    "parts",
+    "size",
+    "total_loss",
+]
 
 UNKNOWN_BATCH_SIZE = (
     "cannot tell how many samples a batch has: input and target do not agree on one length. Set state.batch_size in "
@@ -44,6 +57,48 @@ def loss(value: Any, is_train: bool, source: str) -> None:
             "the loss has no graph to go backward through: no parameter in it requires grad, "
             "or it passed through detach(), item(), argmax or torch.no_grad()"
         )
+
+
+def may_sum(criterion: Any) -> bool:
+    """Return whether a criterion, or a module in it, was made with ``reduction="sum"``."""
+    criterion = unwrap(criterion)
+    inside = criterion.modules() if isinstance(criterion, nn.Module) else [criterion]
+    return any(_reduction(part) == "sum" for part in inside)
+
+
+def _reduction(part: Any) -> Any:
+    return getattr(part, "keywords", {}).get("reduction") or getattr(part, "reduction", None)
+
+
+def mean(criterion: Any, output: Any, target: Any, loss: Any) -> None:
+    """Check that a criterion that may sum returns the mean over a batch.
+
+    A loss of torch says so itself. A module or function around it may divide the sum, so the losses of both halves of
+    the batch are compared with that of the whole.
+
+    Raises:
+        ValueError: it returns the sum.
+    """
+    criterion = unwrap(criterion)
+    if type(criterion).__module__ == nn.MSELoss.__module__ or _adds_up(criterion, output, target, loss):
+        function = getattr(criterion, "func", type(criterion))  # of a partial
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ValueError(
+            f"the criterion {name} returns the sum over a batch (reduction='sum'), expected the mean: sums of 8 and of "
+            "2 samples cannot be averaged. Use reduction='mean', or divide the sum by len(target)"
+        )
+
+
+def _adds_up(criterion: Any, output: Any, target: Any, loss: Any) -> bool:
+    """Return whether the losses of two halves of a batch add up to its loss."""
+    try:
+        half = len(target) // 2
+        with torch.no_grad(), torch.random.fork_rng([]):
+            trial = copy.deepcopy(criterion)  # It may count batches.
+            both = trial(output[:half], target[:half]) + trial(output[half:], target[half:])
+            return half > 0 and bool(loss) and bool(torch.isclose(both, loss, rtol=1e-3))
+    except Exception:  # of the user's code, which may expect a whole batch
+        return False
 
 
 def parts(losses: Mapping[str, Any]) -> None:

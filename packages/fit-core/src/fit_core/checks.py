@@ -21,13 +21,13 @@ from .stream import Stream
 
 __all__ = [
     "at_least_one",
+    "can_train",
     "criterion_exchanges",
     "device",
     "fit",
     "loader",
     "metrics_reduce",
     "no_other_arguments",
-    "not_running",
     "runner",
 ]
 
@@ -112,9 +112,7 @@ def _optimizer_steps_model(optimizer: torch.optim.Optimizer, model: nn.Module, c
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not trainable:
-        raise ValueError("the model has no parameter that requires grad: there is nothing to train")
-    if not any(id(parameter) in held for parameter in trainable.values()):
+    if trainable and not any(id(parameter) in held for parameter in trainable.values()):
         raise ValueError(
             f"the optimizer has none of the model's {len(trainable)} trainable parameters. "
             "Make it from this model's parameters(), after the model is built and moved to its device"
@@ -211,16 +209,22 @@ def no_other_arguments(unknown: Mapping[str, Any]) -> None:
         raise TypeError(f"fit has no argument {name}{': ' + hint if hint else ''}")
 
 
-def not_running(state: RunnerState) -> None:
-    """Check that this Runner is not training already.
+def can_train(state: RunnerState) -> None:
+    """Check that this Runner is not training already, and has something to train.
 
     Raises:
         RuntimeError: ``fit`` was called inside a hook of its own run, or by a second thread.
+        ValueError: everything is frozen.
     """
     if state.status == "running":
         raise RuntimeError(
             "fit was called while this Runner is training: a hook may call evaluate and predict, but another fit, or "
             "one in another thread, needs a Runner of its own"
+        )
+    if not any(parameter.requires_grad for group in state.optimizer.param_groups for parameter in group["params"]):
+        raise ValueError(
+            "there is nothing to train: expected a parameter of the optimizer that requires grad, got only frozen "
+            "ones. Unfreeze what should train: model.requires_grad_(True). Frozen models can be evaluated"
         )
 
 

@@ -19,7 +19,8 @@ class Metric(Protocol):
     These are optional and used where they exist:
 
     * ``name: str``, the name in logs. Without it the name of the class is used.
-    * ``names``, a list of the names that ``compute`` returns, if it returns a dict.
+    * ``names``, a list of the names that ``compute`` returns, if it returns a dict. They are the names in logs, behind
+      ``name/`` if another metric or a loss has the same one.
     * ``higher_is_better: bool | None``, for callbacks that look for the best epoch.
     * ``all_reduce() -> None``: sum the state over all processes. Called once, at the end of a loader, before
       ``compute``. A metric that synchronises itself in ``compute``, as those of torchmetrics do, does not need it.
@@ -206,10 +207,11 @@ def named_values(metric: Metric, *, warns: bool = False) -> dict[str, float]:
         number = _number(part)
         if number is not None:
             values[name] = number
-        elif warns and not isinstance(part, Tensor):
+        elif warns and (not isinstance(part, Tensor) or part.is_complex()):
+            got = part.dtype if isinstance(part, Tensor) else type(part).__name__
             warnings.warn(
-                f"{name} is not logged: expected a number, a 0-dim tensor or a dict of those, got "
-                f"{type(part).__name__}. Return a number from compute() of {metric_name(metric)}",
+                f"{name} is not logged: expected a number, a 0-dim tensor or a dict of those, got {got}. "
+                f"Return a number from compute() of {metric_name(metric)}",
                 stacklevel=2,
             )
     return values
@@ -225,7 +227,7 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 def _number(value: Any) -> float | None:
     """Return a value as a number, None if it is not one."""
-    if isinstance(value, (str, bytes)) or (isinstance(value, Tensor) and value.numel() != 1):
+    if isinstance(value, (str, bytes)) or (isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex())):
         return None
     try:
         return float(value)

@@ -17,6 +17,7 @@ from .parameters import check_optimizer, describe, given_settings, restore_froze
 from .place import convert
 from .run import Run
 from .state import RunnerState
+from .weights import check_state, load_state, state_of
 from .window import Window
 
 __all__ = ["FORMAT", "Resume"]
@@ -91,7 +92,7 @@ class Resume:
         saved = {
             "format": FORMAT,
             "model": {bare_name(name): value for name, value in unwrap(self._model).state_dict().items()},
-            "criterion": dict(_state_of(state.criterion)),
+            "criterion": dict(state_of(unwrap(state.criterion))),
             "optimizer": state.optimizer.state_dict(),
             "grad_scaler": state.grad_scaler.state_dict(),
             "epoch": state.epoch,
@@ -115,20 +116,17 @@ class Resume:
             raise ValueError(
                 f"the state has format {saved['format']}, and this fit-core reads up to {FORMAT}: upgrade fit-core"
             )
-        state, model = self._state, unwrap(self._model)
-        own = model.state_dict()
-        _check_same("model", saved["model"], {bare_name(name): value for name, value in own.items()})
-        own_criterion = _state_of(state.criterion)
-        _check_same("criterion", saved["criterion"], own_criterion)
+        state, model, criterion = self._state, unwrap(self._model), unwrap(self._state.criterion)
+        check_state("model", saved["model"], model)
+        check_state("criterion", saved["criterion"], criterion)
         settings = saved["settings"]
         check_optimizer(settings["optimizer"], state.optimizer, model, state.criterion)
         given = self._given_now() if self._run is None else self._given
         warn_of_other_settings(settings["given"], given)
         self._given = settings["given"]
         state.optimizer.load_state_dict(saved["optimizer"])
-        model.load_state_dict({name: saved["model"][bare_name(name)] for name in own})
-        if own_criterion:
-            unwrap(state.criterion).load_state_dict(saved["criterion"])
+        load_state(model, saved["model"])
+        load_state(criterion, saved["criterion"])
         if saved["grad_scaler"]:  # It is empty where the run had none.
             state.grad_scaler.load_state_dict(saved["grad_scaler"])
         state.epoch, state.global_step = saved["epoch"], saved["global_step"]
@@ -173,14 +171,6 @@ def _changes(names: list[str], then: Mapping[str, Any], now: Mapping[str, Any], 
     return text
 
 
-def _state_of(criterion: Any) -> Mapping[str, Any]:
-    """Return the parameters and buffers of a criterion that has some."""
-    criterion = unwrap(criterion)
-    if hasattr(criterion, "state_dict") and hasattr(criterion, "load_state_dict"):
-        return criterion.state_dict()  # type: ignore[no-any-return]
-    return {}
-
-
 def _stateful_callbacks(state: RunnerState) -> Iterator[tuple[str, Any]]:
     """Yield the callbacks that have a state, by class name. The second of a class is ``Name.1``."""
     seen: dict[str, int] = {}
@@ -200,28 +190,3 @@ def _without_numpy(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return type(value)(map(_without_numpy, value))
     return value.tolist() if type(value).__module__ == "numpy" else value
-
-
-def _check_same(kind: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Compare names and shapes.
-
-    Raises:
-        ValueError: they differ.
-    """
-
-    def shape(value: Any) -> tuple[int, ...]:
-        return tuple(value.shape) if isinstance(value, Tensor) else ()
-
-    both = [name for name in own if name in saved]
-    wrong = {
-        "missing": [name for name in own if name not in saved],
-        "unexpected": [name for name in saved if name not in own],
-        "shape": [
-            f"{name} {shape(saved[name])} -> {shape(own[name])}"
-            for name in both
-            if shape(saved[name]) != shape(own[name])
-        ],
-    }
-    if any(wrong.values()):
-        lines = "".join(f"\n  {reason}: {', '.join(names)}" for reason, names in wrong.items() if names)
-        raise ValueError(f"the state belongs to another {kind}. Nothing was loaded:{lines}")

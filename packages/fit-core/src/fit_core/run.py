@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import batch_checks, checks
-from .batch import SampleCounter, to_device
+from .batch import SampleCounter, detached, to_device
 from .callback import HOOKS, Callback
 from .loaders import batches, length, why_empty
 from .metric import FunctionMetric, Mean, as_metrics, metric_name, named_values
@@ -79,6 +81,7 @@ class Run:
         self.is_in_loader = self.has_batches = self.has_outputs = False
         self._scales = state.grad_scaler.is_enabled()
         self._checks_step = checks_step
+        self._may_sum = batch_checks.may_sum(state.criterion)
         self._has_modes = hasattr(state.optimizer, "train") and hasattr(state.optimizer, "eval")
         self._divisor: float | Tensor | None = None
         self._counter = SampleCounter(None)
@@ -236,6 +239,8 @@ class Run:
         if state.loss is None and not state.is_train and (source == "forward" or not state.needs_loss):
             return
         batch_checks.loss(state.loss, state.is_train, source)
+        if self._may_sum and source == "criterion":
+            batch_checks.mean(state.criterion, state.output, state.target, state.loss)
         batch_checks.parts(state.losses)
         batch_checks.size(state.batch_size, state.weight)
 
@@ -293,11 +298,12 @@ class Run:
                 (state.loss_meters.get(name) or self._new_meter(name)).update(value, weight)
         if state.output is not None and state.metrics:
             self.has_outputs = True
+            output, target = detached(state.output, self.half), detached(state.target, self.half)
             with torch.no_grad():
                 for metric in state.metrics:
                     if isinstance(metric, FunctionMetric):
                         metric.weight = self.weight()
-                    metric.update(state.output, state.target)
+                    metric.update(output, target)
 
     def end_loader(self) -> None:
         """Put the results of a loader, over all processes, into the logs.
@@ -323,7 +329,8 @@ class Run:
     def results(self) -> dict[str, float]:
         """Return the losses and metrics of this loader by name, over all processes if there is a process group.
 
-        Metrics are left out if no batch had an output.
+        Metrics are left out if no batch had an output. A name in the dict of a metric comes behind that of the metric
+        if another result has it too.
 
         Raises:
             ValueError: two metrics return a value of the same name.
@@ -337,8 +344,13 @@ class Run:
                 if hasattr(meter, "all_reduce"):
                     meter.all_reduce()
         values = {name: float(meter.compute()) for name, meter in meters.items()}
-        for metric in metrics:
-            for name, value in named_values(metric, warns=True).items():
+        if not metrics:
+            return values
+        found = {metric_name(metric): named_values(metric, warns=True) for metric in metrics}
+        counts = Counter(chain(values, *found.values()))
+        for metric, numbers in found.items():
+            for key, value in numbers.items():
+                name = key if counts[key] == 1 or key == metric else f"{metric}/{key}"
                 if name in values:
                     raise ValueError(f"two results are called {name!r}: give each a name of its own")
                 values[name] = value

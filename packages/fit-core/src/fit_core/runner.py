@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .batch import concat, split_for_prediction, split_if_pair, split_pair, to_device
+from .batch import split_for_prediction, split_if_pair, split_pair
 from .callback import LIFECYCLE, Callback
 from .history import History
 from .metric import Metric, as_metrics, metric_name
 from .models import keep_modes
 from .notes import add_note
+from .outputs import Outputs
 from .parameters import check_steps_alone
 from .resume import Resume
 from .run import Run, hooks_of
@@ -109,7 +110,7 @@ class Runner:
         """
         state = self.state
         checks.no_other_arguments(unknown)
-        checks.not_running(state)
+        checks.can_train(state)
         device = checks.device(state.model, state.criterion)
         stream = Stream(train_loader, steps_per_epoch, window=state.accumulate_steps, device=device)
         checks.fit(stream, epochs, val_loader, val_steps, validate_every)
@@ -177,19 +178,19 @@ class Runner:
 
         Returns:
             What the model returns for a batch, each tensor in it joined over all batches. A list with an entry per
-            sample becomes the list of all samples. Each of several processes returns the outputs of its own loader.
+            sample becomes the list of all samples. What autocast has computed in half precision arrives in float32,
+            which NumPy knows too. Each of several processes returns the outputs of its own loader.
 
         Raises:
-            TypeError, ValueError: the loader or a batch is invalid. The message says how to fix it.
+            TypeError, ValueError: the loader or a batch is invalid, or outputs differ in more than the first dimension.
+                The message says how to fix it.
         """
         checks.loader("loader", loader, steps)
-        batches: list[tuple[Any, int | None]] = []
-        cpu = torch.device("cpu")
+        outputs = Outputs(self._half)
         with self._beside_the_run(predicts=True) as run:
-            run.hooks["on_batch_end"].append(lambda s: batches.append((to_device(s.output, cpu), s.batch_size)))
+            run.hooks["on_batch_end"].append(lambda state: outputs.add(state.output, state.batch_size))
             self._run_epoch(loader, "predict", steps)
-        outputs, sizes = zip(*batches, strict=True)
-        return concat(outputs, sizes)
+        return outputs.joined()
 
     def _run_epoch(self, loader: Iterable[Any], name: str, steps: int | None = None) -> bool:
         """Run all batches of a loader. Return False if ``should_stop`` ended it early."""
