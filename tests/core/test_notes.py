@@ -45,9 +45,10 @@ def test_an_error_in_evaluation_and_in_a_metric_is_placed_too():
     expected = "\n  input: float32(2, 4) on cpu\n  target: float32(2, 1) on cpu\n  output: float32(2, 1) on cpu"
     runner = make(metrics=[broken])
     assert notes(lambda: runner.evaluate(batches(), name="test")) == [
-        f"fit: raised in epoch 1, test batch 0, on cpu:{expected}"
+        f"fit: raised in epoch 1, test batch 0, by the metric broken, on cpu:{expected}"
     ]
-    assert notes(lambda: runner.fit(batches())) == [f"fit: raised in epoch 1, train batch 0, on cpu:{expected}"]
+    place = "fit: raised in epoch 1, train batch 0, by the metric broken"
+    assert notes(lambda: runner.fit(batches())) == [f"{place}, on cpu:{expected}"]
 
 
 @needs_notes

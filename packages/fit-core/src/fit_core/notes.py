@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .metric import metric_name
+from .mistakes import advice
 from .state import RunnerState
 
 __all__ = ["add_note", "describe"]
@@ -30,7 +32,11 @@ def add_note(error: BaseException, state: RunnerState) -> None:
     else:
         parts = {"input": state.input, "target": state.target, "output": state.output}
         described = "".join(f"\n  {name}: {describe(value)}" for name, value in parts.items() if value is not None)
-        note = f"raised in {place} batch {state.batch_idx}, on {state.device}:{described}"
+        metric = _metric_in(error.__traceback__)
+        by = f", by the metric {metric_name(metric)}" if metric is not None else ""
+        note = f"raised in {place} batch {state.batch_idx}{by}, on {state.device}:{described}"
+        if sentence := advice(error, state):
+            note += f"\n  {sentence}"
     if hasattr(error, "add_note"):
         error.add_note(f"fit: {note}")
     else:
@@ -48,6 +54,16 @@ def describe(value: Any, depth: int = 3) -> str:
         parts = ", ".join(describe(part, depth - 1) for part in value[:4])
         return f"{type(value).__name__} of {len(value)} [{parts}{', ...' if len(value) > 4 else ''}]"
     return type(value).__name__
+
+
+def _metric_in(traceback: TracebackType | None) -> Any:
+    """Return the metric whose update was on the way to where an exception was raised, None if there was none."""
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if code.co_name == "update_meters" and Path(code.co_filename).parent == Path(__file__).parent:
+            return traceback.tb_frame.f_locals.get("metric")
+        traceback = traceback.tb_next
+    return None
 
 
 def _comes_from(traceback: TracebackType | None, files: set[str]) -> bool:

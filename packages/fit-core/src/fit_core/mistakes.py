@@ -1,0 +1,93 @@
+"""Say what to type after torch's errors for common mistakes. Called only when a step has raised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .state import RunnerState
+
+__all__ = ["advice"]
+
+
+def advice(error: Exception, state: RunnerState) -> str | None:
+    """Return a sentence that ends in what to type, or None if the error is not a known one.
+
+    Args:
+        error: raised while the model or the criterion was called.
+        state: the batch on which it was raised.
+    """
+    message = str(error)
+    try:
+        if "device-side assert" in message:
+            return (
+                "expected labels and indices in range, got one outside. Run one batch on the CPU, which names it: "
+                'move the model there with model.to("cpu")'
+            )
+        if "same device" in message or "expected device" in message:
+            return (
+                f"expected every tensor on {state.device}, got one that stayed behind. Make it a buffer, which moves "
+                "with its module: self.register_buffer(name, tensor), or create it with device=input.device"
+            )
+        if state.output is None:
+            return _of_model(message, state.model, state.input)
+        if state.loss is None:
+            return _of_criterion(message, state.criterion, state.output, state.target)
+    except Exception:  # The values of a device that has failed cannot be read.
+        return None
+    return None
+
+
+def _of_model(message: str, model: torch.nn.Module, input: Any) -> str | None:
+    if not isinstance(input, Tensor):
+        return None
+    if "index out of range" in message and not input.is_floating_point():
+        low, high = int(input.min()), int(input.max())
+        return (
+            f"expected indices below the size of the embedding, got {low}..{high}. Correct them, or make it larger: "
+            f"nn.Embedding({high + 1}, ...)"
+        )
+    if "'indices'" in message and input.is_floating_point():
+        return f"expected an input of indices, got {input.dtype}. Convert it in the dataset: input.long()"
+    weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), input.dtype)
+    if input.dtype != weights and "type" in message:
+        return f"expected an input of {weights}, as the weights are, got {input.dtype}. Convert it: input.to({weights})"
+    return None
+
+
+def _of_criterion(message: str, criterion: Any, output: Any, target: Any) -> str | None:
+    if isinstance(output, (tuple, list, Mapping)):
+        part = next(iter(output)) if isinstance(output, Mapping) else 0
+        return (
+            f"the criterion got all that the model returned, a {type(output).__name__} of {len(output)}. Pick the part "
+            f"in Runner.forward: state.output = state.model(state.input)[{part!r}]"
+        )
+    if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
+        return None
+    if "between 0 and 1" in message:
+        return "expected probabilities, got an output outside of 0..1. Use nn.BCEWithLogitsLoss(), which takes logits"
+    if "out of bounds" in message:
+        return _of_labels(criterion, output, target)
+    without_classes = output.shape[:1] + output.shape[2:]
+    shapes = f"{tuple(output.shape)} and {tuple(target.shape)}"
+    if "type" in message and target.shape == without_classes and target.dtype != torch.long:
+        return f"expected class indices of torch.int64, got {target.dtype}. Convert them in the dataset: target.long()"
+    if "type" in message and target.shape == output.shape and not target.is_floating_point():
+        return f"expected a floating target of the output's shape, got {target.dtype}. Convert it: target.float()"
+    if "target" in message and target.dim() == output.dim() > 1 and target.size(1) == 1 != output.size(1):
+        return f"expected class indices without a dimension of classes, got {shapes}. Use target.squeeze(1)"
+    if "size" in message and output.dim() > 1 and output.size(1) == 1 and target.shape == without_classes:
+        return f"expected output and target of one shape, got {shapes}. Use target.unsqueeze(1) in the dataset"
+    return None
+
+
+def _of_labels(criterion: Any, output: Tensor, target: Tensor) -> str:
+    classes = output.size(1) if output.dim() > 1 else output.size(0)
+    counted = target[target != getattr(criterion, "ignore_index", -100)]
+    low, high = int(counted.min()), int(counted.max())
+    advice = f"return {high + 1} classes from the model" if low >= 0 else f"pass ignore_index={low} to the loss"
+    got = f"{low}" if low == high else f"{low}..{high}"
+    return f"expected labels in 0..{classes - 1}, got {got}. Correct them, or {advice}"
