@@ -33,6 +33,7 @@ class ConfusionMatrix(Callback):
         matrix: the matrix ``(C, C)`` of the last validation, on the CPU. None before it.
 
     Raises:
+        ModuleNotFoundError: matplotlib is not installed (before the first step).
         TypeError: ``board`` or ``classes`` is something else.
         ValueError: the Runner has no such metric (before the first step), or the matrix has another size than
             ``classes``.
@@ -59,7 +60,9 @@ class ConfusionMatrix(Callback):
         self.matrix: Tensor | None = None
 
     def on_begin(self, state: RunnerState) -> None:
-        """Check that the Runner has the metric."""
+        """Check that the Runner has the metric, and that there is matplotlib to draw it."""
+        from . import figure  # noqa: F401
+
         if self._find(state) is None:
             names = ", ".join(map(metric_name, state.metrics)) or "none"
             raise ValueError(

@@ -6,9 +6,15 @@ from io import BytesIO
 from os import PathLike
 from pathlib import Path
 
-from matplotlib import figure
+try:
+    from matplotlib import figure
+    from matplotlib.ticker import MaxNLocator
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "drawing needs matplotlib, which is not installed. Install it: pip install fit-callbacks[plot]", name=error.name
+    ) from None
 
-__all__ = ["Figure"]
+__all__ = ["Figure", "MaxNLocator"]
 
 
 class Figure(figure.Figure):

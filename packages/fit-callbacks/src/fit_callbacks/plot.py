@@ -46,9 +46,7 @@ def plot_history(history: Sequence[Mapping[str, float]] | Runner, path: str | Pa
 
 def draw(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> Figure:
     """Draw a panel for each name, with a curve for ``train/name`` and one for ``val/name``."""
-    from matplotlib.ticker import MaxNLocator
-
-    from .figure import Figure
+    from .figure import Figure, MaxNLocator
 
     figure = Figure(figsize=(4.5 * max(1, len(names)), 3.2), layout="constrained")
     for number, name in enumerate(names, 1):
