@@ -65,7 +65,7 @@ def test_the_files_of_a_run(tmp_path):
     best, last, before = (read(tmp_path / name) for name in ("best.pt", "last.pt", "before-last.pt"))
     losses = [row["val/loss"] for row in runner.state.history]
     assert (last["epoch"], before["epoch"], best["epoch"]) == (3, 2, losses.index(min(losses)) + 1)
-    assert best["monitor"] == {"name": "val/loss", "value": min(losses)}
+    assert best["monitor"] == {"name": "val/loss", "value": min(losses), "weights": "callbacks.ModelEma.model"}
     bare = network()
     bare.load_state_dict(torch.load(tmp_path / "last.pt", weights_only=True)["model"])
     assert flat(bare.state_dict()) == flat(runner.state.model.state_dict())
@@ -469,7 +469,7 @@ def test_the_best_model_is_that_of_the_highest_accuracy(tmp_path):
     rising.higher_is_better = True
     runner = make(CheckpointSaver(tmp_path, "val/rising"), metrics=[rising])
     runner.fit(batches((4,)), 3, val_loader=batches((4,)))
-    assert read(tmp_path / "best.pt")["monitor"] == {"name": "val/rising", "value": 2.0}
+    assert read(tmp_path / "best.pt")["monitor"] == {"name": "val/rising", "value": 2.0, "weights": "model"}
 
 
 def test_a_run_resumed_with_another_monitor_starts_its_best_from_scratch(tmp_path):
@@ -477,7 +477,8 @@ def test_a_run_resumed_with_another_monitor_starts_its_best_from_scratch(tmp_pat
     saver = CheckpointSaver(tmp_path, "train/accuracy", "max", resume=True)
     with pytest.warns(UserWarning, match=r"monitor train/loss \(lower is better\) .* with train/accuracy \(higher"):
         history = make(saver, metrics=[accuracy]).fit(batches(), 3)
-    assert read(tmp_path / "best.pt")["monitor"] == {"name": "train/accuracy", "value": history[2]["train/accuracy"]}
+    best = read(tmp_path / "best.pt")["monitor"]
+    assert best == {"name": "train/accuracy", "value": history[2]["train/accuracy"], "weights": "model"}
 
 
 def test_e10_another_model(tmp_path):

@@ -283,8 +283,10 @@ def test_running_values_do_not_exchange_with_other_processes():
     several = torchmetrics.MetricCollection([torchmetrics.MeanAbsoluteError()])
     for metric in (single, several):
         metric.update(torch.ones(2), torch.zeros(2))
-    assert running_metrics(SimpleNamespace(world_size=2, metrics=[single, several])) == {}
-    assert running_metrics(SimpleNamespace(world_size=1, metrics=[several])) == {"MeanAbsoluteError": 1.0}
+    assert running_metrics(SimpleNamespace(world_size=2, metrics=[single, several], loss_meters={})) == {}
+    assert running_metrics(SimpleNamespace(world_size=1, metrics=[several], loss_meters={})) == {
+        "MeanAbsoluteError": 1.0
+    }
 
 
 def test_running_values_of_nested_results_have_tags(tmp_path):

@@ -95,12 +95,13 @@ class ModelEma(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the average, and the number of its updates."""
         assert self.model is not None
-        return {"model": self.model.state_dict(), "updates": self._updates}
+        weights = self.model.state_dict()
+        return {"model": {_bare(name): value for name, value in weights.items()}, "updates": self._updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the average."""
         assert self.model is not None
-        self.model.load_state_dict(state_dict["model"])
+        self.model.load_state_dict({name: state_dict["model"][_bare(name)] for name in self.model.state_dict()})
         self._updates = state_dict["updates"]
 
     @torch.no_grad()
@@ -126,3 +127,8 @@ class ModelEma(Callback):
 def _versions(model: nn.Module) -> list[tuple[int, int]]:
     """Return which parameters a model has, and how often torch has written to each."""
     return [(id(parameter), parameter._version) for parameter in model.parameters()]
+
+
+def _bare(name: str) -> str:
+    """Return the name of a weight without the marks of layers that were compiled by themselves."""
+    return name.replace("_orig_mod.", "")

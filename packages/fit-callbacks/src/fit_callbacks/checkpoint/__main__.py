@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..numbers import file_size
 from .files import CheckpointError, read
-from .saver import checkpoints
+from .folder import checkpoints
 
 
 def describe(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pickle
 import shutil
@@ -16,7 +17,19 @@ import torch
 
 from .content import size_of, why_not_loadable
 
-__all__ = ["CheckpointError", "add_name", "explained", "find_damage", "newest_whole", "read", "sync_folder", "write"]
+__all__ = [
+    "CheckpointError",
+    "add_name",
+    "explained",
+    "find_damage",
+    "fingerprint",
+    "newest_whole",
+    "peek",
+    "read",
+    "read_same",
+    "sync_folder",
+    "write",
+]
 
 
 class CheckpointError(RuntimeError):
@@ -122,6 +135,31 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(content, dict) or "format" not in content:
         raise CheckpointError(f"{path} cannot be used: it holds a {type(content).__name__} and not a run")
     return content
+
+
+def peek(path: Path) -> dict[str, Any] | None:
+    """Return the content of a checkpoint without reading its tensors, or None if that fails."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # type: ignore[no-any-return]
+    except Exception:  # It is only looked at.
+        return None
+
+
+def fingerprint(path: Path) -> str:
+    """Return a hash of the checksums of all records of a checkpoint."""
+    with zipfile.ZipFile(path) as records:
+        marks = [(record.filename, record.CRC, record.file_size) for record in records.infolist()]
+    return hashlib.sha256(repr(marks).encode()).hexdigest()
+
+
+def read_same(path: Path, mark: str) -> dict[str, Any] | None:
+    """Read a checkpoint that another process has checked. Return None if it is not the same here, or cannot be read."""
+    try:
+        if fingerprint(path) == mark:
+            return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except Exception:  # The other process sends it then.
+        pass
+    return None
 
 
 def newest_whole(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:

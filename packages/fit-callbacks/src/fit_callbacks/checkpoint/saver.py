@@ -8,7 +8,6 @@ import os
 import pickle
 import signal
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,15 +17,19 @@ import torch
 from fit_core import Callback, RunnerState, has_process_group
 
 from ..arguments import check_whole
+from ..ema import ModelEma
 from ..every import check_every, is_due
 from ..hints import hints
 from ..monitor import Monitor
 from ..paths import local_folder, local_path
 from ..ranks import print_line
 from .content import copy_to_cpu
-from .files import CheckpointError, add_name, explained, newest_whole, sync_folder, write
+from .files import CheckpointError, add_name, explained, fingerprint, newest_whole, read_same, sync_folder, write
+from .finite import not_finite
+from .folder import checkpoints, is_same, name_of, set_aside, values_after
 from .lock import FolderLock
 from .signals import Signals
+from .writer import Writer
 
 __all__ = ["CheckpointSaver"]
 
@@ -124,11 +127,13 @@ class CheckpointSaver(Callback):
         self._kept: list[tuple[float, int]] = []  # (value, epoch) of the best, the best first
         self._epochs = 0
         self._saved: tuple[int, int] | None = None
+        self._newer: list[tuple[float, int]] = []  # those in the folder that the resumed checkpoint does not know
+        self._has_begun = False
         self._never_finite: set[str] = set()  # such as masks of -inf
         self._stopped_by = 0
         self._signals = Signals()
         self._lock = FolderLock()
-        self._writer: _Writer = _Writer()
+        self._writer = Writer()
         self._peers: Any = None
         self._asking: tuple[Any, torch.Tensor] | None = None
 
@@ -136,15 +141,16 @@ class CheckpointSaver(Callback):
         """Look into the folder, and take up the run in it."""
         self.monitor.begin(state)
         self._kept, self._epochs, self._saved, self._stopped_by = [], 0, None, 0
-        self._never_finite = _not_finite(state, parameters=False)
+        self._never_finite = not_finite(state, parameters=False)
         # Flags and states travel between the processes by way of the CPU, so that no accelerator is waited for.
         self._peers = torch.distributed.new_group(backend="gloo") if has_process_group() else None
         self._asking = None
-        found = self._on_rank_zero(state, lambda: self._open(state))
+        self._has_begun = True
+        found = self._found(state)
         if found is not None:
             path, content = found
             state.load_state_dict(content)
-            self._saved = _point(state) if _same(path.parent, self.save_dir) else None
+            self._saved = _point(state) if is_same(path.parent, self.save_dir) else None
             self._tell(state, path, content)
         if self.save_on_signal:
             self._signals.listen()
@@ -152,6 +158,20 @@ class CheckpointSaver(Callback):
     def on_epoch_begin(self, state: RunnerState) -> None:
         """Know how many epochs are behind."""
         self._epochs = len(state.history)
+
+    def on_loader_begin(self, state: RunnerState) -> None:
+        """Warn of an evaluation before ``fit``, which does not resume the run."""
+        if not self._has_begun and self.resume and state.rank == 0:
+            self._has_begun = True
+            source = self.save_dir if isinstance(self.resume, bool) or self.resume == "auto" else Path(self.resume)
+            paths = checkpoints(source) if source.is_dir() else [source]
+            if any(path.exists() for path in paths):
+                warnings.warn(
+                    "CheckpointSaver resumes a run in fit, and not in evaluate or predict, which use the weights that "
+                    "the model has now. Load others before: model.load_state_dict("
+                    f'torch.load("{self.save_dir / "best.pt"}", weights_only=True)["model"])',
+                    stacklevel=2,
+                )
 
     def on_checkpoint(self, state: RunnerState) -> None:
         """Save, where it is time; stop, where a signal asked to."""
@@ -203,7 +223,8 @@ class CheckpointSaver(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with them."""
         if self.monitor.load_state_dict(state_dict["monitor"]):
-            self._kept = [(value, epoch) for value, epoch in state_dict["kept"]]
+            kept = [(value, epoch) for value, epoch in state_dict["kept"]]
+            self._kept = self._best(kept + self._newer)
 
     def _save(self, state: RunnerState, value: float | None = None) -> None:
         """Save ``last.pt``, and ``best.pt`` after an epoch with a value that is better."""
@@ -218,7 +239,7 @@ class CheckpointSaver(Callback):
         self._kept_before = self._kept
         names, dropped = self._rank(state.epoch, value) if value is not None else ([], [])
         content = state.state_dict()
-        content["monitor"] = {"name": self.monitor.key, "value": value}
+        content["monitor"] = {"name": self.monitor.key, "value": value, "weights": self._weights(state)}
         if self._peers is not None:
             ranks: list[Any] | None = [None] * state.world_size if state.rank == 0 else None
             torch.distributed.gather_object(content["ranks"][0], ranks, dst=0, group=self._peers)
@@ -240,14 +261,25 @@ class CheckpointSaver(Callback):
 
     def _rank(self, epoch: int, value: float) -> tuple[list[str], list[str]]:
         """Under which names an epoch is to be kept beside ``last.pt``, and which files go for it."""
-        this, before = (value, epoch), self._kept
         if not math.isfinite(value):
             return [], []
-        self._kept = sorted([*before, this], key=lambda entry: (self.monitor.sign * entry[0], entry[1]))[: self.keep]
-        names = ["best.pt"] if self._kept[0] == this else []
-        if self.keep > 1 and this in self._kept:
-            names.append(_name(epoch))
-        return names, [_name(old) for value, old in before if (value, old) not in self._kept]
+        before, this = self._kept, (value, epoch)
+        self._kept = self._best([*before, this])
+        names = ["best.pt"] if self._kept[0] == this and this not in before else []
+        if self.keep > 1 and this in self._kept and this not in before:
+            names.append(name_of(epoch))
+        kept = {epoch for _, epoch in self._kept}
+        return names, [name_of(old) for _, old in before if old not in kept]
+
+    def _best(self, entries: list[tuple[float, int]]) -> list[tuple[float, int]]:
+        """Return the best of several values, one per epoch, the best first."""
+        ranked = sorted(entries, key=lambda entry: (self.monitor.sign * entry[0], entry[1]))
+        return list({epoch: (value, epoch) for value, epoch in reversed(ranked)}.values())[::-1][: self.keep]
+
+    def _weights(self, state: RunnerState) -> str:
+        """Return where in the checkpoint the weights are that the monitored value belongs to."""
+        averages = [type(callback).__name__ for callback in state.callbacks if isinstance(callback, ModelEma)]
+        return f"callbacks.{averages[0]}.model" if averages and not self.monitor.key.startswith("train/") else "model"
 
     def _write(self, content: dict[str, Any], names: list[str], dropped: list[str]) -> None:
         part, last = self.save_dir / ".last.pt.part", self.save_dir / "last.pt"
@@ -262,6 +294,31 @@ class CheckpointSaver(Callback):
         for name in dropped:
             with contextlib.suppress(OSError):  # A file too many is not worth a run.
                 (self.save_dir / name).unlink(missing_ok=True)
+
+    def _found(self, state: RunnerState) -> tuple[Path, dict[str, Any]] | None:
+        """Return the checkpoint to resume from. Each process reads it, unless some see another file than rank 0."""
+        contents: list[dict[str, Any] | None] = []
+
+        def open_folder() -> tuple[Path, str, list[tuple[float, int]]] | None:
+            found = self._open(state)
+            if found is None:
+                return None
+            path, content = found
+            contents.append(content)
+            is_own = is_same(path.parent, self.save_dir)
+            newer = values_after(content["epoch"], self.monitor.key, self.save_dir) if is_own else []
+            return path, fingerprint(path), newer
+
+        opened = self._on_rank_zero(state, open_folder)
+        if opened is None:
+            self._newer = []
+            return None
+        path, mark, self._newer = opened
+        content = contents[0] if contents else read_same(path, mark)
+        if not self._all(content is not None):
+            content = self._on_rank_zero(state, lambda: content)
+        assert content is not None
+        return path, content
 
     def _open(self, state: RunnerState) -> tuple[Path, dict[str, Any]] | None:
         """Make sure of the folder; what to resume from, if anything."""
@@ -286,23 +343,12 @@ class CheckpointSaver(Callback):
             if not paths or not paths[0].exists():
                 raise FileNotFoundError(f"there is no checkpoint {source} to resume from")
             found = newest_whole(paths)
-            if _same(found[0].parent, self.save_dir):
+            if is_same(found[0].parent, self.save_dir):
                 return found
-        self._set_aside(state)
+        if name := set_aside(self.save_dir):
+            text = f"moved the checkpoints of an earlier run in {self.save_dir} to {name}"
+            print_line(state, f"CheckpointSaver: {text}")
         return found
-
-    def _set_aside(self, state: RunnerState) -> None:
-        paths = checkpoints(self.save_dir)
-        if paths:
-            number = 1
-            while (folder := self.save_dir / f"previous-{number}").exists():
-                number += 1
-            folder.mkdir()
-            for path in paths:
-                path.rename(folder / path.name)
-            print_line(
-                state, f"CheckpointSaver: moved the checkpoints of an earlier run in {self.save_dir} to {folder.name}"
-            )
 
     def _tell(self, state: RunnerState, path: Path, content: dict[str, Any]) -> None:
         if state.epoch >= state.num_epochs:
@@ -332,9 +378,14 @@ class CheckpointSaver(Callback):
 
     def _is_finite(self, state: RunnerState) -> bool:
         """Return whether all weights are finite on every rank, and all buffers that were so when the run began."""
-        flag = torch.tensor(_not_finite(state) <= self._never_finite)
-        if self._peers is not None:  # Each may have buffers of its own.
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN, group=self._peers)
+        return self._all(not_finite(state) <= self._never_finite)  # Each may have buffers of its own.
+
+    def _all(self, condition: bool) -> bool:
+        """Return whether something is true on every rank."""
+        if self._peers is None:
+            return condition
+        flag = torch.tensor(int(condition))
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN, group=self._peers)
         return bool(flag)
 
     def _on_rank_zero(self, state: RunnerState, function: Callable[[], T]) -> T:
@@ -354,58 +405,6 @@ class CheckpointSaver(Callback):
         return box[0]  # type: ignore[no-any-return]
 
 
-class _Writer:
-    """Runs one task at a time, here or in a thread; what a thread raised is raised by the next call."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def run(self, task: Callable[[], None], background: bool) -> None:
-        self.wait()
-        if not background:
-            task()
-            return
-        self._thread = threading.Thread(target=self._try, args=(task,), name="checkpoint")
-        self._thread.start()
-
-    def warn(self) -> None:
-        """Wait, where another error is on its way already."""
-        try:
-            self.wait()
-        except Exception as error:
-            warnings.warn(f"{type(error).__name__}: {error}", stacklevel=2)
-
-    def wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def _try(self, task: Callable[[], None]) -> None:
-        try:
-            task()
-        except BaseException as error:  # Nobody would see it here.
-            self._error = error
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, the latest first."""
-    latest = [path for name in ("last.pt", "before-last.pt") if (path := folder / name).exists()]
-    others = [path for pattern in ("best.pt", "epoch-*.pt") for path in folder.glob(pattern)]
-    return latest + sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-
-
-def _same(folder: Path, other: Path) -> bool:
-    return folder.resolve() == other.resolve()
-
-
-def _name(epoch: int) -> str:
-    return f"epoch-{epoch:04d}.pt"
-
-
 def _point(state: RunnerState) -> tuple[int, int]:
     return state.epoch, state.samples_seen
 
@@ -416,18 +415,3 @@ def _portable(error: Exception) -> Exception:
         return pickle.loads(pickle.dumps(error))  # type: ignore[no-any-return]
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def _not_finite(state: RunnerState, *, parameters: bool = True) -> set[str]:
-    """Return the names of the parameters and buffers of model and criterion that contain nan or infinity."""
-    tensors = {
-        f"{number}.{name}": value.detach()
-        for number, module in enumerate((state.model, state.criterion))
-        if isinstance(module, torch.nn.Module)
-        for name, value in (*(module.named_parameters() if parameters else ()), *module.named_buffers())
-        if value.is_floating_point() or value.is_complex()
-    }
-    sums = [(torch.view_as_real(t) if t.is_complex() else t).sum(dtype=torch.float32) for t in tensors.values()]
-    if not sums or bool(torch.stack(sums).isfinite().all()):  # One reading of the device.
-        return set()
-    return {name for name, value in tensors.items() if not bool(value.isfinite().all())}
