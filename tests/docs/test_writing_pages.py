@@ -2,30 +2,27 @@
 
 import functools
 import re
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from fit_core import Callback
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "protocol"))
-
-from conformance import (  # noqa: E402  # it stands with the tests of the protocol
+from fit_core.testing import (
     CALLBACK_CHECKS,
     METRIC_CHECKS,
     CallbackCase,
     MetricCase,
-    Snapshots,
     check_measures,
     check_ranks,
-    flat,
     in_two_processes,
     measure_on_rank,
     train_on_rank,
 )
+from fit_core.testing.runners import Snapshots
+from fit_core.testing.values import flat
+
+ROOT = Path(__file__).parents[2]
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import inspect
 import typing
 
 import fit_core
+import fit_core.testing
 
 
 def _signature(function):
@@ -42,7 +43,9 @@ def _lines(name, value):
 
 def surface():
     """Return the public surface of fit-core as text, one name per line."""
-    return "".join(f"{line}\n" for name in sorted(fit_core.__all__) for line in _lines(name, getattr(fit_core, name)))
+    parts = [(fit_core, ""), (fit_core.testing, "testing.")]
+    names = [(part, f"{prefix}{name}", name) for part, prefix in parts for name in sorted(part.__all__)]
+    return "".join(f"{line}\n" for part, shown, name in names for line in _lines(shown, getattr(part, name)))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,14 @@
-"""Check every callback of fit_callbacks with conformance.py."""
+"""Check every callback of fit_callbacks with fit_core.testing."""
 
 import copy
 import functools
 
 import pytest
 import torch
-from conformance import (
-    CALLBACK_CHECKS,
-    CallbackCase,
-    check_any_batch,
-    check_ranks,
-    check_resume,
-    in_two_processes,
-    train_on_rank,
-    vectors,
-)
 from fit_core import Callback
+from fit_core.testing import CALLBACK_CHECKS, CallbackCase, check_ranks, in_two_processes, train_on_rank
+from fit_core.testing.callbacks import check_any_batch, check_resume
+from fit_core.testing.runners import vectors
 from torch import nn
 from torch.optim import lr_scheduler
 

@@ -1,11 +1,11 @@
-"""Every metric of fit_metrics keeps the protocol, as the checks of conformance.py have it."""
+"""Every metric of fit_metrics keeps the protocol, as the checks of fit_core.testing have it."""
 
 import inspect
 
 import pytest
 import torch
-from conformance import METRIC_CHECKS, MetricCase, check_measures, in_two_processes, measure_on_rank
 from fit_core import Metric, Runner
+from fit_core.testing import METRIC_CHECKS, MetricCase, check_measures, in_two_processes, measure_on_rank
 from torch import nn
 
 fm = pytest.importorskip("fit_metrics")

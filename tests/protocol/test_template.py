@@ -79,8 +79,3 @@ def test_it_is_built_under_another_name_too(template):
     with zipfile.ZipFile(wheel) as archive:
         assert "fit_colours/milestones.py" in archive.namelist()
         assert not any(b"example" in archive.read(name) for name in archive.namelist() if name.endswith(".py"))
-
-
-def test_its_checks_are_those_that_ours_pass():
-    theirs = TEMPLATE.joinpath("tests", "conformance.py").read_bytes()
-    assert theirs == HERE.joinpath("conformance.py").read_bytes(), "copy tests/protocol/conformance.py there"

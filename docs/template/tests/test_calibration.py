@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conformance import METRIC_CHECKS, MetricCase
+from fit_core.testing import METRIC_CHECKS, MetricCase
 from fit_example import CalibrationError
 
 G = torch.Generator().manual_seed(0)

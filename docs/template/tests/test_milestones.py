@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conformance import CALLBACK_CHECKS, CallbackCase
 from fit_core import Runner
+from fit_core.testing import CALLBACK_CHECKS, CallbackCase
 from fit_example import Milestones
 from torch import nn
 

@@ -2,7 +2,7 @@
 
 import test_calibration
 import test_milestones
-from conformance import check_measures, check_ranks, in_two_processes, measure_on_rank, train_on_rank
+from fit_core.testing import check_measures, check_ranks, in_two_processes, measure_on_rank, train_on_rank
 
 
 def on_a_rank(rank, folder):

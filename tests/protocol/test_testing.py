@@ -1,35 +1,41 @@
-"""Check that conformance.py finds what breaks the protocol. Each class here breaks it in one way."""
+"""Check that fit_core.testing finds what breaks the protocol. Each class here breaks it in one way."""
 
 import pickle
 
 import pytest
 import torch
-from conformance import (
+from fit_core import Callback
+from fit_core.testing import (
     CallbackCase,
     MetricCase,
-    check_any_batch,
-    check_device,
-    check_evaluation,
-    check_forward,
-    check_hooks,
-    check_logs,
-    check_make_step,
+    check_callback,
     check_measures,
-    check_metric_resume,
-    check_metric_state,
-    check_own_step,
+    check_metric,
     check_ranks,
-    check_reset,
-    check_resume,
-    check_split,
-    check_state,
-    check_stop,
-    check_training,
     in_two_processes,
     measure_on_rank,
     train_on_rank,
 )
-from fit_core import Callback
+from fit_core.testing.callbacks import (
+    check_any_batch,
+    check_evaluation,
+    check_forward,
+    check_hooks,
+    check_make_step,
+    check_own_step,
+    check_resume,
+    check_state,
+    check_stop,
+    check_training,
+)
+from fit_core.testing.metrics import (
+    check_device,
+    check_logs,
+    check_metric_resume,
+    check_metric_state,
+    check_reset,
+    check_split,
+)
 
 
 class Misspelt:
@@ -349,3 +355,20 @@ def test_what_differs_between_two_processes_is_found(tmp_path):
     check_measures(MetricCase(Good, *SAMPLES), first["Good"], second["Good"])
     with pytest.raises(AssertionError):
         check_measures(MetricCase(Good, *SAMPLES), first["MeanOverRanks"], second["MeanOverRanks"])
+
+
+def test_one_call_checks_a_callback_or_a_metric():
+    check_callback(Callback())
+    check_callback(Callback)
+    check_callback(lambda folder: [Callback(), Callback()], skip=["check_any_batch"])
+    check_metric(Good(), *SAMPLES)
+    check_metric(Good, *SAMPLES, skip=["check_device"])
+
+
+def test_one_call_says_which_check_failed():
+    with pytest.raises(AssertionError, match=r"(?s)^check_training: has run before.*and a second one with the same"):
+        check_callback(OnlyOnce())
+    with pytest.raises(AssertionError, match=r"^check_hooks: on_batch_ended is not a hook"):
+        check_callback(Typo())
+    with pytest.raises(ValueError, match="skip names check_all, expected some of check_hooks, check_training"):
+        check_callback(Callback(), skip=["check_all"])
