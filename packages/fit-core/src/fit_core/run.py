@@ -150,13 +150,22 @@ class Run:
             self._vote.take(self.state)
 
     def may_leave(self) -> bool:
-        """Return whether ``should_stop`` ends this loader. Otherwise the run stops after the epoch.
-
-        Several processes agree after training batches. In validation they cannot: they may have unequally many batches.
-        """
+        """Return whether ``should_stop`` ends this loader. Otherwise the run stops after the epoch."""
         if self._vote is None:  # one process, or evaluate and predict
             return not self._exchanges or self.state.world_size == 1
-        return self.state.is_train and (self._vote.is_needed_in_batches or not self._vote.is_needed)
+        if not self.state.is_train:
+            return self._vote.is_needed_in_validation
+        return self._vote.is_needed_in_batches or not self._vote.is_needed
+
+    def was_left(self) -> bool:
+        """Return whether ``should_stop`` has ended this loader early, in validation on any process.
+
+        Several processes agree after training batches. In validation they cannot, since they may have unequally many.
+        """
+        state = self.state
+        if self._vote is not None and self._vote.is_needed_in_validation and not state.is_train:
+            self._vote.take(state)
+        return state.should_stop and self.may_leave()
 
     def begin_epoch(self) -> None:
         """Start an epoch, or continue the one in which the run was interrupted."""

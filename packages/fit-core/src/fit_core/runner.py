@@ -209,7 +209,9 @@ class Runner:
                     run.agree_to_stop()
                     run.call("on_checkpoint")
                 if state.should_stop and run.may_leave():
-                    return False
+                    break
+        if run.was_left():
+            return False
         run.end_loader()
         run.call("on_loader_end")
         return True
