@@ -79,8 +79,8 @@ def validate(rank):
 
 
 def test_a_stop_in_validation_of_one_process_leaves_the_validation_incomplete_on_all(tmp_path):
-    names = ["epoch", "lr", "train/accuracy", "train/loss", "val/accuracy", "val/loss"]
-    expected = (2, "finished", names, ["val/loss", "val/accuracy"])
+    names = ["epoch", "lr", "stopped_after_batch", "train/accuracy", "train/loss"]
+    expected = (2, "interrupted", names, ["val/loss", "val/accuracy"])
     assert on_two_processes(validate, tmp_path) == [expected, expected]
 
 

@@ -209,10 +209,9 @@ class Runner:
                     run.agree_to_stop()
                     run.call("on_checkpoint")
                 if state.should_stop and run.may_leave():
-                    break
-        if run.was_left():
+                    return False
+        if not run.end_loader():
             return False
-        run.end_loader()
         run.call("on_loader_end")
         return True
 

@@ -40,8 +40,8 @@ class Vote:
         voters = [callback for callback in setters if may_stop(callback)]
         needed = torch.tensor([len(voters), *map(_count_in_batches, (voters, setters))], device=device)
         distributed.all_reduce(needed, distributed.ReduceOp.MAX)
-        votes = (count > 0 for count in needed.tolist())
-        self.is_needed, self.is_needed_in_batches, self.is_needed_in_validation = votes
+        counts: list[int] = needed.tolist()
+        self.is_needed, self.is_needed_in_batches, self.is_needed_in_validation = (count > 0 for count in counts)
         # With gloo the vote stays on the host, and waits for no device.
         some = self.is_needed or self.is_needed_in_validation
         self._group: Any = distributed.new_group(backend="gloo") if some else None
