@@ -186,7 +186,7 @@ def signals(folder):
     assert ended(fork(lambda: train(folder / "gold"))) == 0
     gold = (folder / "gold" / "digest").read_text()
     results = {}
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
         send = partial(send_to_itself, getattr(signal, name))
         for place, at in (
             ("training", At(7, send)),
@@ -210,16 +210,24 @@ def signals(folder):
 
 
 def second_signal(folder):
-    """A second signal ends the process at once, though the first one's batch never ends."""
+    """A second SIGTERM changes nothing, nor a Ctrl-C that is repeated at once. One that a person repeats is the end."""
 
     def stuck():
-        os.kill(os.getpid(), signal.SIGTERM)
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
         (folder / "first").write_text("noted")
-        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.1)
+        os.kill(os.getpid(), signal.SIGINT)
         (folder / "second").write_text("never")
 
+    def run():
+        try:
+            train(folder, At(3, stuck))
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+
     folder.mkdir()
-    status = ended(fork(lambda: train(folder, At(3, stuck))))
+    status = ended(fork(run))
     return {"status": status, "first": (folder / "first").exists(), "second": (folder / "second").exists()}
 
 
@@ -280,6 +288,9 @@ def ranks(folder):
 
 if __name__ == "__main__":
     scenario, folder = sys.argv[1:]
+    # A shell's background job, in which the tests may run, ignores Ctrl-C, and nohup SIGHUP.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as warm:  # so that what is imported late is there when it forks
         train(Path(warm))
     print(json.dumps(globals()[scenario](Path(folder))))

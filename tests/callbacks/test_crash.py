@@ -43,7 +43,7 @@ def test_a4_a_full_disk(tmp_path):
 
 
 def test_a5_signals_save_and_stop(tmp_path):
-    statuses = {"SIGTERM": 143, "SIGINT": -2, "SIGUSR1": 138}
+    statuses = {"SIGTERM": 143, "SIGINT": -2, "SIGUSR1": 138, "SIGHUP": 129}
     for case, (status, steps, again, same) in scenario("signals", tmp_path).items():
         name, place = case.split()
         assert status == statuses[name], case
@@ -51,8 +51,8 @@ def test_a5_signals_save_and_stop(tmp_path):
         assert (again, same) == (0, True), case
 
 
-def test_a5_a_second_signal_ends_at_once(tmp_path):
-    assert scenario("second_signal", tmp_path) == {"status": -15, "first": True, "second": False}
+def test_a5_a_ctrl_c_that_is_repeated_later_ends_at_once_and_a_second_sigterm_does_not(tmp_path):
+    assert scenario("second_signal", tmp_path) == {"status": 130, "first": True, "second": False}
 
 
 def test_a5_b3_two_processes_agree_on_the_step(tmp_path):
@@ -60,7 +60,7 @@ def test_a5_b3_two_processes_agree_on_the_step(tmp_path):
     assert result["gold"] == [0, 0]
     assert result["asked"] == result["validating"] == [143, 143]
     assert result["stopped_at"] == 8  # asked in the seventh batch, told to each other at its end, read at the next
-    assert result["validated_at"] in (10, 11)
+    assert result["validated_at"] == 10  # stopped in validation, though one process had batches left
     assert result["resumed"] == [[0, 0], [0, 0]]
     assert (result["killed"], result["after"]) == (-9, [0, 0])
     assert result["same"] == [True, True, True]

@@ -78,9 +78,9 @@ def validate(rank):
     return len(history), fit.state.status, sorted(history[-1]), list(alone.evaluate(data[: 2 - rank]))
 
 
-def test_a_stop_in_validation_takes_effect_after_the_epoch(tmp_path):
-    names = ["epoch", "lr", "train/accuracy", "train/loss", "val/accuracy", "val/loss"]
-    expected = (2, "finished", names, ["val/loss", "val/accuracy"])
+def test_a_stop_in_validation_of_one_process_leaves_the_validation_incomplete_on_all(tmp_path):
+    names = ["epoch", "lr", "stopped_after_batch", "train/accuracy", "train/loss"]
+    expected = (2, "interrupted", names, ["val/loss", "val/accuracy"])
     assert on_two_processes(validate, tmp_path) == [expected, expected]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from .workers import open_loader
+
 __all__ = ["batches", "has_estimated_length", "length", "warn_longer", "why_empty"]
 
 
@@ -29,9 +31,9 @@ def has_estimated_length(loader: Any) -> bool:
 def batches(loader: Iterable[Any], steps: int | None, name: str) -> Iterator[Any]:
     """Yield the batches of one pass: at most ``steps``, and at most ``len(loader)`` where it has one."""
     if steps is not None:
-        yield from islice(loader, steps)
+        yield from islice(open_loader(loader), steps)
         return
-    size, iterator = length(loader), iter(loader)
+    size, iterator = length(loader), open_loader(loader)
     yield from islice(iterator, size)
     if size is not None and next(iterator, iterator) is not iterator:
         warn_longer(name, size)

@@ -153,10 +153,16 @@ class Run:
         """Return whether ``should_stop`` ends this loader. Otherwise the run stops after the epoch.
 
         Several processes agree after training batches. In validation they cannot: they may have unequally many batches.
+        So they agree at its end, and a process that leaves waits here for the others.
         """
-        if self._vote is None:  # one process, or evaluate and predict
+        vote = self._vote
+        if vote is None:  # one process, or evaluate and predict
             return not self._exchanges or self.state.world_size == 1
-        return self.state.is_train and (self._vote.is_needed_in_batches or not self._vote.is_needed)
+        if self.state.is_train:
+            return vote.is_needed_in_batches or not vote.is_needed
+        if vote.is_needed_in_validation:
+            vote.take(self.state)
+        return vote.is_needed_in_validation
 
     def begin_epoch(self) -> None:
         """Start an epoch, or continue the one in which the run was interrupted."""
@@ -305,14 +311,18 @@ class Run:
                         metric.weight = self.weight()
                     metric.update(output, target)
 
-    def end_loader(self) -> None:
-        """Put the results of a loader, over all processes, into the logs.
+    def end_loader(self) -> bool:
+        """Put the results of a loader, over all processes, into the logs. Return False if one has left it early.
 
         Raises:
             ValueError: the loader yielded no batches, or two results have the same name.
         """
         state = self.state
-        if not state.should_stop:  # A run that was stopped here continues with the weights that train.
+        if self._vote is not None and self._vote.is_needed_in_validation and not state.is_train:
+            self._vote.take(state)
+            if state.should_stop:
+                return False
+        if self._has_modes and not state.should_stop:  # Else the run continues with weights that train.
             self.set_optimizer_mode(is_train=False)
         if state.is_train and state.val_loader is not None:
             self.rest()
@@ -325,6 +335,7 @@ class Run:
         if state.is_train:
             state.logs["lr"] = float(state.optimizer.param_groups[0]["lr"])
         self.is_in_loader = False
+        return True
 
     def results(self) -> dict[str, float]:
         """Return the losses and metrics of this loader by name, over all processes if there is a process group.

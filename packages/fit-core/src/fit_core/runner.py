@@ -210,7 +210,8 @@ class Runner:
                     run.call("on_checkpoint")
                 if state.should_stop and run.may_leave():
                     return False
-        run.end_loader()
+        if not run.end_loader():
+            return False
         run.call("on_loader_end")
         return True
 

@@ -21,31 +21,30 @@ class Vote:
     """Make ``should_stop`` the same on all processes: one that leaves the loop alone lets the others wait forever.
 
     Nothing is exchanged if no callback of any process mentions ``should_stop`` in its code. Otherwise the processes
-    vote after each epoch, and after each training batch if such a callback has a hook of batches. Every process must
-    make the vote when the run begins.
+    vote after each epoch, and after each training batch and each validation if such a callback has a hook of batches.
+    Every process must make the vote when the run begins.
 
     Args:
         callbacks: the callbacks of the run on this process. Those with ``stops_together = True`` set ``should_stop`` on
-            all processes alike and need no vote.
+            all processes alike and need no vote, except in validation, where the processes have no batch in common.
         device: where the processes exchange tensors.
 
     Attributes:
         is_needed: whether the processes vote after each epoch.
         is_needed_in_batches: whether they vote after each training batch.
+        is_needed_in_validation: whether they vote after each validation.
     """
 
     def __init__(self, callbacks: Iterable[Callback], device: torch.device) -> None:
-        voters = [callback for callback in callbacks if may_stop(callback)]
-        in_batches = [
-            callback
-            for callback in voters
-            if any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in BATCH_HOOKS)
-        ]
-        needed = torch.tensor([len(voters), len(in_batches)], device=device)
+        setters = [callback for callback in callbacks if _mentions_should_stop(callback)]
+        voters = [callback for callback in setters if may_stop(callback)]
+        needed = torch.tensor([len(voters), *map(_count_in_batches, (voters, setters))], device=device)
         distributed.all_reduce(needed, distributed.ReduceOp.MAX)
-        self.is_needed, self.is_needed_in_batches = (count > 0 for count in needed.tolist())
+        counts: list[int] = needed.tolist()
+        self.is_needed, self.is_needed_in_batches, self.is_needed_in_validation = (count > 0 for count in counts)
         # With gloo the vote stays on the host, and waits for no device.
-        self._group: Any = distributed.new_group(backend="gloo") if self.is_needed else None
+        some = self.is_needed or self.is_needed_in_validation
+        self._group: Any = distributed.new_group(backend="gloo") if some else None
 
     def take(self, state: RunnerState) -> None:
         """Set ``should_stop``, and the status that comes with it, to what any of the processes wants."""
@@ -63,9 +62,19 @@ class Vote:
 
 
 def may_stop(callback: Callback) -> bool:
-    """Return whether the code of a callback mentions ``should_stop``: its methods, or functions that it was given."""
-    if getattr(callback, "stops_together", False):
-        return False
+    """Return whether a callback may set ``should_stop`` on this process alone."""
+    return not getattr(callback, "stops_together", False) and _mentions_should_stop(callback)
+
+
+def _count_in_batches(callbacks: list[Callback]) -> int:
+    return sum(
+        any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in BATCH_HOOKS)
+        for callback in callbacks
+    )
+
+
+def _mentions_should_stop(callback: Callback) -> bool:
+    """Return whether ``should_stop`` is in the code of a callback: its methods, or functions that it was given."""
     kinds = [kind for kind in type(callback).__mro__ if kind not in (Callback, object)]
     values = [value for holder in (*kinds, callback) for value in vars(holder).values()]
     functions = [getattr(value, "__func__", value) for value in values]  # also static and class methods

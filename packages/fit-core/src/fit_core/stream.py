@@ -11,6 +11,7 @@ import torch
 
 from .loaders import has_estimated_length, length, warn_longer, why_empty
 from .random_state import get_random_state, set_random_state
+from .workers import open_loader
 
 __all__ = ["Stream"]
 
@@ -173,21 +174,21 @@ class Stream:
         self._pass_start = {"random": get_random_state(self.device), "generators": self._get_generators()}
         if self.steps is not None:  # Else begin_epoch has done it.
             self._set_epoch()
-        return iter(self.loader)
+        return open_loader(self.loader)
 
     def _reopen(self) -> Iterator[Any]:
         now = get_random_state(self.device)
         self._set_epoch()
         if self._loader_state is not None and self._restores_itself:
             self.loader.load_state_dict(self._loader_state)  # type: ignore[attr-defined]
-            iterator = iter(self.loader)
+            iterator = open_loader(self.loader)
         else:
             if self._is_resumed:
                 self._start_workers()
             if "random" in self._pass_start:
                 set_random_state(self._pass_start["random"], self.device)
             self._set_generators(self._pass_start["generators"])
-            iterator = iter(self.loader)
+            iterator = open_loader(self.loader)
             for _ in islice(iterator, self._taken):
                 pass
             if self._looks_ahead:

@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from fit_core import Callback, RunnerState, has_process_group
@@ -61,8 +61,9 @@ class CheckpointSaver(Callback):
     A file is written under another name, forced to the disk, read back, and then renamed; what it replaces goes after
     that. A kill at any moment leaves a whole checkpoint. One with weights that are nan or infinite is not saved.
 
-    SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 save the run after the batch and end the process, with status 143, 130 and 138;
-    a second signal ends it at once. Several processes stop at the same step; in validation, at its end.
+    SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP save the run after the batch, in validation too, and end the process
+    with status 143, 130, 138 or 129. Another Ctrl-C, more than a second later, ends it at once. Several processes stop
+    at the same step. Loader workers that the run starts leave these signals to it.
 
     Args:
         save_dir: the folder. Checkpoints of an earlier run in it are set aside into ``previous-1`` when a new one
@@ -136,6 +137,7 @@ class CheckpointSaver(Callback):
         self._writer = Writer()
         self._peers: Any = None
         self._asking: tuple[Any, torch.Tensor] | None = None
+        self._state: RunnerState | None = None
 
     def on_begin(self, state: RunnerState) -> None:
         """Look into the folder, and take up the run in it."""
@@ -144,7 +146,7 @@ class CheckpointSaver(Callback):
         self._never_finite = not_finite(state, parameters=False)
         # Flags and states travel between the processes by way of the CPU, so that no accelerator is waited for.
         self._peers = torch.distributed.new_group(backend="gloo") if has_process_group() else None
-        self._asking = None
+        self._asking, self._state = None, state
         self._has_begun = True
         found = self._found(state)
         if found is not None:
@@ -185,36 +187,49 @@ class CheckpointSaver(Callback):
             state.should_stop, state.status = True, "interrupted"
 
     def on_batch_end(self, state: RunnerState) -> None:
-        """In validation too, stop after the batch."""
-        if not state.is_train and self._signals.received and self._peers is None:
+        """In validation too, stop after the batch. What callbacks evaluate beside the run is not stopped."""
+        if not state.is_train and self._signals.received and state is self._state:
             state.should_stop = True
 
     def on_end(self, state: RunnerState) -> None:
         """Save a run that was stopped in validation; wait for the writer; end the process if a signal asked to."""
+        self._state = None
         try:
             if state.error is None:
-                self._stopped_by = self._stopped_by or (0 if self._peers else self._signals.received)
+                asked = self._asked_by_now()
+                self._stopped_by = self._stopped_by or asked
                 if self._saved != _point(state):
                     self._save(state)
                 self._attempt(state, self._writer.wait)
             else:
                 self._writer.warn()
+        except BaseException:
+            self._signals.restore()
+            raise
         finally:
             self._lock.release()
-            self._signals.restore()
-            if self._asking is not None and state.error is None:
-                self._asking[0].wait()
-        if self._stopped_by and state.error is None:
-            name = "Ctrl-C" if self._stopped_by == signal.SIGINT else signal.Signals(self._stopped_by).name
-            again = "Run the same command again" if self.resume else "Pass resume=True, and run the same command again"
-            print_line(
-                state,
-                f"CheckpointSaver: stopped by {name} in epoch {state.epoch + 1} of {state.num_epochs}. {again} to "
-                f"resume (checkpoint: {self.save_dir / 'last.pt'})",
-            )
-            if self._stopped_by == signal.SIGINT:
-                raise KeyboardInterrupt
-            raise SystemExit(128 + self._stopped_by)
+        stopped_by = self._stopped_by if state.error is None else 0
+        if stopped_by in (0, signal.SIGINT):
+            self._signals.restore(keep=stopped_by)
+        if stopped_by:  # The process ends. A signal that a scheduler repeats should not change its status.
+            self._stop(state, signal.Signals(stopped_by))
+        if state.error is None and self._signals.received:  # It came too late to be agreed on.
+            signal.raise_signal(self._signals.received)
+
+    def _stop(self, state: RunnerState, number: signal.Signals) -> NoReturn:
+        name = "Ctrl-C" if number == signal.SIGINT else number.name
+        again = "Run the same command again" if self.resume else "Pass resume=True, and run the same command again"
+        epoch, last = state.epoch + 1, self.save_dir / "last.pt"
+        print_line(
+            state,
+            f"CheckpointSaver: stopped by {name} in epoch {epoch} of {state.num_epochs}. {again} to resume "
+            f"(checkpoint: {last})"
+            if epoch <= state.num_epochs
+            else f"CheckpointSaver: stopped by {name} after the last epoch. The run is complete (checkpoint: {last})",
+        )
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
 
     def state_dict(self) -> dict[str, Any]:
         """Which epochs are kept, and their values."""
@@ -387,6 +402,16 @@ class CheckpointSaver(Callback):
         flag = torch.tensor(int(condition))
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN, group=self._peers)
         return bool(flag)
+
+    def _asked_by_now(self) -> int:
+        """Return the signal that any process has received, at the end of a run."""
+        if self._peers is None:
+            return self._signals.received
+        if self._asking is not None:
+            self._asking[0].wait()
+        flag = torch.tensor(self._signals.received)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._peers)
+        return int(flag)
 
     def _on_rank_zero(self, state: RunnerState, function: Callable[[], T]) -> T:
         """Return on every rank what a function returns on rank 0. Raise there what it raises, too."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 __all__ = ["Signals"]
 
-ASKING = ("SIGTERM", "SIGINT", "SIGUSR1")
+ASKING = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+
+PERSON = 1.0
+"""Seconds after which another Ctrl-C is a person's, who wants the end at once. Launchers repeat sooner."""
 
 
 class Signals:
-    """Notes the first signal, and lets a second one do at once what it would have done.
+    """Note the first signal. Later ones change nothing, except for a Ctrl-C after a second: it acts at once.
 
     Attributes:
         received: the number of the first signal; 0 while there is none.
@@ -22,26 +26,35 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = 0
+        self._since = 0.0
+        self._process = 0
         self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """Take the signals over. Python allows it in the main thread only; elsewhere, nothing happens."""
-        self.received = 0
+        """Take over the signals that this process does not ignore. Python allows it in the main thread only."""
+        self.restore()
+        self.received, self._process = 0, os.getpid()
         if threading.current_thread() is threading.main_thread():
             for name in ASKING:
-                if hasattr(signal, name):  # Windows lacks some
-                    number = getattr(signal, name)
+                number = getattr(signal, name, None)  # Windows lacks some.
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP.
                     self._before[number] = signal.signal(number, self._note)
 
-    def restore(self) -> None:
-        """Give the signals back to whom they belonged."""
-        while self._before:
-            number, handler = self._before.popitem()
+    def restore(self, keep: int = 0) -> None:
+        """Give the signals back to their handlers, except for ``keep``."""
+        for number in [number for number in self._before if number != keep]:
+            handler = self._before.pop(number)
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if not self.received:
-            self.received = number
-            return
+        if os.getpid() != self._process:  # A process that was forked from this one, and inherited the handler.
+            self._act(number)
+        elif not self.received:
+            self.received, self._since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > PERSON:
+            self._act(number)
+
+    def _act(self, number: int) -> None:
+        """Do what the signal would have done without this object."""
         self.restore()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)

@@ -1,0 +1,80 @@
+"""Start the workers of a loader so that signals are left to the process that trains."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing import resource_tracker, util
+from types import FrameType
+from typing import Any
+
+__all__ = ["open_loader"]
+
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+_DEFAULTS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
+
+_is_ending: Any = None
+"""Shared with the workers: whether this process is ending, so that SIGTERM is its own and not that of a scheduler."""
+
+
+def open_loader(loader: Any) -> Iterator[Any]:
+    """Return ``iter(loader)``. Its workers ignore the signals that this process handles.
+
+    Schedulers, containers and terminals send a signal to all processes at once. A handler in this process lets the run
+    reach the next batch and be saved, for which its workers must live.
+    """
+    try:
+        own, count = loader.worker_init_fn, loader.num_workers
+    except AttributeError:  # not a DataLoader
+        return iter(loader)
+    numbers = _handled() if count else []
+    if not numbers:
+        return iter(loader)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # Workers inherit it, until they ignore the signals.
+    loader.worker_init_fn = partial(_ignore, numbers, _shared_flag(), own)
+    try:
+        context = getattr(loader, "multiprocessing_context", None) or multiprocessing
+        if context.get_start_method() != "fork":
+            resource_tracker.ensure_running()  # Starting it would unblock two of them before Python 3.13.
+            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        loader.worker_init_fn = own
+
+
+def _handled() -> list[signal.Signals]:
+    """Return the signals for which this process has a handler of its own."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return []
+    numbers = [getattr(signal, name) for name in _SIGNALS]
+    return [number for number in numbers if signal.getsignal(number) not in _DEFAULTS]
+
+
+def _shared_flag() -> Any:
+    global _is_ending
+    if _is_ending is None:
+        _is_ending = multiprocessing.RawValue(ctypes.c_bool, False)
+        util.Finalize(None, setattr, (_is_ending, "value", True), exitpriority=100)
+    return _is_ending
+
+
+def _ignore(numbers: list[signal.Signals], is_ending: Any, own: Callable[[int], Any] | None, worker_id: int) -> None:
+    """Set up a worker. A handler, unlike SIG_IGN and a mask, is not inherited by the programs that it may start."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if is_ending.value and number == signal.SIGTERM:
+            os._exit(0)
+
+    for number in numbers:
+        signal.signal(number, handler)
+        signal.siginterrupt(number, False)
+        # Python drops handlers as it ends.
+        util.Finalize(None, signal.signal, (number, signal.SIG_IGN), exitpriority=0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    if own is not None:
+        own(worker_id)

@@ -1,0 +1,22 @@
+"""Signals to a whole process group, repeated, while loader workers run: row F1."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="forks processes"),
+    pytest.mark.timeout(280),
+]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_f1_a_signal_to_the_group_saves_and_stops_and_the_resumed_run_has_the_same_bits(tmp_path, context):
+    command = [sys.executable, str(Path(__file__).with_name("group.py")), str(tmp_path), context]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == {"wrong": []}
+    assert "DataLoader worker" not in result.stderr
