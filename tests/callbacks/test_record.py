@@ -209,9 +209,7 @@ def test_a_matrix_that_cannot_be_drawn_is_refused(tmp_path):
         ValueError, match=r"a metric called 'ConfusionMatrix', .* \(there are: none\)\. Add it: metrics="
     ):
         make(board, ConfusionMatrix(board)).fit(batches())
-    with pytest.warns(
-        UserWarning, match=r"could not draw the matrix: .*\(2, 2\), as classes has, got \(3, 3\)"
-    ):
+    with pytest.warns(UserWarning, match=r"could not draw the matrix: .*\(2, 2\), as classes has, got \(3, 3\)"):
         make(ConfusionMatrix(board, ["cat", "dog"]), metrics=[Matrix()]).evaluate(batches())
     with pytest.raises(ValueError, match="there is no matrix yet: validate or evaluate first"):
         ConfusionMatrix(board).draw()
