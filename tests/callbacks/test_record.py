@@ -111,11 +111,6 @@ def test_graph_histograms_and_images_do_not_change_the_run(tmp_path):
     assert read.Images("val/input")[0].width == 3 * 8  # three in a row
 
 
-def test_images_of_what_is_none_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"shows inputs \(N, 1, H, W\) or \(N, 3, H, W\), got \(8, 6\)"):
-        make(TensorBoard(tmp_path, images=2)).fit(batches(), val_loader=batches())
-
-
 def test_wrong_settings_are_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="x must be 'steps', 'samples' or 'epochs', got 'batches'"):
         TensorBoard(tmp_path, x="batches")
@@ -214,7 +209,7 @@ def test_a_matrix_that_cannot_be_drawn_is_refused(tmp_path):
         ValueError, match=r"a metric called 'ConfusionMatrix', .* \(there are: none\)\. Add it: metrics="
     ):
         make(board, ConfusionMatrix(board)).fit(batches())
-    with pytest.raises(ValueError, match=r"a matrix \(2, 2\), as classes has, got \(3, 3\)"):
+    with pytest.warns(UserWarning, match=r"could not draw the matrix: .*\(2, 2\), as classes has, got \(3, 3\)"):
         make(ConfusionMatrix(board, ["cat", "dog"]), metrics=[Matrix()]).evaluate(batches())
     with pytest.raises(ValueError, match="there is no matrix yet: validate or evaluate first"):
         ConfusionMatrix(board).draw()

@@ -47,3 +47,16 @@ def test_phases_are_those_of_the_epoch():
     assert rates[:4] == [1.0] * 4
     by_hand = [0.1 + 0.4 * (1 - step / 7) for step in range(8)]
     assert all(math.isclose(rate, expected) for rate, expected in zip(rates[4:], by_hand, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:the run is resumed with other settings")
+def test_other_phases_and_factors_are_used_and_named():
+    def phases(lr, factor):
+        return PhasesScheduler([Phase(0, 3, lr)], factors=[factor])
+
+    saved = Snapshots()
+    make(phases(1.0, 1.0), saved).fit(batches((4,) * 4), epochs=2)
+    with pytest.warns(UserWarning, match=r"resumed with other factors: 1.0 -> 0.5$"):
+        assert resume(saved.saved[4], phases(1.0, 0.5), batches((4,) * 4)) == [0.5] * 4
+    with pytest.warns(UserWarning, match=r"resumed with other phases: Phase\(.*lr=1.0.*\) -> Phase\(.*lr=0.2"):
+        assert resume(saved.saved[4], phases(0.2, 1.0), batches((4,) * 4)) == [0.2] * 4

@@ -7,7 +7,8 @@ import pytest
 import torch
 from fit_core import Callback, Runner
 from test_processes import on_two_processes
-from test_resume import Save
+from test_resume import Save, Stateful
+from test_resume import make as make_classifier
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -60,6 +61,24 @@ def test_the_order_returns_in_the_process_that_has_the_workers():
     gold = run(loader, save)
     with pytest.warns(UserWarning, match="persistent_workers=False"):
         assert run(loader, saved=save.saved[5]) == gold[10:]
+
+
+class FromTorchdata(Stateful):
+    """A loader that returns to its place, but not to the random numbers of its workers."""
+
+    num_workers = 2
+
+
+FromTorchdata.__module__ = "torchdata.stateful_dataloader"
+
+
+def test_the_workers_of_torchdata_are_named():
+    save = Save()
+    make_classifier([save]).fit(FromTorchdata())
+    runner = make_classifier()
+    runner.state.load_state_dict(load(save.saved[1]))
+    with pytest.warns(UserWarning, match="FromTorchdata restores the order, but not the random numbers of its workers"):
+        runner.fit(FromTorchdata())
 
 
 class Scores:

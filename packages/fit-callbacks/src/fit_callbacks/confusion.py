@@ -9,6 +9,7 @@ import torch
 from fit_core import Callback, RunnerState, metric_name
 from torch import Tensor
 
+from .harmless import Harmless
 from .tensorboard import TensorBoard
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class ConfusionMatrix(Callback):
     Raises:
         ModuleNotFoundError: matplotlib is not installed (before the first step).
         TypeError: ``board`` or ``classes`` is something else.
-        ValueError: the Runner has no such metric (before the first step), or the matrix has another size than
-            ``classes``.
+        ValueError: the Runner has no such metric. Raised before the first step. If the matrix has another size than
+            ``classes``, a warning says so.
 
     Example:
         >>> board = TensorBoard("runs/a")
@@ -58,11 +59,13 @@ class ConfusionMatrix(Callback):
         self.classes = None if classes is None else list(map(str, classes))
         self.metric = metric
         self.matrix: Tensor | None = None
+        self._harmless = Harmless("ConfusionMatrix")
 
     def on_begin(self, state: RunnerState) -> None:
         """Check that the Runner has the metric, and that there is matplotlib to draw it."""
         from . import figure  # noqa: F401
 
+        self._harmless.begin()
         if self._find(state) is None:
             names = ", ".join(map(metric_name, state.metrics)) or "none"
             raise ValueError(
@@ -75,15 +78,18 @@ class ConfusionMatrix(Callback):
         metric = self._find(state)
         if state.is_train or metric is None:  # predict has no metrics
             return
-        matrix = torch.as_tensor(metric.compute()).cpu()
+        with self._harmless("could not draw the matrix"):
+            self.matrix = self._checked(torch.as_tensor(metric.compute()).cpu())
+            if self.board.writer is not None:
+                self.board.add_figure(state, f"{state.loader_name}/confusion", self.draw())
+
+    def _checked(self, matrix: Tensor) -> Tensor:
         if matrix.dim() != 2 or (self.classes is not None and len(matrix) != len(self.classes)):
             expected = (
                 "(C, C)" if self.classes is None else f"({len(self.classes)}, {len(self.classes)}), as classes has"
             )
             raise ValueError(f"expected {self.metric} to return a matrix {expected}, got {tuple(matrix.shape)}")
-        self.matrix = matrix
-        if self.board.writer is not None:
-            self.board.add_figure(state, f"{state.loader_name}/confusion", self.draw())
+        return matrix
 
     def draw(self) -> Figure:
         """Return the matrix as a picture: colours are shares of the true class, numbers are the entries.

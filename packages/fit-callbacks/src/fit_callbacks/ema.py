@@ -101,7 +101,8 @@ class ModelEma(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the average."""
         assert self.model is not None
-        self.model.load_state_dict({name: state_dict["model"][_bare(name)] for name in self.model.state_dict()})
+        names = {_bare(name): name for name in self.model.state_dict()}
+        self.model.load_state_dict({names.get(name, name): value for name, value in state_dict["model"].items()})
         self._updates = state_dict["updates"]
 
     @torch.no_grad()

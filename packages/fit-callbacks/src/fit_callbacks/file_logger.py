@@ -6,9 +6,11 @@ import csv
 import json
 import os
 from io import StringIO
+from typing import Any
 
-from fit_core import Callback, History, RunnerState
+from fit_core import Callback, RunnerState
 
+from .harmless import Harmless
 from .paths import local_path
 from .ranks import print_line
 
@@ -20,7 +22,8 @@ class FileLogger(Callback):
 
     The rows are those of ``state.history``. The file is replaced as a whole after each epoch, so it is complete at any
     moment, a column that comes late (validation in each second epoch) has its place, and a resumed run leaves neither a
-    gap nor a row twice. A file of an earlier run is set aside as ``name-previous-1.csv``. Writes on rank 0 only.
+    gap nor a row twice. A file of an earlier run is set aside as ``name-previous-1.csv``. If the file cannot be
+    written, a warning says so, training continues, and a later epoch writes the missing rows. Writes on rank 0 only.
 
     Args:
         path: of the file, ending in ``.jsonl`` or ``.csv``; folders are made. For both, use two of these.
@@ -37,10 +40,12 @@ class FileLogger(Callback):
         if self.path.suffix not in (".jsonl", ".csv"):
             raise ValueError(f"the path must end in .jsonl or .csv, got {str(path)!r}")
         self._written: int | None = None
+        self._harmless = Harmless("FileLogger")
 
     def on_begin(self, state: RunnerState) -> None:
         """Nothing of this run is written yet. Refuse a folder that cannot be made."""
         self._written = None
+        self._harmless.begin()
         if state.rank == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -55,13 +60,22 @@ class FileLogger(Callback):
     def _write(self, state: RunnerState) -> None:
         if state.rank or len(state.history) == self._written:
             return
-        if self._written is None and not state.history:
-            self._set_aside(state)
-        self._written = len(state.history)
-        if state.history:
-            part = self.path.with_name(f".{self.path.name}.part")
-            part.write_text(_json(state.history) if self.path.suffix == ".jsonl" else _csv(state.history))
+        with self._harmless(f"could not write {self.path}", "and a later epoch writes the missing rows"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._written is None and not state.history:
+                self._set_aside(state)
+            if state.history:
+                rows = [{name: _plain(value) for name, value in row.items()} for row in state.history]
+                self._replace(_json(rows) if self.path.suffix == ".jsonl" else _csv(rows))
+            self._written = len(state.history)
+
+    def _replace(self, text: str) -> None:
+        part = self.path.with_name(f".{self.path.name}.part")
+        try:
+            part.write_text(text)
             os.replace(part, self.path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _set_aside(self, state: RunnerState) -> None:
         if not self.path.exists():
@@ -73,14 +87,21 @@ class FileLogger(Callback):
         print_line(state, f"FileLogger: {self.path} is of an earlier run, and is {other.name} now")
 
 
-def _json(history: History) -> str:
+def _json(history: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in history)
 
 
-def _csv(history: History) -> str:
+def _csv(history: list[dict[str, Any]]) -> str:
     text = StringIO()
     columns = dict.fromkeys(name for row in history for name in row)
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy or torch as one of Python. What is neither a number nor a string becomes a string."""
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fit_core import Callback, RunnerState
 from torch import Tensor
@@ -130,14 +132,25 @@ class PhasesScheduler(Callback):
                 else:
                     group["lr"] = value
 
-    def state_dict(self) -> dict[str, list[float]]:
-        """Return the factors of the groups."""
-        return {"factors": self._factors}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the factors of the groups, and the phases as text."""
+        return {"factors": self._factors, "phases": list(map(str, self.phases))}
 
-    def load_state_dict(self, state_dict: dict[str, list[float]]) -> None:
-        """Restore the ratios: those of the loaded learning rates are rounded, or unknown where they are 0."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the ratios: those of the loaded learning rates are rounded, or unknown where they are 0.
+
+        Phases and factors that the program gives replace the saved ones, with a warning if they differ.
+        """
+        phases = list(map(str, self.phases))
+        changed: dict[str, tuple[list[Any], list[Any]]] = {"phases": (state_dict["phases"], phases)}
         if self.factors is None:
             self._factors = list(state_dict["factors"])
+        else:
+            changed["factors"] = (list(state_dict["factors"]), self._factors)
+        for name, (then, now) in changed.items():
+            if then != now:
+                old, new = ("; ".join(map(str, values)) for values in (then, now))
+                warnings.warn(f"PhasesScheduler is resumed with other {name}: {old} -> {new}", stacklevel=2)
 
     def lr(self, step: int) -> float:
         """Return the learning rate of an optimizer step, counted from 0, for a factor of 1."""

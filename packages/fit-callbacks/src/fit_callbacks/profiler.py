@@ -8,6 +8,7 @@ from typing import Any
 from fit_core import Callback, RunnerState
 
 from .arguments import check_whole
+from .harmless import Harmless
 from .paths import local_folder
 from .ranks import print_line
 
@@ -41,11 +42,13 @@ class Profiler(Callback):
         self.wait, self.warmup, self.active = wait, warmup, active
         self.options = options
         self._profile: Any = None
+        self._harmless = Harmless("Profiler")
 
     def on_begin(self, state: RunnerState) -> None:
         """Prepare the trace."""
         if state.rank:
             return
+        self._harmless.begin()
         from torch.profiler import profile, schedule, tensorboard_trace_handler
 
         self._left = self.wait + self.warmup + self.active
@@ -59,8 +62,9 @@ class Profiler(Callback):
     def on_batch_end(self, state: RunnerState) -> None:
         """One more training step; after the last, write the trace."""
         if self._profile is not None and state.is_train:
-            self._profile.step()
             self._left -= 1
+            with self._harmless(f"could not write a trace to {self.log_dir}"):
+                self._profile.step()
             if not self._left:
                 self._stop(state)
 
@@ -71,6 +75,7 @@ class Profiler(Callback):
 
     def _stop(self, state: RunnerState) -> None:
         profile, self._profile = self._profile, None
-        profile.stop()
+        with self._harmless(f"could not write a trace to {self.log_dir}"):
+            profile.stop()
         if self._left >= self.active:
             print_line(state, "Profiler: the run ended before the steps that were to be traced; pass a smaller wait")

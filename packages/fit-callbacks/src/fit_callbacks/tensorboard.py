@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from .arguments import check_whole
 from .every import check_every, is_due
+from .harmless import Harmless
 from .paths import local_folder
 from .running import running_values
 
@@ -28,8 +30,10 @@ class TensorBoard(Callback):
       ``train_step/Acc@1`` the value of the epoch so far; of several processes, what rank 0 has seen.
     * Hyperparameters, for the HPARAMS page, in the same run.
 
-    A resumed run goes on in the folder without a gap, and hides the points after the checkpoint that it repeats. A run
-    that begins anew in the folder of another hides that one's points; the files stay. Writes on rank 0 only.
+    A resumed run continues in the folder without a gap, and hides the points after the checkpoint that it repeats. A
+    run that starts from scratch in the folder of another hides that one's points. The files stay. If the folder cannot
+    be written to, a warning says so, training continues, and a later epoch writes the missing points. What cannot be
+    drawn is named in a warning too. Writes on rank 0 only.
 
     Args:
         log_dir: the folder, one a run.
@@ -43,10 +47,11 @@ class TensorBoard(Callback):
             ``(N, 3, H, W)`` and shown from their least to their largest value.
 
     Attributes:
-        writer: the SummaryWriter, to add what you like; None on other ranks and between runs.
+        writer: the SummaryWriter, to add what you like. None on other ranks, between runs, and while the folder cannot
+            be written to.
 
     Raises:
-        ValueError: ``every`` or ``x`` is not one of the above; ``images`` are wanted and inputs are none.
+        ValueError: ``every`` or ``x`` is not one of the above.
 
     Example:
         >>> Runner(model, optimizer, criterion, callbacks=[TensorBoard("runs/a", hparams={"width": 64})])
@@ -78,110 +83,176 @@ class TensorBoard(Callback):
         self.histograms = histograms
         self.images = images
         self.writer: Any = None
-        self._epochs: int | None = None  # rows of the history that are written
+        self._harmless = Harmless("TensorBoard")
+        self._forget()
+
+    def _forget(self) -> None:
+        self._is_open = False
+        self._epochs: int | None = None  # rows of the history that are among the points
         self._since: dict[str, tuple[float, float]] = {}  # total and weight of each loss at the last running value
-        self._last_x = -1
-        self._last: dict[str, float] = {}  # what was written at that x
+        self._points: dict[int, dict[str, float]] = {}  # by x: those that may not be in the file yet, and the last
+        self._are_written = True
+        self._has_hparams = False
 
     def on_begin(self, state: RunnerState) -> None:
-        """A new run; what a resumed one has written is restored after this."""
-        self._epochs, self._since, self._last_x, self._last = None, {}, -1, {}
+        """Forget the last run. What a resumed one has written is restored after this."""
+        self._forget()
+        self._harmless.begin()
         if state.rank == 0:
             os.makedirs(self.log_dir, exist_ok=True)
 
     def on_epoch_begin(self, state: RunnerState) -> None:
-        """Write the epoch before, with all that callbacks have added to it."""
+        """Write the last epoch, with all that callbacks have added to it."""
         if state.rank:
             return
-        if self.writer is None:
-            self._open(state)
+        self._is_open = True
+        if self._epochs is None:
+            self._epochs = len(state.history)
         self._write_epochs(state)
 
     def on_loader_begin(self, state: RunnerState) -> None:
-        """Begin the running loss anew, unless the run was interrupted in this epoch."""
+        """Restart the running loss, unless the run was interrupted in this epoch."""
         if state.is_train and not state.batch_idx:
             self._since = {}
 
     def on_batch_end(self, state: RunnerState) -> None:
         """Write running values, when it is time."""
-        if self.writer is None:
+        if not self._is_open:
             return
         if is_due(state, self.every):
             self._write(state, self._running(state))
-        if self.graph and state.is_train:
+        if self.graph and state.is_train and self.writer is not None:
             self.graph = False
-            self._write_graph(state)
-        if self.images and not state.is_train and state.batch_idx == 0:
-            self._write_images(state)
+            with self._harmless("could not draw the graph"):
+                self._write_graph(state)
+        if self.images and not state.is_train and state.batch_idx == 0 and self.writer is not None:
+            with self._harmless("could not show the inputs"):
+                self._write_images(state)
 
     def on_epoch_end(self, state: RunnerState) -> None:
         """Write histograms."""
         if self.writer is not None and self.histograms:
             for name, parameter in unwrap(state.model).named_parameters():
-                self.writer.add_histogram(name.replace(".", "/"), parameter.detach(), self._now(state))
+                with self._harmless("could not draw a histogram"):
+                    self.writer.add_histogram(name.replace(".", "/"), parameter.detach(), self._now(state))
 
     def on_end(self, state: RunnerState) -> None:
         """Write the last epoch, and close the file."""
-        if self.writer is not None:
-            self._write_epochs(state)
-            self.writer.close()
-            self.writer = None
+        if self._is_open:
+            self._write_epochs(state, is_end=True)
+            self._close()
+            self._is_open = False
 
     def add_figure(self, state: RunnerState, tag: str, figure: Any) -> None:
-        """Show a matplotlib figure, at this point of the run; does nothing on other ranks."""
+        """Show a matplotlib figure, at this point of the run. It does nothing on other ranks."""
         if self.writer is not None:
-            self.writer.add_figure(tag, figure, self._now(state))
+            with self._harmless("could not show a figure"):
+                self.writer.add_figure(tag, figure, self._now(state))
 
     def state_dict(self) -> dict[str, Any]:
-        """How far it has written; what is before a checkpoint is in the file by then."""
-        if self.writer is not None:
-            self.writer.flush()
-        return {"epochs": self._epochs, "since": dict(self._since), "last_x": self._last_x, "last": dict(self._last)}
+        """Return what may not be in the file yet, and what a resumed run has to know of the rest."""
+        self._flush()
+        return {
+            "epochs": self._epochs,
+            "since": dict(self._since),
+            "points": {x: dict(values) for x, values in self._points.items()},
+            "are_written": self._are_written,
+            "has_hparams": self._has_hparams,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on writing there."""
+        """Continue to write there."""
         self._epochs, self._since = state_dict["epochs"], dict(state_dict["since"])
-        self._last_x, self._last = state_dict["last_x"], dict(state_dict["last"])
+        self._points = {x: dict(values) for x, values in state_dict["points"].items()}
+        self._are_written, self._has_hparams = state_dict["are_written"], state_dict["has_hparams"]
 
     def _now(self, state: RunnerState) -> int:
         return {"steps": state.global_step, "samples": state.samples_seen, "epochs": state.epoch}[self.x]
 
-    def _open(self, state: RunnerState) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        # TensorBoard drops what older files have from this x on; what belongs to this very x is written again.
+    def _write(self, state: RunnerState, values: Mapping[str, Any]) -> None:
+        """Add values at this point of the run, one per tag."""
         now = self._now(state)
-        self.writer = SummaryWriter(self.log_dir, purge_step=now, flush_secs=1)
-        if self._last_x == now:
-            self._last_x, last = -1, self._last
-            self._write(state, last)
-        if self._epochs is None:
-            self._epochs = len(state.history)
+        here = self._points.setdefault(now, {})
+        numbers = {tag: _number(value) for tag, value in values.items() if tag not in here}
+        new = {tag: number for tag, number in numbers.items() if number is not None}
+        here.update(new)
+        self._are_written = False
+        if self.writer is not None:
+            with self._unless_broken():
+                self._add(now, new)
 
-    def _write(self, state: RunnerState, values: dict[str, float]) -> None:
-        now = self._now(state)
-        if now != self._last_x:
-            self._last_x, self._last = now, {}
-        for tag, value in values.items():
-            if tag not in self._last:  # one point at each x
-                self.writer.add_scalar(tag, value, now)
-        self._last |= values
-
-    def _write_epochs(self, state: RunnerState) -> None:
-        for row in state.history[self._epochs :]:
-            if row["epoch"] == 1:
-                self._write_hparams(state, row)
-            several = len(state.optimizer.param_groups) > 1
+    def _write_epochs(self, state: RunnerState, *, is_end: bool = False) -> None:
+        """Write the rows of the history that are new, and all points that are not in the file."""
+        rows = state.history[self._epochs :]
+        several = len(state.optimizer.param_groups) > 1
+        for row in rows:
             values = {name: value for name, value in row.items() if name != "epoch" and not (name == "lr" and several)}
             self._write(state, {**values, **_learning_rates(state), **values})
         self._epochs = len(state.history)
+        if self.writer is None:
+            self._open(self._now(state))
+        has_written = self.writer is not None and not self._has_hparams and self._write_hparams(state, rows, is_end)
+        self._flush()
+        self._has_hparams |= has_written and self.writer is not None
+
+    def _open(self, now: int) -> None:
+        """Open a file, and write to it what is in none."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        # TensorBoard drops what older files have from the first x on. What belongs to this very x is written again.
+        if self._are_written:
+            self._points = {x: values for x, values in self._points.items() if x >= now}
+        with self._unless_broken():
+            self.writer = SummaryWriter(self.log_dir, purge_step=min(self._points, default=now), flush_secs=1)
+            for x, values in self._points.items():
+                self._add(x, values)
+
+    def _add(self, x: int, values: dict[str, float]) -> None:
+        for tag, value in values.items():
+            self.writer.add_scalar(tag, value, x)
+
+    def _flush(self) -> None:
+        """Make sure that all points are in the file, and forget them, except for the last."""
+        if self.writer is not None:
+            with self._unless_broken():
+                self.writer.flush()
+                self._are_written = True
+                self._points = dict(list(self._points.items())[-1:])
+
+    def _close(self) -> None:
+        writer, self.writer = self.writer, None
+        with suppress(Exception):  # of one that is broken
+            if writer is not None:
+                writer.close()
+
+    @contextmanager
+    def _unless_broken(self) -> Iterator[None]:
+        """Close a file that cannot be written. The next epoch opens another."""
+        is_done = False
+        with self._harmless(f"could not write to {self.log_dir}", "and a later epoch writes the missing points"):
+            yield
+            is_done = True
+        if not is_done:
+            self._close()
 
     def _running(self, state: RunnerState) -> dict[str, float]:
         """Reading these waits for the device."""
         values = {f"train_step/{name}": value for name, value in running_values(state, self._since).items()}
         return {**values, **_learning_rates(state)}
 
-    def _write_hparams(self, state: RunnerState, row: dict[str, float]) -> None:
+    def _write_hparams(self, state: RunnerState, rows: list[dict[str, float]], is_end: bool) -> bool:
+        """Write the hyperparameters, with a column for each result. Return False if there is no result to show yet."""
+        if state.val_loader is not None and not is_end:
+            rows = [row for row in rows if any(name.startswith("val/") for name in row)]
+        row = next(iter(rows or state.history[-1:] * is_end), None)
+        if row is None:
+            return False
+        with self._harmless("could not write the hyperparameters"):
+            self._add_hparams(state, row)
+            return True
+        return False
+
+    def _add_hparams(self, state: RunnerState, row: dict[str, float]) -> None:
         # SummaryWriter.add_hparams would open a second run for them (pytorch/pytorch#32651).
         from torch.utils.tensorboard.summary import hparams
 
@@ -214,6 +285,13 @@ class TensorBoard(Callback):
         images = images[: self.images].detach().float()
         least, most = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         self.writer.add_images("val/input", (images - least) / (most - least).clamp_min(1e-12), self._now(state))
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # A callback may log what is not a number.
+        return None
 
 
 def _learning_rates(state: RunnerState) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TextIO
 
 from fit_core import RunnerState
@@ -75,9 +76,10 @@ BAR = 10
 
 
 def write_line(text: str) -> None:
-    """Print a line to stdout at once, without breaking a bar."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    """Print a line to stdout at once, without breaking a bar. A full disk or a closed pipe there does not end a run."""
+    with suppress(OSError):
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
 
 
 def loader_title(state: RunnerState) -> str:

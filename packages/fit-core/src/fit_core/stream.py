@@ -150,7 +150,15 @@ class Stream:
         self._has_workers, self._is_resumed = place["has_workers"], True
         self._resumed_at = random_state
         self._set_generators(place["generators"])
-        if self._persists and (self._has_workers or (self.is_last and self.steps is None)):
+        loader: Any = self.loader
+        is_torchdata = type(loader).__module__.startswith("torchdata.")
+        if is_torchdata and self._loader_state is not None and loader.num_workers:
+            warnings.warn(
+                f"{type(self.loader).__name__} restores the order, but not the random numbers of its workers. If the "
+                "dataset draws any, the resumed run draws others. Use num_workers=0 or a DataLoader for the same bits",
+                stacklevel=6,
+            )
+        elif self._persists and (self._has_workers or (self.is_last and self.steps is None)):
             warnings.warn(
                 "the random numbers of persistent workers cannot be restored. If the dataset draws any, the resumed "
                 "run draws others. Use persistent_workers=False for the same bits",
@@ -201,7 +209,15 @@ class Stream:
     def _start_workers(self) -> None:
         """Start persistent workers that an earlier pass had started, since starting them draws a number."""
         self._is_resumed = False
-        if self._persists and self._has_workers and self.loader._iterator is None:  # type: ignore[attr-defined]
+        loader: Any = self.loader
+        is_torchdata = type(loader).__module__.startswith("torchdata.")
+        if is_torchdata and self._loader_state is not None and loader.num_workers:
+            warnings.warn(
+                f"{type(self.loader).__name__} restores the order, but not the random numbers of its workers. If the "
+                "dataset draws any, the resumed run draws others. Use num_workers=0 or a DataLoader for the same bits",
+                stacklevel=6,
+            )
+        elif self._persists and self._has_workers and self.loader._iterator is None:  # type: ignore[attr-defined]
             random, generators = get_random_state(self.device), self._get_generators()
             iter(self.loader)
             set_random_state(random, self.device)
