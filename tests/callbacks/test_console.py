@@ -121,6 +121,23 @@ def test_the_time_left_is_that_of_the_epochs_to_come(capsys, monkeypatch):
     assert [row[5] for row in rows] == ["2:30", "1:40", "50s", "0s"]
 
 
+def test_a_collection_and_a_wrapper_of_torchmetrics_have_columns(monkeypatch):
+    torchmetrics = pytest.importorskip("torchmetrics")
+    options = {"task": "multiclass", "num_classes": 2}
+    collection = torchmetrics.MetricCollection({"acc": torchmetrics.Accuracy(**options)}, prefix="all_")
+    wrapper = torchmetrics.ClasswiseWrapper(torchmetrics.Accuracy(**options, average=None), ["cat", "dog"], "of_")
+    curves = torchmetrics.ROC(**options)
+    model = torch.nn.Linear(1, 2)
+    optimizer, loss = torch.optim.SGD(model.parameters(), lr=0.1), torch.nn.CrossEntropyLoss()
+    data = [(torch.randn(4, 1), torch.tensor([0, 1, 0, 1]))] * 3
+    with terminal(180, monkeypatch) as screen, pytest.warns(UserWarning, match="ROC is not logged"):
+        Runner(model, optimizer, loss, [collection, wrapper, curves], [ConsoleLogger(1e-9)]).fit(data)
+    names, row = screen.lines[-2:]
+    assert names.split()[:5] == ["epoch", "loss", "all_acc", "of_cat", "of_dog"]
+    assert all(0 <= float(value) <= 1 for value in row.split()[2:5])
+    assert all(part in screen.bars[-1] for part in ("all_acc", "of_cat", "of_dog"))
+
+
 def test_several_losses_and_nested_results_are_shown(capsys):
     run = runner(ConsoleLogger(), metrics=[Metric("f1", {"cat": 0.5, "deep": {"dog": torch.tensor(0.25)}})])
     run.state.criterion = lambda output, target: {"loss": (output - target).square().mean(), "kl": output.mean() * 1e-7}

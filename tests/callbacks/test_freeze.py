@@ -74,6 +74,17 @@ def test_what_trained_before_the_run_trains_after_it():
     assert [parameter.requires_grad for parameter in model.parameters()] == before
 
 
+def test_a_lazy_part_can_be_frozen():
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3))
+    runner = freezing(Freeze("0.", until=1), model=model)
+    runner.fit(batches((8,)))
+    before = model[0].weight.detach().clone()
+    runner.fit(batches((8,)))
+    assert torch.equal(model[0].weight, before)
+    runner.fit(batches((8,)), epochs=2)
+    assert not torch.equal(model[0].weight, before)
+
+
 def test_freeze_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match=r"no parameter is called fc\.\.\.; there are: 0.weight, 0.bias"):
         freezing(Freeze("fc")).fit(batches())

@@ -237,7 +237,7 @@ def test_training_after_a_search_is_the_same_as_without_one():
 
 def test_a_search_asks_for_the_weights_of_a_lazy_model():
     model = nn.Sequential(nn.LazyLinear(3))
-    with pytest.raises(ValueError, match=r"LRFinder copies the weights .* Run it once before fit: model\(input\)"):
+    with pytest.raises(ValueError, match=r"LRFinder needs the weights, .* Run it once before fit: model\(input\)"):
         make(LRFinder(steps=10), model=model).fit(batches(), steps_per_epoch=10)
 
 

@@ -121,6 +121,17 @@ def test_a_plateau_reduces_as_torch_does():
     assert expected[-1] < 0.1 / 2
 
 
+def test_each_group_has_a_least_rate_of_its_own():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    groups = [{"params": model[0].parameters()}, {"params": model[1].parameters(), "lr": 0.4}]
+    plateau = ReduceLROnPlateau("value", "min", factor=0.1, patience=0, min_lr=[0.03, 0.02])
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    Runner(model, optimizer, nn.CrossEntropyLoss(), (), [Logs(value=[1.0] * 5), plateau]).fit(batches(), epochs=5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.03, 0.02]
+    with pytest.raises(ValueError, match=r"one min_lr for each of the optimizer's 1 parameter groups, got 2\. Pass as"):
+        make(ReduceLROnPlateau(min_lr=[0.1, 0.2])).fit(batches())
+
+
 def test_a_plateau_refuses_wrong_options_at_once():
     with pytest.raises(TypeError, match="patiense"):
         ReduceLROnPlateau(patiense=3)

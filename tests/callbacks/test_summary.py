@@ -1,5 +1,6 @@
 """The summary of a model: what it counts, and that it leaves the model alone."""
 
+import pytest
 import torch
 from fit_callbacks import summary
 from fit_callbacks.numbers import file_size
@@ -57,3 +58,10 @@ def test_file_sizes_have_the_unit_that_fits():
     assert [file_size(size) for size in sizes] == [
         *("0 B", "512 B", "999 B", "1.0 kB", "20.8 kB", "1.0 MB", "1.2 MB", "3.4 GB", "5000.0 GB")
     ]
+
+
+def test_a_lazy_model_needs_an_input():
+    model = nn.Sequential(nn.LazyLinear(4))
+    with pytest.raises(ValueError, match=r"0.weight, 0.bias of the lazy .*\. Pass an input: summary\(model, input\)"):
+        summary(model)
+    assert "20" in summary(model, torch.zeros(1, 4))

@@ -1,5 +1,7 @@
 """Metrics of one's own, plain functions, and torchmetrics' objects as they are."""
 
+import contextlib
+
 import pytest
 import torch
 from fit_core import Callback, Mean, Runner
@@ -221,6 +223,33 @@ def test_evaluation_after_a_stop_inside_an_epoch_leaves_what_the_run_goes_on_wit
     assert before["accuracy"]["weight"] == 8
     assert run.evaluate(batches(5)).keys() == {"val/loss", "val/accuracy"}
     assert run.state.state_dict()["ranks"][0]["metrics"] == before
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_evaluation_after_a_stop_or_an_error_starts_with_empty_metrics(is_train, fails):
+    class Stop(Callback):
+        def on_batch_end(self, state):
+            if self in state.callbacks and state.is_train == is_train and state.batch_idx == 1:
+                if fails:
+                    raise RuntimeError("broken off")
+                state.should_stop = True
+
+    class Samples(Constant):
+        def reset(self):
+            self.value = 0
+
+        def update(self, output, target):
+            self.value += len(target)
+
+    samples = Samples(0, "samples")
+    run = runner([samples], [Stop()])
+    with contextlib.suppress(RuntimeError):
+        run.fit(batches(4, 4, 4), val_loader=batches(4, 4, 4))
+    run.state.callbacks.clear()
+    assert samples.compute() == 8
+    assert run.evaluate(batches(5, 3))["val/samples"] == 8
+    assert run.fit(batches(5, 2))[0]["train/samples"] == 7
 
 
 def test_evaluate_after_an_early_stop_is_not_stopped():

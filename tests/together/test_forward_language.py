@@ -138,7 +138,7 @@ def test_in_bfloat16_the_bits_are_those_of_a_loop_by_hand():
     runner = TokenRunner(model, sgd(model), None, accumulate_steps=2, use_bf16=True)
     runner.fit(token_batches(), epochs=3)
     assert_same_weights(model, by_hand)
-    assert runner.predict(token_batches()).dtype == torch.bfloat16
+    assert runner.predict(token_batches()).dtype == torch.float32  # what autocast computed in bfloat16
 
 
 def test_losses_and_metrics_are_means_over_labelled_tokens():

@@ -78,11 +78,11 @@ class Freeze(Callback):
     def on_end(self, state: RunnerState) -> None:
         """Let everything require grad that did before the run."""
         for parameter in self._trained_before:
-            parameter.requires_grad_(True)
+            parameter.requires_grad = True
 
     def _set(self, state: RunnerState) -> None:
         for parameter in self._parameters:
-            parameter.requires_grad_(not self._is_frozen(state))
+            parameter.requires_grad = not self._is_frozen(state)  # not requires_grad_(), which lazy ones do not have
 
     def _is_frozen(self, state: RunnerState) -> bool:
         return self.until is None or state.epoch < self.until

@@ -10,20 +10,18 @@ from torch.nn.parameter import is_lazy
 __all__ = ["refuse_lazy"]
 
 
-def refuse_lazy(module: nn.Module, callback: str) -> None:
+def refuse_lazy(module: nn.Module, user: str, advice: str = "Run it once before fit: model(input)") -> None:
     """Check that each weight of a module has a shape, which in a lazy module follows from the first batch.
 
     Args:
-        module: the module that a callback is about to copy.
-        callback: its name, for the message.
+        module: the module whose weights are needed.
+        user: what needs them, for the message.
+        advice: what to do.
 
     Raises:
         ValueError: a weight has none.
     """
     tensors = chain(module.named_parameters(), module.named_buffers())
     if names := [name for name, tensor in tensors if is_lazy(tensor)]:
-        raise ValueError(
-            f"{callback} copies the weights when a run begins, but {', '.join(names[:3])}"
-            f"{', ...' if len(names) > 3 else ''} of the lazy model have no shape yet. Run it once before fit: "
-            "model(input)"
-        )
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise ValueError(f"{user} needs the weights, but {shown} of the lazy model have no shape yet. {advice}")

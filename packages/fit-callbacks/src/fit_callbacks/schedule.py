@@ -228,6 +228,12 @@ class ReduceLROnPlateau(Callback):
     def on_begin(self, state: RunnerState) -> None:
         """Look the monitored value up. The count of a resumed run is restored after this."""
         self.monitor.begin(state)
+        least, groups = self.options.get("min_lr"), len(state.optimizer.param_groups)
+        if isinstance(least, (list, tuple)) and len(least) != groups:
+            raise ValueError(
+                f"expected one min_lr for each of the optimizer's {groups} parameter groups, got {len(least)}. Pass as "
+                "many, or one number for all"
+            )
         self.scheduler = self._make_scheduler(state.optimizer)
 
     def on_epoch_end(self, state: RunnerState) -> None:

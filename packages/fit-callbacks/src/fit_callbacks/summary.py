@@ -10,6 +10,7 @@ import torch
 from fit_core import Runner, unwrap
 from torch import Tensor, nn
 
+from .lazy import refuse_lazy
 from .numbers import file_size
 
 __all__ = ["Summary", "summary"]
@@ -32,6 +33,9 @@ def summary(model: nn.Module | Runner, input: Any = None) -> Summary:
         model: the model, or the Runner that trains it.
         input: a batch of inputs on the model's device. The model is run on it once, in eval mode and without gradients.
 
+    Raises:
+        ValueError: the model is lazy, and there is no input from which its shapes could follow.
+
     Example:
         >>> print(summary(model, torch.zeros(1, 40)))
         Sequential: 5210 parameters (20.8 kB), all trainable, float32 on cpu
@@ -44,6 +48,7 @@ def summary(model: nn.Module | Runner, input: Any = None) -> Summary:
         lines, model = [repr(model).splitlines()[0]], model.state.model
     bare = unwrap(model)
     shapes = {} if input is None else output_shapes(bare, input)
+    refuse_lazy(bare, "summary", "Pass an input: summary(model, input)")
     lines.append(f"{type(bare).__name__}: {describe(list(bare.parameters()))}")
     rows = []
     for name, child in bare.named_children():

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .broadcast import refuse_broadcast
 from .metric import Metric, metric_name
 from .models import unwrap
 
 __all__ = [
     "UNKNOWN_BATCH_SIZE",
     "loss",
-    "may_sum",
     "mean",
     "nothing_measured",
     "own_step",
@@ -59,34 +59,33 @@ def loss(value: Any, is_train: bool, source: str) -> None:
         )
 
 
-def may_sum(criterion: Any) -> bool:
-    """Return whether a criterion, or a module in it, was made with ``reduction="sum"``."""
+def mean(criterion: Any, output: Any, target: Any, loss: Any) -> None:
+    """Check that a criterion returns the mean over a batch, of each output with its own target.
+
+    A loss of torch that sums says so itself. A module or function around it may divide the sum, so the losses of both
+    halves of the batch are compared with that of the whole.
+
+    Raises:
+        ValueError: it returns the sum, or compares each output with all targets.
+    """
     criterion = unwrap(criterion)
+    function = getattr(
+        criterion, "func", criterion if hasattr(criterion, "__name__") else type(criterion)
+    )  # or partial
+    name = getattr(function, "__name__", type(function).__name__)
+    refuse_broadcast(f"the criterion {name}", criterion, output, target, loss)
     inside = criterion.modules() if isinstance(criterion, nn.Module) else [criterion]
-    return any(_reduction(part) == "sum" for part in inside)
+    if any(_reduction(part) == "sum" for part in inside):
+        is_of_torch = type(criterion).__module__ == nn.MSELoss.__module__
+        if is_of_torch or _adds_up(criterion, output, target, loss):
+            raise ValueError(
+                f"the criterion {name} returns the sum over a batch (reduction='sum'), expected the mean: sums of 8 "
+                "and of 2 samples cannot be averaged. Use reduction='mean', or divide the sum by len(target)"
+            )
 
 
 def _reduction(part: Any) -> Any:
     return getattr(part, "keywords", {}).get("reduction") or getattr(part, "reduction", None)
-
-
-def mean(criterion: Any, output: Any, target: Any, loss: Any) -> None:
-    """Check that a criterion that may sum returns the mean over a batch.
-
-    A loss of torch says so itself. A module or function around it may divide the sum, so the losses of both halves of
-    the batch are compared with that of the whole.
-
-    Raises:
-        ValueError: it returns the sum.
-    """
-    criterion = unwrap(criterion)
-    if type(criterion).__module__ == nn.MSELoss.__module__ or _adds_up(criterion, output, target, loss):
-        function = getattr(criterion, "func", type(criterion))  # of a partial
-        name = getattr(function, "__name__", type(function).__name__)
-        raise ValueError(
-            f"the criterion {name} returns the sum over a batch (reduction='sum'), expected the mean: sums of 8 and of "
-            "2 samples cannot be averaged. Use reduction='mean', or divide the sum by len(target)"
-        )
 
 
 def _adds_up(criterion: Any, output: Any, target: Any, loss: Any) -> bool:

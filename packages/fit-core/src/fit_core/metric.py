@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from .broadcast import refuse_broadcast
+
 __all__ = ["FunctionMetric", "Mean", "Metric", "as_metrics", "metric_name", "named_values"]
 
 
@@ -119,6 +121,7 @@ class FunctionMetric:
         self.higher_is_better: bool | None = getattr(function, "higher_is_better", None)
         self.weight: float | Tensor = 1
         """The weight of the batch that ``update`` adds. The loop sets it."""
+        self._is_new = True
         self._mean = Mean()
         self.to, self.reset, self.compute = self._mean.to, self._mean.reset, self._mean.compute
         self.all_reduce = self._mean.all_reduce
@@ -132,6 +135,7 @@ class FunctionMetric:
 
         Raises:
             TypeError: the function returned one value per sample, say, and not their mean.
+            ValueError: it broadcasts output and target in its first batch.
         """
         value = self.function(output, target)
         if isinstance(value, Tensor) and value.dim():
@@ -139,6 +143,9 @@ class FunctionMetric:
                 f"expected the metric {self.name} to return a number or a 0-dim tensor, the mean over the batch, got "
                 f"a tensor of shape {tuple(value.shape)}. Return value.mean()"
             )
+        if self._is_new:
+            self._is_new = False
+            refuse_broadcast(f"the metric {self.name}", self.function, output, target, value)
         self._mean.update(value, self.weight)
 
 

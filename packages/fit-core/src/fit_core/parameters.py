@@ -152,7 +152,7 @@ def restore_frozen(frozen: list[str], model: Any, criterion: Any) -> None:
     held = set(frozen)
     for name, parameter in _named(model, criterion):
         if parameter.requires_grad == (name in held):
-            parameter.requires_grad_(name not in held)
+            parameter.requires_grad = name not in held
 
 
 def _named(model: Any, criterion: Any) -> Iterator[tuple[str, Tensor]]:

@@ -81,7 +81,7 @@ class Run:
         self.is_in_loader = self.has_batches = self.has_outputs = False
         self._scales = state.grad_scaler.is_enabled()
         self._checks_step = checks_step
-        self._may_sum = batch_checks.may_sum(state.criterion)
+        self._checks_mean = True
         self._has_modes = hasattr(state.optimizer, "train") and hasattr(state.optimizer, "eval")
         self._divisor: float | Tensor | None = None
         self._counter = SampleCounter(None)
@@ -245,7 +245,8 @@ class Run:
         if state.loss is None and not state.is_train and (source == "forward" or not state.needs_loss):
             return
         batch_checks.loss(state.loss, state.is_train, source)
-        if self._may_sum and source == "criterion":
+        if self._checks_mean and source == "criterion":
+            self._checks_mean = False
             batch_checks.mean(state.criterion, state.output, state.target, state.loss)
         batch_checks.parts(state.losses)
         batch_checks.size(state.batch_size, state.weight)

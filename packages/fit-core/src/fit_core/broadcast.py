@@ -1,0 +1,55 @@
+"""Find a loss or a metric that broadcasts outputs (N, 1) against targets (N,), and so compares each with all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["refuse_broadcast"]
+
+
+def refuse_broadcast(name: str, function: Callable[[Any, Any], Any], output: Any, target: Any, value: Any) -> None:
+    """Check that a function of output and target does not broadcast them, if one has a column more than the other.
+
+    The function may drop the column itself. So it is called again, on a copy, with both in the shape to which they
+    would be broadcast and with both without the column. Only then is a value read from the device.
+
+    Args:
+        name: what to call the function in the message.
+        function: the criterion, or a metric.
+        output: the output of the batch.
+        target: its target.
+        value: what the function returned for them.
+
+    Raises:
+        ValueError: it broadcasts them.
+    """
+    if not (isinstance(output, Tensor) and isinstance(target, Tensor)) or abs(output.dim() - target.dim()) != 1:
+        return
+    column, other = (output, target) if output.dim() > target.dim() else (target, output)
+    if column.size(1) != 1 or len(column) < 2 or column.squeeze(1).shape != other.shape:
+        return
+    try:
+        with torch.no_grad(), torch.random.fork_rng([]):
+            trial = copy.deepcopy(function)  # It may count batches.
+            size = (len(other), *other.shape)
+            wide = trial(output.expand(size), target.expand(size))
+            flat = trial(output.reshape(other.shape), target.reshape(other.shape))
+            is_broadcast = _is_close(wide, value) and not _is_close(flat, value)
+    except Exception:  # of the user's code, which may expect the column
+        return
+    if is_broadcast:
+        fix = "target.unsqueeze(1)" if column is output else "target.squeeze(1)"
+        raise ValueError(
+            f"expected output and target of one shape, got {tuple(output.shape)} and {tuple(target.shape)}, which "
+            f"{name} broadcasts: it compares each output with the targets of all samples. Return targets of the "
+            f"output's shape from the dataset: {fix}"
+        )
+
+
+def _is_close(value: Any, other: Any) -> bool:
+    return torch.allclose(torch.as_tensor(value).double().cpu(), torch.as_tensor(other).double().cpu(), rtol=1e-3)
