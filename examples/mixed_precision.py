@@ -27,7 +27,10 @@ def train(device: torch.device, epochs: int, **precision: bool) -> tuple[float, 
     runner = Runner(model, optimizer, nn.CrossEntropyLoss(), [Accuracy()], **precision)
     runner.fit(train_loader, epochs=epochs)
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    return runner.evaluate(test_loader)["val/Acc@1"], runner.predict(test_loader).dtype
+    with torch.no_grad(), runner.autocast():
+        scores = model(images[-360:].to(device))
+    assert runner.predict(test_loader).dtype == torch.float32  # of any precision, as NumPy needs it
+    return runner.evaluate(test_loader)["val/Acc@1"], scores.dtype
 
 
 def main() -> None:
