@@ -1,6 +1,8 @@
 """How a launch ends that would otherwise wait: each time with a sentence that says what happened."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -51,3 +53,32 @@ def test_an_empty_dataset_is_an_error_on_all_processes(dataset):
 def test_a_host_that_does_not_exist_is_named():
     with pytest.raises(ConnectionError, match=r"the name 'no-such-host\.invalid' has no address"):
         launch(never, nproc=1, nnodes=2, rdzv="no-such-host.invalid:29400", timeout=2)
+
+
+INPUT = """
+from fit_distributed import launch, rank
+
+def where():
+    return rank()
+
+if __name__ == "__main__":
+    print(launch(where, nproc=2, backend="gloo", timeout=60))
+"""
+
+
+def test_a_script_on_standard_input_is_launched(tmp_path):
+    pytest.importorskip("cloudpickle")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-"], input=INPUT, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert result.stdout == "[0, 1]\n", result.stderr
+
+
+def test_processes_of_mpirun_on_several_hosts_ask_where_to_meet(monkeypatch):
+    for name, value in {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # launch adds to it
+    with pytest.raises(RuntimeError, match="4 processes were started, but MASTER_ADDR and MASTER_PORT do not say"):
+        launch(never)

@@ -43,7 +43,12 @@ _NOISY = ("torch.distributed.elastic", "torch.multiprocessing")
 
 def run(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_restarts: int) -> list[bytes]:
     """Run a job on ``nproc`` new processes here and on those of the other machines. Return what each returned."""
-    with tempfile.TemporaryDirectory(prefix="fit_distributed_") as folder, _keep_environment(), Signals() as signals:
+    with (
+        tempfile.TemporaryDirectory(prefix="fit_distributed_") as folder,
+        _keep_environment(),
+        _without_stdin(),
+        Signals() as signals,
+    ):
         os.environ[worker.LAUNCHER] = str(os.getpid())
         # Without it, as many threads as cores in each process make all of them slow.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // nproc)))
@@ -239,6 +244,21 @@ def _keep_environment() -> Iterator[None]:
         for name in set(os.environ) - set(environment):
             del os.environ[name]
         os.environ.update(environment)
+
+
+@contextmanager
+def _without_stdin() -> Iterator[None]:
+    """Hide the name of a main module that is not a file: new processes would try to import ``<stdin>``."""
+    main: Any = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    if path is None or os.path.exists(path):
+        yield
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = path
 
 
 def _cores() -> int:

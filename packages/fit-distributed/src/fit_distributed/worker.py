@@ -78,6 +78,11 @@ def call_in_group(
     os.environ.update(launcher_variables())
     if world_size() == 1:
         return call(fn, args, kwargs)
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
+        raise RuntimeError(
+            f"{world_size()} processes were started, but MASTER_ADDR and MASTER_PORT do not say where they meet. Set "
+            "them to the first host and a free port on it: mpirun -x MASTER_ADDR=host0 -x MASTER_PORT=29500 ..."
+        )
     _join(backend, timeout)
     values = record(call)(fn, args, kwargs)
     _leave()
