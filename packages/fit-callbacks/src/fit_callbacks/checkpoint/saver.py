@@ -200,7 +200,8 @@ class CheckpointSaver(Callback):
                 self._stopped_by = self._stopped_by or asked
                 if self._saved != _point(state):
                     self._save(state)
-                self._attempt(state, self._writer.wait)
+                if self.background:
+                    self._attempt(state, self._writer.wait)
             else:
                 self._writer.warn()
         except BaseException:
