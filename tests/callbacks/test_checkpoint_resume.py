@@ -75,9 +75,10 @@ def test_a_new_average_starts_with_the_weights_that_are_resumed(tmp_path, is_fir
     saved = read(tmp_path / "last.pt")["model"]
     ema, saver = ModelEma(0.5, warmup=False), CheckpointSaver(tmp_path, resume=True)
     start = Watch("on_batch_begin", lambda state: {name: v.clone() for name, v in ema.model.state_dict().items()})
+    callbacks = (ema, saver) if is_first else (saver, ema)
+    runner = make(*callbacks, start, model=network(1))
     with pytest.warns(UserWarning, match="resumed with other callbacks: ModelEma starts from scratch"):
-        callbacks = (ema, saver) if is_first else (saver, ema)
-        make(*callbacks, start, model=network(1)).fit(batches(), epochs=2)
+        runner.fit(batches(), epochs=2)
     assert flat(start.seen[0]) == flat(saved)
 
 
