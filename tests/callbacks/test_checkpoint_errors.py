@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import threading
 import time
 from fractions import Fraction
@@ -168,6 +169,23 @@ def test_a_last_save_that_failed_is_tried_again_at_the_end(tmp_path, monkeypatch
     with pytest.warns(UserWarning, match="The run continues without it"):
         make(CheckpointSaver(tmp_path, on_error="warn")).fit(batches())
     assert read(tmp_path / "last.pt")["epoch"] == 1
+
+
+def test_a_stop_by_a_signal_does_not_promise_what_was_not_saved(tmp_path, monkeypatch, capsys):
+    def fail(content, part):
+        raise OSError(28, "No space left on device")
+
+    class Interrupt(Callback):
+        def on_batch_end(self, state):
+            monkeypatch.setattr(fit_callbacks.checkpoint.saver, "write", fail)
+            signal.raise_signal(signal.SIGTERM)
+
+    runner = make(Interrupt(), CheckpointSaver(tmp_path, on_error="warn"))
+    with pytest.warns(UserWarning, match="The run continues without it"), pytest.raises(SystemExit) as stopped:
+        runner.fit(batches())
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert stopped.value.code == 143
+    assert f"(checkpoint: {tmp_path}/last.pt of an earlier step)" in capsys.readouterr().out
 
 
 def test_on_error_has_two_values(tmp_path):

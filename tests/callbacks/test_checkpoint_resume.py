@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from fit_callbacks import CheckpointSaver, ModelEma
 from fit_callbacks.checkpoint import read
 from fit_core import Callback
-from scene import batches, flat, make, network
+from scene import Watch, batches, flat, make, network
 from torch import nn
 
 pytestmark = pytest.mark.timeout(120)
@@ -67,6 +67,19 @@ def test_an_average_of_a_compiled_layer_is_that_of_the_layer(tmp_path, compiles)
     gold, run = (read(tmp_path / name / "last.pt") for name in ("gold", "run"))
     assert flat(run["callbacks"]["ModelEma"]) == flat(gold["callbacks"]["ModelEma"])
     network().load_state_dict(run["callbacks"]["ModelEma"]["model"])
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_new_average_starts_with_the_weights_that_are_resumed(tmp_path, is_first):
+    make(CheckpointSaver(tmp_path)).fit(batches())
+    saved = read(tmp_path / "last.pt")["model"]
+    ema, saver = ModelEma(0.5, warmup=False), CheckpointSaver(tmp_path, resume=True)
+    start = Watch("on_batch_begin", lambda state: {name: v.clone() for name, v in ema.model.state_dict().items()})
+    callbacks = (ema, saver) if is_first else (saver, ema)
+    runner = make(*callbacks, start, model=network(1))
+    with pytest.warns(UserWarning, match="resumed with other callbacks: ModelEma starts from scratch"):
+        runner.fit(batches(), epochs=2)
+    assert flat(start.seen[0]) == flat(saved)
 
 
 @pytest.mark.parametrize("of", ["evaluate", "predict"])

@@ -1,6 +1,7 @@
 """A run that is resumed with other batches, steps, processes or precision: each sample once, and no step too many."""
 
 import io
+import warnings
 
 import pytest
 import torch
@@ -177,7 +178,69 @@ def test_fewer_processes_have_each_sample_of_a_shared_order_once():
 @pytest.mark.parametrize("fp16_first", [False, True])
 def test_another_precision_is_named(fp16_first):
     first = stopped(LISTS[8], 3, use_fp16=fp16_first)
-    text = "precision float16 -> float32" if fp16_first else "precision float32 -> float16"
+    text = "autocast float16 -> off" if fp16_first else "autocast off -> float16"
     _, state = resumed(first, LISTS[8], use_fp16=not fp16_first, match=text)
     assert state.global_step == 16
     assert state.grad_scaler.is_enabled() != fp16_first
+
+
+def test_weights_of_another_dtype_are_named():
+    watch = Watch()
+    runner = make(watch)
+    runner.state.model.double()
+    runner.state.load_state_dict(torch.load(io.BytesIO(stopped(LISTS[8], 3).saved), weights_only=True))
+    double = [(input.double(), target.double()) for input, target in LISTS[8]]
+    with pytest.warns(UserWarning, match="dtype float32 -> float64"):
+        runner.fit(double, 2)
+
+
+class Counter(Callback):
+    def __init__(self):
+        self.count = 0
+
+    def on_batch_end(self, state):
+        self.count += state.is_train
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state_dict):
+        self.count = state_dict["count"]
+
+
+class Renamed(Counter):
+    pass
+
+
+class Average:
+    """A metric that can be saved."""
+
+    def reset(self):
+        self.total = 0
+
+    def update(self, output, target):
+        self.total += len(output)
+
+    def compute(self):
+        return self.total
+
+    def state_dict(self):
+        return {"total": self.total}
+
+    def load_state_dict(self, state_dict):
+        self.total = state_dict["total"]
+
+
+def test_callbacks_and_metrics_that_are_new_or_gone_are_named():
+    watch = Watch(3)
+    make(watch, Counter()).fit(LISTS[8], 2)
+    runner = make(Renamed())
+    runner.state.metrics.append(Average())
+    runner.state.load_state_dict(torch.load(io.BytesIO(watch.saved), weights_only=True))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = runner.fit(LISTS[8], 2)
+    callbacks, metrics = (str(warning.message) for warning in caught)
+    assert callbacks.endswith("callbacks: Renamed starts from scratch, and the saved state of Counter is not used")
+    assert metrics == "Average of the interrupted epoch will miss the batches before the interruption: it is new"
+    assert [row["train/Average"] for row in history] == [40, 64]

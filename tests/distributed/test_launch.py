@@ -136,7 +136,7 @@ def test_d1_the_original_traceback_is_the_last_thing_printed_and_the_only_noise(
     end = lines.index("ValueError: boom")
     assert all(line.startswith(("fit: raised in epoch 1", "  ")) for line in lines[end + 1 :])
     assert lines[end - 1].strip() in ('raise ValueError("boom")', "^" * 25)
-    assert "fit_distributed.launch.LaunchError: rank 1 of 2 failed" in lines
+    assert "fit_distributed.LaunchError: rank 1 of 2 failed" in lines
 
 
 def kill():

@@ -44,7 +44,14 @@ def environments(kind):
         torchrun = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", **address}
         slurm = {"SLURM_PROCID": number, "SLURM_LOCALID": number, "SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost"}
         slurm |= {"SLURM_JOB_ID": str(int(address["MASTER_PORT"]) % 10000), "SLURM_STEP_ID": "0"}
-        yield {"srun": slurm, "srun with an address": slurm | address, "existing": torchrun | {"EXISTING": "1"}}[kind]
+        mpi = {"OMPI_COMM_WORLD_RANK": number, "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": number}
+        mpi |= {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": address["MASTER_PORT"]}
+        yield {
+            "mpirun": mpi,
+            "srun": slurm,
+            "srun with an address": slurm | address,
+            "existing": torchrun | {"EXISTING": "1"},
+        }[kind]
 
 
 @pytest.mark.parametrize("module", ["", "torch.distributed.run", "torch.distributed.launch"])
@@ -56,7 +63,7 @@ def test_one_file_runs_alone_and_under_the_launchers_of_torch(tmp_path, module):
     assert json.loads((tmp_path / "values").read_text()) == EXPECTED
 
 
-@pytest.mark.parametrize("kind", ["srun", "srun with an address", "existing"])
+@pytest.mark.parametrize("kind", ["mpirun", "srun", "srun with an address", "existing"])
 def test_one_file_runs_where_the_processes_are_there_already(tmp_path, kind):
     processes = [start(tmp_path, SCRIPT, **environment) for environment in environments(kind)]
     for process in processes:
@@ -76,6 +83,19 @@ def test_one_file_runs_where_the_processes_are_there_already(tmp_path, kind):
             {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NODELIST": "gpu[03-05,9]-ib,cpu1"}
             | {"SLURM_JOB_ID": "1234567", "SLURM_STEP_ID": "0"},
             {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu03-ib", "MASTER_PORT": "24567"},
+        ),
+        (  # another step of that job, at the same time
+            {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "1234567", "SLURM_STEP_ID": "1"},
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "25576"},
+        ),
+        # a shell of srun --pty with 4 tasks, and the interactive step of salloc
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0", "SLURM_PTY_PORT": "1"}, {}),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": str(2**32 - 6)}, {}),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, {}),
+        ({"PMI_RANK": "1", "PMI_SIZE": "4"}, {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}),  # on several hosts
+        (
+            {"PMI_RANK": "1", "PMI_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "7", "MPI_LOCALRANKID": "1"},
+            {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "7"},
         ),
         ({"RANK": "2", "WORLD_SIZE": "3", "SLURM_PROCID": "9"}, {"RANK": "2", "WORLD_SIZE": "3"}),
     ],

@@ -63,11 +63,11 @@ def test_d6_ctrl_c_is_a_keyboard_interrupt_and_the_processes_are_gone(tmp_path):
     assert not any(map(is_alive, workers))
 
 
-def test_d6_a_signal_that_nobody_handles_ends_the_launcher_as_ever(tmp_path):
+def test_d6_a_signal_that_nobody_handles_ends_the_launcher(tmp_path):
     process, workers = sleepers(tmp_path)
     process.terminate()
     process.communicate()
-    assert process.returncode == -signal.SIGTERM
+    assert process.returncode == 128 + signal.SIGTERM
     assert not any(map(is_alive, workers))
 
 

@@ -60,6 +60,13 @@ class ModelEma(Callback):
         self.model, self._trained, self._versions = None, state.model, None
         refuse_lazy(state.model, "ModelEma")
         self.model, self._updates = copy.deepcopy(unwrap(state.model)).eval(), 0
+        self._is_restored = False
+
+    def on_epoch_begin(self, state: RunnerState) -> None:
+        """Copy the weights that a resume without a saved average has loaded since."""
+        if not self._updates and not self._is_restored and self.model is not None:
+            self.model.load_state_dict(unwrap(self._trained).state_dict())
+        self._is_restored = True
 
     def on_batch_end(self, state: RunnerState) -> None:
         """Update the average after a step."""
@@ -103,7 +110,7 @@ class ModelEma(Callback):
         assert self.model is not None
         names = {_bare(name): name for name in self.model.state_dict()}
         self.model.load_state_dict({names.get(name, name): value for name, value in state_dict["model"].items()})
-        self._updates = state_dict["updates"]
+        self._updates, self._is_restored = state_dict["updates"], True
 
     @torch.no_grad()
     def _update(self, decay: float) -> None:

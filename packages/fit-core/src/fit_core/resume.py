@@ -67,20 +67,23 @@ class Resume:
         if state.rank >= len(saved["ranks"]):  # It has no random state but its own.
             place["pass_start"] = {name: part for name, part in place["pass_start"].items() if name != "random"}
         run.go_to(place, rank["random"] if is_same_processes else None)
-        for name, callback in _stateful_callbacks(state):
+        callbacks = dict(_stateful_callbacks(state))
+        for name, callback in callbacks.items():
             if name in saved["callbacks"]:
                 callback.load_state_dict(saved["callbacks"][name])
+        _warn_of_other_callbacks(saved["callbacks"], callbacks)
         if changed:
             warnings.warn(_changes(changed, then, now, place), stacklevel=3)
         restore_frozen(then["optimizer"]["frozen"], self._model, state.criterion)
         if not is_same_processes:
             return
         run.load_state_dict(rank)
-        forgetful = [metric_name(metric) for metric in state.metrics if not hasattr(metric, "state_dict")]
-        if forgetful and place["batches_done"]:
+        unknown = [metric for metric in state.metrics if metric_name(metric) not in rank["metrics"]]
+        if unknown and place["batches_done"]:
+            forgets = any(not hasattr(metric, "state_dict") for metric in unknown)
             warnings.warn(
-                f"{', '.join(forgetful)} of the interrupted epoch will miss the batches before the interruption: "
-                "give the metric state_dict() and load_state_dict()",
+                f"{', '.join(map(metric_name, unknown))} of the interrupted epoch will miss the batches before the "
+                f"interruption: {'give the metric state_dict() and load_state_dict()' if forgets else 'it is new'}",
                 stacklevel=3,
             )
 
@@ -149,12 +152,27 @@ def _settings(run: Run) -> dict[str, Any]:
         "accumulate_steps": run.state.accumulate_steps,
         "steps_per_epoch": run.stream.steps,
         "processes": run.state.world_size,
-        "precision": str(run.half or torch.float32).removeprefix("torch."),
+        "dtype": _name(next((p.dtype for p in run.parameters() if p.is_floating_point()), torch.float32)),
+        "autocast": _name(run.half) if run.half else "off",
     }
 
 
 _OF_BATCHES = ("batches per epoch", "batch_size", "accumulate_steps", "steps_per_epoch", "processes")
 """The settings that say how the samples are divided."""
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _warn_of_other_callbacks(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Warn of callbacks that a resume cannot restore, and of states that belong to none."""
+    new = [name for name in own if name not in saved]
+    gone = [name for name in saved if name not in own]
+    parts = [f"{', '.join(new)} {'starts' if len(new) == 1 else 'start'} from scratch"] if new else []
+    parts += [f"the saved state of {', '.join(gone)} is not used"] if gone else []
+    if parts:
+        warnings.warn(f"the run is resumed with other callbacks: {', and '.join(parts)}", stacklevel=4)
 
 
 def _changes(names: list[str], then: Mapping[str, Any], now: Mapping[str, Any], place: Mapping[str, Any]) -> str:

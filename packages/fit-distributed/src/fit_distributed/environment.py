@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import zlib
+from pathlib import Path
 
 import torch
 from fit_core import has_process_group
@@ -56,7 +59,7 @@ def device() -> torch.device:
 
 
 def launcher_variables() -> dict[str, str]:
-    """What the launcher of this process told it, in torchrun's names; empty when it was started alone.
+    """Return what the launcher of this process has set, in torchrun's names. Empty when it was started alone.
 
     Returns:
         RANK and WORLD_SIZE, and LOCAL_RANK, MASTER_ADDR and MASTER_PORT where they are known.
@@ -65,8 +68,15 @@ def launcher_variables() -> dict[str, str]:
     if "RANK" in env and "WORLD_SIZE" in env:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         return {name: env[name] for name in names if name in env}
-    # The script of sbatch has these variables as well, but is no process of a step.
-    if "SLURM_PROCID" not in env or ("SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env):
+    return _from_mpi() or _from_slurm()
+
+
+def _from_slurm() -> dict[str, str]:
+    """Read the variables of a task of srun."""
+    env = os.environ
+    job, step = (int(env.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    # The script of sbatch has these variables as well, but is not a process of a step.
+    if "SLURM_PROCID" not in env or ("SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env) or _is_interactive(step):
         return {}
     size = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS", "1")
     if size == "1":
@@ -77,8 +87,40 @@ def launcher_variables() -> dict[str, str]:
         "WORLD_SIZE": size,
         "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
         "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(hosts),
-        "MASTER_PORT": env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 10000),
+        "MASTER_PORT": env.get("MASTER_PORT") or str(20000 + (job + 1009 * step) % 10000),  # One for each step.
     }
+
+
+def _is_interactive(step: int) -> bool:
+    """Return whether a person works in this step of SLURM, in a shell or a notebook, so that its tasks are apart."""
+    if step >= 2**32 - 16 or "ipykernel" in sys.modules:  # Steps of SLURM itself have the last numbers.
+        return True
+    if "SLURM_PTY_PORT" not in os.environ:
+        return False
+    try:  # srun --pty python train.py, rather than a shell in which it was typed.
+        return Path(f"/proc/{os.getppid()}/comm").read_text().strip() != "slurmstepd"
+    except OSError:
+        return True
+
+
+def _from_mpi() -> dict[str, str]:
+    """Read the variables of a process of mpirun: of Open MPI, or of MPICH and its relatives."""
+    env = os.environ
+    for rank, size, local_rank, local_size in (
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+        ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ):
+        if rank not in env or env.get(size, "1") == "1":
+            continue
+        if rank == "PMI_RANK" and "SLURM_PROCID" in env:  # srun --mpi=pmi2 sets it too.
+            continue
+        place = {"RANK": env[rank], "WORLD_SIZE": env[size], "LOCAL_RANK": env.get(local_rank, "0")}
+        if "MASTER_ADDR" in env or env.get(local_size) == env[size]:
+            job = env.get("PMIX_NAMESPACE") or env.get("OMPI_MCA_ess_base_jobid") or str(os.getppid())
+            place["MASTER_ADDR"] = env.get("MASTER_ADDR", "localhost")
+            place["MASTER_PORT"] = env.get("MASTER_PORT") or str(20000 + zlib.crc32(job.encode()) % 10000)
+        return place
+    return {}
 
 
 def _first_host(hosts: str) -> str:

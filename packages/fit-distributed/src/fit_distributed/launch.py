@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import math
 import os
-import signal
-import sys
-import tempfile
-import threading
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -24,28 +16,13 @@ from torch import distributed
 from . import worker
 from .environment import launcher_variables
 from .pickling import dump_call, load_value
+from .reports import LaunchError
 
 __all__ = ["LaunchError", "launch"]
 
 T = TypeVar("T")
 
-_NOISY = ("torch.distributed.elastic", "torch.multiprocessing")
-_LAUNCHER = "FIT_DISTRIBUTED_LAUNCHER"
 _OPTIONS = {"nproc", "nnodes", "rdzv", "max_restarts", "backend", "log_dir", "timeout"}
-
-
-class LaunchError(RuntimeError):
-    """A process failed, and with it the launch. The message ends with the traceback of that process.
-
-    Attributes:
-        rank (int): which process failed first.
-        traceback (str): its traceback; without one, what is known of its end.
-    """
-
-    def __init__(self, rank: int, world_size: int, traceback: str) -> None:
-        super().__init__(f"rank {rank} of {world_size} failed\n\n{traceback.rstrip()}")
-        self.rank = rank
-        self.traceback = traceback
 
 
 def launch(
@@ -89,6 +66,7 @@ def launch(
         LaunchError: a process failed. The message ends with its traceback.
         ConnectionError: the machines did not find each other.
         KeyboardInterrupt: somebody pressed Ctrl-C. The processes are gone.
+        SystemExit: the launch was stopped by SIGTERM, SIGUSR1 or SIGHUP, which the processes got too.
         TypeError, ValueError: an argument does not fit; nothing was started.
         RuntimeError: launch was called by a function that runs in a launch; nothing was started.
 
@@ -109,7 +87,9 @@ def launch(
         return worker.call(fn, args, kwargs)
     logs = os.path.abspath(log_dir) if log_dir else None
     job = worker.Job(dump_call(fn, args, kwargs), backend, timeout, logs, os.getpid())
-    return [load_value(value) for value in _on_elastic(job, count, nnodes, rdzv, max_restarts)]
+    from . import elastic  # Imported here: it takes a moment, which a single process need not wait.
+
+    return [load_value(value) for value in elastic.run(job, count, nnodes, rdzv, max_restarts)]
 
 
 def _check(
@@ -118,7 +98,7 @@ def _check(
     """Refuse what does not fit, wherever the processes come from."""
     if worker.is_running():
         raise RuntimeError("launch was called by a function that runs in a launch: call the inner function itself")
-    if os.environ.get(_LAUNCHER) == str(os.getppid()):
+    if os.environ.get(worker.LAUNCHER) == str(os.getppid()):
         raise RuntimeError(
             "launch was called while its new processes import this file: put the call below "
             "'if __name__ == \"__main__\":'"
@@ -168,94 +148,3 @@ def _count(nproc: int | str, backend: str | None) -> int:
             'backend="gloo", with which processes may share one'
         )
     return nproc
-
-
-def _on_elastic(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_restarts: int) -> list[bytes]:
-    """Run the job in new processes on torch elastic, the engine under torchrun."""
-    # Imported here: it takes a moment, which a single process need not wait.
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    host = (rdzv or "localhost").partition(":")[0]
-    with tempfile.TemporaryDirectory(prefix="fit_distributed_") as folder, _keep_environment():
-        os.environ[_LAUNCHER] = str(os.getpid())
-        # Without it, as many threads as cores in each process make all of them slow.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // nproc)))
-        if nnodes > 1:  # A store for each attempt: the shared one mixes up machines that have seen more attempts.
-            os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-        config = LaunchConfig(
-            min_nodes=nnodes,
-            max_nodes=nnodes,
-            nproc_per_node=nproc,
-            run_id=uuid.uuid4().hex if rdzv is None else "fit",
-            rdzv_backend="c10d",
-            rdzv_endpoint=rdzv or "localhost:0",
-            rdzv_configs={"join_timeout": max(1, int(job.timeout))},
-            local_addr="localhost" if host in ("localhost", "127.0.0.1") else None,
-            max_restarts=max_restarts,
-            monitor_interval=0.1,
-            logs_specs=DefaultLogsSpecs(folder),
-        )
-        sys.stdout.flush()  # What was printed before comes before what the processes print.
-        try:
-            returned = elastic_launch(config, worker.work)(job)
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            failed: Exception = _explain(Path(folder), rank, failure.exitcode, nproc * nnodes)
-        except SignalException as error:
-            failed = error
-        except RendezvousError as error:
-            failed = ConnectionError(
-                f"the {nnodes} machines did not meet at {config.rdzv_endpoint} within {job.timeout:g} s "
-                f"({type(error).__name__}: {error}): does each make the same call, and can it reach that address?"
-            )
-        else:
-            return next(values for values in returned.values() if values is not None)
-    if isinstance(failed, SignalException):
-        signal.raise_signal(failed.sigval)  # To the handler that was there before: of Ctrl-C a KeyboardInterrupt.
-    raise failed
-
-
-def _explain(folder: Path, rank: int, exitcode: int, world_size: int) -> LaunchError:
-    """The error of the process that failed first, not of one that failed because that was gone."""
-    first = worker.first_failure(worker.last_attempt(folder))
-    # A process that left no word of its own was not waiting for another, unless its backend made it abort.
-    if first and (exitcode == -signal.SIGABRT or worker.has_reported(worker.last_attempt(folder), rank)):
-        return LaunchError(first[0], world_size, first[1])
-    if exitcode < 0:
-        why = " (out of memory?)" if exitcode == -signal.SIGKILL else ""
-        return LaunchError(rank, world_size, f"rank {rank} was killed by signal {-exitcode}{why}")
-    return LaunchError(rank, world_size, f"rank {rank} ended with exit code {exitcode}; what it printed may tell why")
-
-
-@contextmanager
-def _keep_environment() -> Iterator[None]:
-    """Give back signal handlers, environment and log level, which elastic leaves as it likes."""
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    environment = dict(os.environ)
-    # For one failure it would print some 45 lines.
-    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith(_NOISY)]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        for number, handler in handlers.items():
-            if is_main_thread and handler is not None:
-                signal.signal(number, handler)
-        for name in set(os.environ) - set(environment):
-            del os.environ[name]
-        os.environ.update(environment)
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # Not on macOS and Windows.
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

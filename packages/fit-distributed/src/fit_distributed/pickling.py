@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -20,8 +21,8 @@ def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     Raises:
         TypeError: a part of it cannot be sent, and what to do about it.
     """
-    # A notebook has no file which the other process could import, so that names in it mean nothing there.
-    in_notebook = not hasattr(sys.modules["__main__"], "__file__")
+    # Another process cannot import a notebook, or a script that is read from standard input.
+    in_notebook = not os.path.exists(getattr(sys.modules["__main__"], "__file__", ""))
     cloudpickle = _cloudpickle()
     if not (in_notebook and (cloudpickle or getattr(fn, "__module__", None) == "__main__")):
         try:
@@ -29,7 +30,7 @@ def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             reason = str(error)
     else:
-        reason = "it is defined in a notebook"
+        reason = "it is defined in a notebook or on standard input"
     if cloudpickle:
         try:
             return bytes(cloudpickle.dumps((fn, args, kwargs)))

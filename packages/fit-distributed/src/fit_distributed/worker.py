@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import pickle
 import signal
 import sys
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import distributed
@@ -23,17 +19,15 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from .environment import device, launcher_variables, local_rank, rank, world_size
 from .pickling import dump_value, load_value
+from .reports import log_restart, report
 
-__all__ = ["Job", "call", "call_in_group", "first_failure", "has_reported", "is_running", "last_attempt", "work"]
+__all__ = ["LAUNCHER", "Job", "call", "call_in_group", "is_running", "work"]
+
+LAUNCHER = "FIT_DISTRIBUTED_LAUNCHER"
+"""The environment variable in which new processes find the id of the one that launched them."""
 
 _running = False
 _left: list[Any] = []
-
-_GRACE = 3.0
-"""Seconds in which the processes that waited with this one report that they did."""
-
-_LAST_WORD = 1.0
-"""Seconds a failed process stays, so that the launcher sees first one that was killed: it looks ten times a second."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ def work(job: Job) -> list[bytes] | None:
         os.setpgrp()
     with _output(job.log_dir):
         try:
-            _log_restart()
+            log_restart()
             fn, args, kwargs = pickle.loads(job.call)
             _join(job.backend, job.timeout)
             with _mark_running():
@@ -64,7 +58,7 @@ def work(job: Job) -> list[bytes] | None:
             values = _gather(value)
             _leave()
         except BaseException as error:
-            _report(error, job.timeout)
+            report(error, job.timeout)
     return values if local_rank() == 0 else None
 
 
@@ -84,6 +78,11 @@ def call_in_group(
     os.environ.update(launcher_variables())
     if world_size() == 1:
         return call(fn, args, kwargs)
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
+        raise RuntimeError(
+            f"{world_size()} processes were started, but MASTER_ADDR and MASTER_PORT do not say where they meet. Set "
+            "them to the first host and a free port on it: mpirun -x MASTER_ADDR=host0 -x MASTER_PORT=29500 ..."
+        )
     _join(backend, timeout)
     values = record(call)(fn, args, kwargs)
     _leave()
@@ -193,104 +192,3 @@ class _Tee:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.console, name)
-
-
-# How a process fails. Each leaves a file in the folder of the attempt; the first puts its rank into the file "first".
-
-
-def _attempt() -> Path:
-    return Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1]
-
-
-def last_attempt(folder: Path) -> Path:
-    """The folder of the last attempt, below that of the run."""
-    return max(folder.glob("*/attempt_*"), key=lambda path: int(path.name.rpartition("_")[2]), default=folder)
-
-
-def first_failure(attempt: Path) -> tuple[int, str] | None:
-    """Rank and traceback of the process that failed first on this machine, if it could tell."""
-    try:
-        number = int((attempt / "first").read_text())
-        return number, (attempt / f"failed{number}").read_text()
-    except (OSError, ValueError):
-        return None
-
-
-def has_reported(attempt: Path, number: int) -> bool:
-    """Whether the process of this rank could tell of its end."""
-    return (attempt / f"gone{number}").exists()
-
-
-def _report(error: BaseException, timeout: float) -> NoReturn:
-    """Leave word of an error, and raise it."""
-    attempt = _attempt()
-    (attempt / f"gone{rank()}").touch()
-    try:
-        with open(attempt / "first", "x") as file:
-            file.write(str(rank()))
-    except FileExistsError:  # Others came first; their word counts.
-        _wait(lambda: first_failure(attempt) is not None, _GRACE + 5)
-        raise error from None
-    if error.__traceback__:
-        error.__traceback__ = error.__traceback__.tb_next  # Without the frame of this file.
-    reported: BaseException = error
-    if _is_timeout(error):
-        reported = TimeoutError(_missing(attempt, timeout))
-    elif isinstance(error, SystemExit):
-        reported = RuntimeError(f"the function called sys.exit({error.code!r}): let it return instead")
-    if reported is not error:
-        reported.__cause__ = error
-    report = attempt / f"failed{rank()}"
-    text = "".join(traceback.format_exception(reported))
-    report.with_suffix(".part").write_text(text)
-    report.with_suffix(".part").rename(report)
-    if rank():  # Into its log. On the console it is the last word of the launcher's error.
-        sys.stderr.write(text)
-    time.sleep(_LAST_WORD)
-    raise reported
-
-
-def _is_timeout(error: BaseException) -> bool:
-    """Whether a collective or the store waited in vain."""
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("timed out waiting", "wait timeout", "socket timeout")
-    )
-
-
-def _missing(attempt: Path, timeout: float) -> str:
-    """Who did not come. A timeout breaks off the wait of all the others, and these report at once."""
-    first = rank() - local_rank()
-
-    def missing() -> list[int]:
-        here = range(first, first + int(os.environ["LOCAL_WORLD_SIZE"]))
-        return [number for number in here if not has_reported(attempt, number)]
-
-    _wait(lambda: not missing(), _GRACE)
-    names = ", ".join(map(str, missing())) or "of another machine"
-    return f"rank {names} did not come within {timeout:g} s to where rank {rank()} waited"
-
-
-def _wait(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def _log_restart() -> None:
-    attempt = _attempt()
-    count = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    if count and local_rank() == 0:
-        failed = first_failure(attempt.with_name(f"attempt_{count - 1}"))
-        why = "a process was killed"
-        if failed and "by peer" not in failed[1]:  # Else it lost the connection to the one that was.
-            why = f"rank {failed[0]} failed: {_last_line(failed[1])}"
-        logging.getLogger("fit_distributed").warning(
-            "restart %s of %s: %s", count, os.environ["TORCHELASTIC_MAX_RESTARTS"], why
-        )
-
-
-def _last_line(text: str) -> str:
-    """Return the line of a traceback that names the exception, which notes may follow."""
-    lines = [line for line in text.splitlines() if line and not line.startswith((" ", "fit: "))]
-    return lines[-1]

@@ -200,7 +200,8 @@ class CheckpointSaver(Callback):
                 self._stopped_by = self._stopped_by or asked
                 if self._saved != _point(state):
                     self._save(state)
-                self._attempt(state, self._writer.wait)
+                if self.background:
+                    self._attempt(state, self._writer.wait)
             else:
                 self._writer.warn()
         except BaseException:
@@ -219,7 +220,9 @@ class CheckpointSaver(Callback):
     def _stop(self, state: RunnerState, number: signal.Signals) -> NoReturn:
         name = "Ctrl-C" if number == signal.SIGINT else number.name
         again = "Run the same command again" if self.resume else "Pass resume=True, and run the same command again"
-        epoch, last = state.epoch + 1, self.save_dir / "last.pt"
+        epoch, last = state.epoch + 1, str(self.save_dir / "last.pt")
+        if self._saved is None:  # The last save has failed, with a warning.
+            last += " of an earlier step"
         print_line(
             state,
             f"CheckpointSaver: stopped by {name} in epoch {epoch} of {state.num_epochs}. {again} to resume "

@@ -1,0 +1,157 @@
+"""Find out which process of a launch failed first, and why.
+
+Each process that fails leaves files in the folder of the attempt. The first puts its rank into the file ``first``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from .environment import local_rank, rank
+
+__all__ = ["LaunchError", "explain", "log_restart", "report"]
+
+_GRACE = 3.0
+"""Seconds in which the processes that waited with this one report that they did."""
+
+_LAST_WORD = 1.0
+"""Seconds a failed process stays, so that the launcher sees first one that was killed: it looks ten times a second."""
+
+
+class LaunchError(RuntimeError):
+    """A process failed, and with it the launch. The message ends with the traceback of that process.
+
+    Attributes:
+        rank (int): which process failed first.
+        traceback (str): its traceback; without one, what is known of its end.
+    """
+
+    __module__ = "fit_distributed"
+
+    def __init__(self, rank: int, world_size: int, traceback: str) -> None:
+        super().__init__(f"rank {rank} of {world_size} failed\n\n{traceback.rstrip()}")
+        self.rank = rank
+        self.traceback = traceback
+
+
+def explain(folder: Path, rank: int, exitcode: int, world_size: int) -> LaunchError:
+    """The error of the process that failed first, not of one that failed because that was gone."""
+    first = first_failure(last_attempt(folder))
+    # A process that left no word of its own was not waiting for another, unless its backend made it abort.
+    if first and (exitcode == -signal.SIGABRT or has_reported(last_attempt(folder), rank)):
+        return LaunchError(first[0], world_size, first[1])
+    if exitcode < 0:
+        why = " (out of memory?)" if exitcode == -signal.SIGKILL else ""
+        return LaunchError(rank, world_size, f"rank {rank} was killed by signal {-exitcode}{why}")
+    if exitcode == 0:
+        why = " before the function returned. Let it return, and do not call os._exit in it"
+    else:
+        why = ". What it printed may say why"
+    return LaunchError(rank, world_size, f"rank {rank} ended with exit code {exitcode}{why}")
+
+
+def _attempt() -> Path:
+    return Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1]
+
+
+def last_attempt(folder: Path) -> Path:
+    """The folder of the last attempt, below that of the run."""
+    return max(folder.glob("*/attempt_*"), key=lambda path: int(path.name.rpartition("_")[2]), default=folder)
+
+
+def first_failure(attempt: Path) -> tuple[int, str] | None:
+    """Rank and traceback of the process that failed first on this machine, if it could tell."""
+    try:
+        number = int((attempt / "first").read_text())
+        return number, (attempt / f"failed{number}").read_text()
+    except (OSError, ValueError):
+        return None
+
+
+def has_reported(attempt: Path, number: int) -> bool:
+    """Whether the process of this rank could tell of its end."""
+    return (attempt / f"gone{number}").exists()
+
+
+def report(error: BaseException, timeout: float) -> NoReturn:
+    """Leave word of an error, and raise it."""
+    attempt = _attempt()
+    (attempt / f"gone{rank()}").touch()
+    try:
+        with open(attempt / "first", "x") as file:
+            file.write(str(rank()))
+    except FileExistsError:  # Others came first; their word counts.
+        _wait(lambda: first_failure(attempt) is not None, _GRACE + 5)
+        raise error from None
+    if error.__traceback__:
+        error.__traceback__ = error.__traceback__.tb_next  # Without the frame of this file.
+    reported: BaseException = error
+    if _is_timeout(error):
+        reported = TimeoutError(_missing(attempt, timeout))
+    elif isinstance(error, SystemExit):
+        reported = RuntimeError(f"the function called sys.exit({error.code!r}): let it return instead")
+    if reported is not error:
+        reported.__cause__ = error
+    report = attempt / f"failed{rank()}"
+    text = "".join(traceback.format_exception(reported))
+    report.with_suffix(".part").write_text(text)
+    report.with_suffix(".part").rename(report)
+    if rank():  # Into its log. On the console it is the last word of the launcher's error.
+        sys.stderr.write(text)
+    time.sleep(_LAST_WORD)
+    raise reported
+
+
+def _is_timeout(error: BaseException) -> bool:
+    """Whether a collective or the store waited in vain."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("timed out waiting", "wait timeout", "socket timeout")
+    )
+
+
+def _missing(attempt: Path, timeout: float) -> str:
+    """Who did not come. A timeout breaks off the wait of all the others, and these report at once."""
+    first = rank() - local_rank()
+
+    def missing() -> list[int]:
+        here = range(first, first + int(os.environ["LOCAL_WORLD_SIZE"]))
+        return [number for number in here if not has_reported(attempt, number)]
+
+    _wait(lambda: not missing(), _GRACE)
+    names = ", ".join(map(str, missing())) or "of another machine"
+    return f"rank {names} did not come within {timeout:g} s to where rank {rank()} waited"
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def log_restart() -> None:
+    """Log why the processes were started again, if they were."""
+    attempt = _attempt()
+    count = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if count and local_rank() == 0:
+        failed = first_failure(attempt.with_name(f"attempt_{count - 1}"))
+        why = "a process was killed"
+        if failed and "by peer" not in failed[1]:  # Else it lost the connection to the one that was.
+            why = f"rank {failed[0]} failed: {_last_line(failed[1])}"
+        logging.getLogger("fit_distributed").warning(
+            "restart %s of %s: %s", count, os.environ["TORCHELASTIC_MAX_RESTARTS"], why
+        )
+
+
+def _last_line(text: str) -> str:
+    """Return the line of a traceback that names the exception, which notes may follow."""
+    lines = [line for line in text.splitlines() if line and not line.startswith((" ", "fit: "))]
+    return lines[-1]
