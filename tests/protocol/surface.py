@@ -29,6 +29,8 @@ def _members(cls):
 def _lines(name, value):
     if inspect.isfunction(value):
         yield f"{name}{_signature(value)}"
+    elif isinstance(value, list):
+        yield f"{name} = [{', '.join(part.__name__ for part in value)}]"
     elif not inspect.isclass(value) or typing.get_origin(value):  # Python 3.10 takes list[...] for a class
         yield f"{name} = {value}"
     elif dataclasses.is_dataclass(value):
