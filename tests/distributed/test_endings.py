@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 from fit_core import Runner
-from fit_distributed import barrier, launch, parallel, rank, shard
+from fit_distributed import barrier, is_main, launch, parallel, rank, shard
+from programs import port, start
 from test_launch import failed, never
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -82,3 +83,71 @@ def test_processes_of_mpirun_on_several_hosts_ask_where_to_meet(monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))  # launch adds to it
     with pytest.raises(RuntimeError, match="4 processes were started, but MASTER_ADDR and MASTER_PORT do not say"):
         launch(never)
+
+
+class Unequal(IterableDataset):
+    """Without a len; rank 0 has fewer samples."""
+
+    def __iter__(self):
+        return iter([(torch.ones(2), torch.ones(1))] * (8 if rank() else 4))
+
+
+def disagree(kind):
+    model = parallel(nn.Linear(2, 1))
+    runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss())
+    batches = [(torch.ones(2, 2), torch.ones(2, 1))] * 3
+    if kind == "before" and is_main():
+        runner.evaluate(batches)
+    runner.fit(DataLoader(Unequal(), batch_size=2) if kind == "unequal" else batches)
+    if kind == "after" and is_main():
+        runner.evaluate(batches)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("before", "rank 0 at the end of the val loader, rank 1 at the start of fit. Make the same calls in the same"),
+        ("after", "the end of the launched function"),
+    ],
+)
+def test_work_on_rank_0_alone_is_named_at_once(kind, said):
+    error, seconds = failed(disagree, kind, timeout=120)
+    assert "Error: " in str(error)
+    assert "at the end of the val loader" in str(error)
+    assert said in str(error)
+    assert seconds < 60
+
+
+def test_loaders_of_unequal_length_without_a_len_are_named_with_where_each_process_waits():
+    error, _ = failed(disagree, "unequal", timeout=4)
+    assert "the processes waited for each other in different calls for 4 s" in str(error)
+    for number in range(2):
+        assert f"\n  rank {number}: test_endings.py, line " in str(error)
+
+
+def lose_the_other():
+    if rank() == 1:
+        raise ValueError("boom")
+    barrier()
+
+
+NODE = """
+import sys
+from fit_distributed import launch
+from test_endings import lose_the_other
+
+if __name__ == "__main__":
+    launch(lose_the_other, nproc=1, nnodes=2, rdzv=f"localhost:{sys.argv[1]}", backend="gloo", timeout=60)
+"""
+
+
+def test_a_machine_whose_peer_has_failed_does_not_show_its_own_lost_connection_as_the_reason(tmp_path):
+    where = port()
+    processes = [start(tmp_path, NODE, where) for _ in range(2)]
+    errors = [process.communicate()[1].rstrip().splitlines() for process in processes]
+    lost, failed = sorted((lines[-1] for lines in errors), key=lambda line: line.startswith("ValueError"))
+    assert failed == "ValueError: boom"
+    assert lost == (
+        "ConnectionError: rank 0 lost the connection to another process, which failed or was killed first, on another "
+        "machine if none here is named. Its own message says why"
+    )

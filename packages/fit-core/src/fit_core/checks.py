@@ -15,7 +15,7 @@ from .callback import Callback
 from .loaders import length, why_empty
 from .metric import Metric, metric_name
 from .models import common_device
-from .processes import has_process_group, rank_and_world_size
+from .processes import gather, has_process_group, rank_and_world_size
 from .state import RunnerState
 from .stream import Stream
 
@@ -248,12 +248,9 @@ def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, val
     if val_loader is not None:
         loader("val_loader", val_loader, val_steps, passes=epochs // validate_every)
     if has_process_group():
-        own = torch.tensor([-1 if stream.size is None else stream.size], device=stream.device)
-        gathered = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(gathered, own)
-        sizes = [int(size) for size in gathered]
+        sizes = gather("the start of fit", stream.size)
         if len(set(sizes)) > 1:
-            counts = ", ".join(f"rank {rank}: {'no len' if size < 0 else size}" for rank, size in enumerate(sizes))
+            counts = ", ".join(f"rank {rank}: {'no len' if size is None else size}" for rank, size in enumerate(sizes))
             raise ValueError(
                 f"the training loaders of the processes differ in length ({counts} batches), which would hang. "
                 "Shard the loader so that each gets as many (fit_distributed.shard does), or pass steps_per_epoch"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from torch import distributed
 
-__all__ = ["has_process_group", "rank_and_world_size"]
+__all__ = ["gather", "has_process_group", "rank_and_world_size"]
 
 
 def has_process_group() -> bool:
@@ -19,3 +20,25 @@ def rank_and_world_size() -> tuple[int, int]:
     if has_process_group():
         return distributed.get_rank(), distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def gather(call: str, value: Any) -> list[Any]:
+    """Return the values of all processes, by rank.
+
+    Args:
+        call: where in the program this is, to be compared with where the others are.
+        value: that of this process.
+
+    Raises:
+        RuntimeError: another process is in another call.
+    """
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, (call, value))
+    calls = [entry[0] if isinstance(entry, tuple) and len(entry) == 2 else "elsewhere" for entry in gathered]
+    if any(other != call for other in calls):
+        places = ", ".join(f"rank {rank} at {other}" for rank, other in enumerate(calls))
+        raise RuntimeError(
+            f"the processes are in different calls: {places}. Make the same calls in the same order on every process. "
+            "fit and evaluate exchange values, so do not call them on rank 0 alone"
+        )
+    return [entry[1] for entry in gathered]

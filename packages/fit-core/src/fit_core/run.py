@@ -20,7 +20,7 @@ from .callback import HOOKS, Callback
 from .loaders import batches, length, why_empty
 from .metric import FunctionMetric, Mean, as_metrics, metric_name, named_values
 from .parameters import check_frozen_since_wrapped
-from .processes import has_process_group, rank_and_world_size
+from .processes import gather, has_process_group, rank_and_world_size
 from .random_state import get_random_state, set_random_state
 from .state import RunnerState
 from .stopping import Vote
@@ -489,8 +489,7 @@ class Run:
         seen = list(self.state.loss_meters), self.has_outputs
         if not self._exchanges:
             return seen
-        gathered = [seen] * self.state.world_size
-        torch.distributed.all_gather_object(gathered, seen)
+        gathered = gather(f"the end of the {self.state.loader_name} loader", seen)
         return list(dict.fromkeys(name for names, _ in gathered for name in names)), any(has for _, has in gathered)
 
 

@@ -15,7 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from .environment import local_rank, rank
+import fit_core
+import torch
+
+from .environment import local_rank, rank, world_size
 
 __all__ = ["LaunchError", "explain", "log_restart", "report"]
 
@@ -49,7 +52,11 @@ def explain(folder: Path, rank: int, exitcode: int, world_size: int) -> LaunchEr
     if first and (exitcode == -signal.SIGABRT or has_reported(last_attempt(folder), rank)):
         return LaunchError(first[0], world_size, first[1])
     if exitcode < 0:
-        why = " (out of memory?)" if exitcode == -signal.SIGKILL else ""
+        why = {
+            signal.SIGKILL: " (out of memory?)",
+            signal.SIGABRT: ": torch gave up. gloo does that when the processes make different calls, such as when "
+            "their training loaders yield unequally many batches",
+        }.get(signal.Signals(-exitcode), "")
         return LaunchError(rank, world_size, f"rank {rank} was killed by signal {-exitcode}{why}")
     if exitcode == 0:
         why = " before the function returned. Let it return, and do not call os._exit in it"
@@ -84,6 +91,7 @@ def has_reported(attempt: Path, number: int) -> bool:
 def report(error: BaseException, timeout: float) -> NoReturn:
     """Leave word of an error, and raise it."""
     attempt = _attempt()
+    (attempt / f"place{rank()}").write_text(_place(error))
     (attempt / f"gone{rank()}").touch()
     try:
         with open(attempt / "first", "x") as file:
@@ -95,7 +103,13 @@ def report(error: BaseException, timeout: float) -> NoReturn:
         error.__traceback__ = error.__traceback__.tb_next  # Without the frame of this file.
     reported: BaseException = error
     if _is_timeout(error):
-        reported = TimeoutError(_missing(attempt, timeout))
+        reported = TimeoutError(_missing(attempt, timeout, error))
+    elif _is_lost(error):
+        elsewhere = ", on another machine if none here is named" if os.environ["GROUP_WORLD_SIZE"] != "1" else ""
+        reported = ConnectionError(
+            f"rank {rank()} lost the connection to another process, which failed or was killed first{elsewhere}. "
+            "Its own message says why"
+        )
     elif isinstance(error, SystemExit):
         reported = RuntimeError(f"the function called sys.exit({error.code!r}): let it return instead")
     if reported is not error:
@@ -118,7 +132,7 @@ def _is_timeout(error: BaseException) -> bool:
     )
 
 
-def _missing(attempt: Path, timeout: float) -> str:
+def _missing(attempt: Path, timeout: float, error: BaseException) -> str:
     """Who did not come. A timeout breaks off the wait of all the others, and these report at once."""
     first = rank() - local_rank()
 
@@ -127,8 +141,37 @@ def _missing(attempt: Path, timeout: float) -> str:
         return [number for number in here if not has_reported(attempt, number)]
 
     _wait(lambda: not missing(), _GRACE)
+    if not missing() and os.environ["GROUP_WORLD_SIZE"] == "1":
+        places = "".join(
+            f"\n  rank {number}: {(attempt / f'place{number}').read_text()}" for number in range(world_size())
+        )
+        return (
+            f"the processes waited for each other in different calls for {timeout:g} s. Make the same calls on every "
+            f"process, with equally many training batches, and none inside 'if is_main():'{places}"
+        )
     names = ", ".join(map(str, missing())) or "of another machine"
-    return f"rank {names} did not come within {timeout:g} s to where rank {rank()} waited"
+    return f"rank {names} did not come within {timeout:g} s to where rank {rank()} waited, {_place(error)}"
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Return whether a collective has failed because another process is gone."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("by peer", "broken pipe", "remote process exited")
+    )
+
+
+def _place(error: BaseException) -> str:
+    """Return the line of the user's code in which an error was raised, and the function of a package that it called."""
+    frames = traceback.extract_tb(error.__traceback__)
+    torchs, *ours = (str(Path(file).parent) + os.sep for file in (torch.__file__, fit_core.__file__, __file__) if file)
+    users = [frame for frame in frames if not frame.filename.startswith((torchs, *ours))]
+    if not users:
+        return "outside the function"
+    line = users[-1]
+    called = [frame.name for frame in frames[frames.index(line) + 1 :] if not frame.filename.startswith(torchs)]
+    inside = f", in {called[-1]}" if called else ""
+    return f"{Path(line.filename).name}, line {line.lineno}: {line.line}{inside}"
 
 
 def _wait(condition: Callable[[], bool], seconds: float) -> None:

@@ -135,9 +135,17 @@ def _leave() -> None:
 
 
 def _gather(value: Any) -> list[bytes]:
-    values = [b""] * world_size()
-    distributed.all_gather_object(values, dump_value(value))
-    return values
+    # In the form in which fit_core exchanges values, which compares the calls of the processes.
+    own = "the end of the launched function", dump_value(value)
+    gathered = [own] * world_size()
+    distributed.all_gather_object(gathered, own)
+    for number, entry in enumerate(gathered):
+        if entry[0] != own[0]:
+            raise RuntimeError(
+                f"rank {rank()} has reached {own[0]} while rank {number} is at {entry[0]}. Make the same calls in the "
+                "same order on every process"
+            )
+    return [data for _, data in gathered]
 
 
 def _die_with(launcher: int) -> None:
