@@ -169,7 +169,7 @@ def test_d2_a_process_that_exits_without_a_word_and_one_that_calls_exit():
 @pytest.mark.parametrize("place", ["training", "save"])
 def test_d4_a_rank_that_sleeps_is_named_after_the_timeout(place):
     error, seconds = failed(train, place, 1, sleep_for_ever, timeout=4)
-    assert str(error).endswith("TimeoutError: rank 1 did not come within 4 s to where rank 0 waited")
+    assert "\nTimeoutError: rank 1 did not come within 4 s to where rank 0 waited: test_launch.py, line " in str(error)
     assert seconds < 60
 
 

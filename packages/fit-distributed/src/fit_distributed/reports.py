@@ -150,7 +150,7 @@ def _missing(attempt: Path, timeout: float, error: BaseException) -> str:
             f"process, with equally many training batches, and none inside 'if is_main():'{places}"
         )
     names = ", ".join(map(str, missing())) or "of another machine"
-    return f"rank {names} did not come within {timeout:g} s to where rank {rank()} waited, {_place(error)}"
+    return f"rank {names} did not come within {timeout:g} s to where rank {rank()} waited: {_place(error)}"
 
 
 def _is_lost(error: BaseException) -> bool:
