@@ -113,6 +113,39 @@ def test_c4_two_processes_equal_one_with_the_same_global_batch(tmp_path, options
         assert counters == (rank, 2, 88)
 
 
+class SamplesSeen(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_checkpoint(self, state):
+        self.seen.append(state.samples_seen)
+        if len(self.seen) == 5:  # inside the second epoch
+            self.saved = state.state_dict()
+            ranks = [None] * state.world_size
+            torch.distributed.all_gather_object(ranks, self.saved["ranks"][0])
+            self.saved["ranks"] = ranks
+
+
+def count_samples(rank):
+    sizes = [[3, 1], [2, 2], [4, 1]]
+    batches = [(torch.ones(size[rank], 4, dtype=torch.float64), torch.zeros(size[rank]).long()) for size in sizes]
+    seen, again = SamplesSeen(), SamplesSeen()
+    for callback, saved in ((seen, None), (again, lambda: seen.saved)):
+        run = runner(DistributedDataParallel(network()))
+        run.state.callbacks.append(callback)
+        if saved:
+            run.state.load_state_dict(saved())
+        run.fit(batches, epochs=2, val_loader=batches[:1])
+    return seen.seen, again.seen, run.state.samples_seen
+
+
+def test_samples_are_counted_exactly_at_the_end_of_each_epoch(tmp_path):
+    (first, resumed, total), (other, *_) = on_two_processes(count_samples, tmp_path)
+    assert (first[3], first[-1], total) == (13, 26, 26)
+    assert (other[3], other[-1]) == (13, 26)
+    assert resumed == first[5:]
+
+
 def unequal(rank, lengths):
     ended = []
 

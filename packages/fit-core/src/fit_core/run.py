@@ -85,6 +85,7 @@ class Run:
         self._has_modes = hasattr(state.optimizer, "train") and hasattr(state.optimizer, "eval")
         self._divisor: float | Tensor | None = None
         self._counter = SampleCounter(None)
+        self._samples, self._samples_before = 0, state.samples_seen  # of this epoch on this process, and before it
         self._at_rest: dict[str, Any] | None = None
         state.metrics[:] = as_metrics(state.metrics)
         state.rank, state.world_size = rank_and_world_size()
@@ -187,6 +188,7 @@ class Run:
         if self._wrapped and state.is_train:
             check_frozen_since_wrapped(self._wrapped)
         if not state.batch_idx:
+            self._samples, self._samples_before = 0, state.samples_seen
             self.has_outputs = False
             state.loss_meters = {}
             for metric in state.metrics:
@@ -295,7 +297,8 @@ class Run:
             if state.batch_size is None:
                 raise ValueError(batch_checks.UNKNOWN_BATCH_SIZE)
             state.global_step += state.is_optimizer_step
-            state.samples_seen += state.batch_size * state.world_size
+            self._samples += state.batch_size
+            state.samples_seen += state.batch_size * state.world_size  # corrected at the end of the loader
         if state.loss is not None:
             if not isinstance(state.loss, Tensor):
                 self.split_losses()
@@ -421,6 +424,7 @@ class Run:
             "losses": {name: meter.state_dict() for name, meter in meters},
             "metrics": {metric_name(m): dict(m.state_dict()) for m in metrics if hasattr(m, "state_dict")},
             "has_outputs": self.has_outputs,
+            "samples": [self._samples, self._samples_before],
             "buffers": self._own_buffers(),
         }
 
@@ -438,6 +442,7 @@ class Run:
             if hasattr(metric, "load_state_dict") and (values := state_dict["metrics"].get(metric_name(metric))):
                 metric.load_state_dict(values)
         self.has_outputs = state_dict["has_outputs"]
+        self._samples, self._samples_before = state_dict["samples"]
         own = self._own_buffers()
         for name, buffer in state_dict["buffers"].items():
             if name in own:
@@ -450,6 +455,7 @@ class Run:
         self.stream.load_state_dict(place, random_state)
         self.state.batch_idx = self.stream.batches_done
         self.state.loss_meters, self.has_outputs = {}, False
+        self._samples, self._samples_before = 0, self.state.samples_seen
         for metric in self.state.metrics:
             metric.reset()
 
@@ -489,8 +495,11 @@ class Run:
         seen = list(self.state.loss_meters), self.has_outputs
         if not self._exchanges:
             return seen
-        gathered = gather(f"the end of the {self.state.loader_name} loader", seen)
-        return list(dict.fromkeys(name for names, _ in gathered for name in names)), any(has for _, has in gathered)
+        gathered = gather(f"the end of the {self.state.loader_name} loader", (*seen, self._samples))
+        names, has_outputs, samples = zip(*gathered, strict=True)
+        if self.state.is_train:
+            self.state.samples_seen = self._samples_before + sum(samples)
+        return list(dict.fromkeys(chain(*names))), any(has_outputs)
 
 
 def _stepped_by(*optimizers: Any) -> Iterator[Tensor]:

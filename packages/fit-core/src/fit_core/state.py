@@ -48,7 +48,8 @@ class RunnerState:
         num_batches: batches of this loader, None while unknown.
         batches_per_epoch: training batches per epoch, None while unknown.
         global_step: optimizer steps since the run began.
-        samples_seen: training samples since the run began, over all processes.
+        samples_seen: training samples since the run began, over all processes. Inside an epoch, the other processes
+            are taken to have as many as this one.
         is_train: True in training, False in validation, evaluation and prediction.
         is_optimizer_step: whether this batch is the last of its accumulation window.
         needs_loss: False in ``predict``, where :meth:`Runner.forward` needs no loss.
