@@ -1,4 +1,4 @@
-"""Signals to a whole process group, repeated, while loader workers run: row F1."""
+"""Signals to a whole process group, repeated, while loader workers run."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_f1_a_signal_to_the_group_saves_and_stops_and_the_resumed_run_has_the_same_bits(tmp_path, context):
+def test_a_signal_to_the_group_saves_and_stops_and_the_resumed_run_has_the_same_bits(tmp_path, context):
     command = [sys.executable, str(Path(__file__).with_name("group.py")), str(tmp_path), context]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

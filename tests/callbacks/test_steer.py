@@ -75,13 +75,13 @@ def test_a_scheduler_that_is_made_is_told_the_steps_of_the_run():
     assert used.seen == expected
 
 
-def test_e5_a_schedule_that_needs_the_total_says_what_to_pass():
+def test_a_schedule_that_needs_the_total_says_what_to_pass():
     schedule = LRScheduler(lambda optimizer, steps: lr_scheduler.LinearLR(optimizer, total_iters=steps))
     with pytest.raises(ValueError, match="has no len: pass steps_per_epoch"):
         make(schedule).fit(iter(batches()))
 
 
-def test_b8_a_scheduler_is_not_stepped_when_the_scaler_skipped():
+def test_a_scheduler_is_not_stepped_when_the_scaler_skipped():
     class Overflow(Callback):
         def on_after_backward(self, state):
             if state.batch_idx in (1, 2):
@@ -421,7 +421,7 @@ def test_a_kept_batch_keeps_its_weight():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_e1_a_loss_that_is_no_number_ends_the_run_before_the_step(value, accumulate_steps):
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(value, accumulate_steps):
     data = batches()
     data[3][0][:] = value
     model = nn.Linear(6, 3)
@@ -433,7 +433,7 @@ def test_e1_a_loss_that_is_no_number_ends_the_run_before_the_step(value, accumul
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_e1_without_it_the_line_shows_nan():
+def test_without_the_callback_the_line_of_the_epoch_shows_nan():
     data = batches()
     data[3][0][:] = math.nan
     assert math.isnan(make(model=nn.Linear(6, 3)).fit(data)[0]["train/loss"])

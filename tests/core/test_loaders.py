@@ -147,7 +147,7 @@ def test_total_steps_counts_windows():
     assert totals == [9, 4]
 
 
-def test_e5_a_schedule_over_a_loader_without_len_says_to_pass_steps_per_epoch():
+def test_a_schedule_over_a_loader_without_len_says_to_pass_steps_per_epoch():
     class Schedule(Callback):
         def on_begin(self, state):
             torch.optim.lr_scheduler.OneCycleLR(state.optimizer, 0.1, total_steps=state.total_steps)
@@ -169,14 +169,14 @@ def small_loader(samples, **options):
         ([], r"train_loader \(list\) yields no batches"),
     ],
 )
-def test_e3_an_empty_training_loader_is_refused_before_the_first_step(loader, message):
+def test_an_empty_training_loader_is_refused_before_the_first_step(loader, message):
     run, seen = runner()
     with pytest.raises(ValueError, match=message):
         run.fit(loader)
     assert seen.train == []
 
 
-def test_e3_empty_loaders_are_refused_wherever_they_are():
+def test_empty_loaders_are_refused_wherever_they_are():
     run, seen = runner()
     with pytest.raises(ValueError, match=r"val_loader \(list\) yields no batches"):
         run.fit(numbered(1), val_loader=[])
@@ -190,7 +190,7 @@ def test_e3_empty_loaders_are_refused_wherever_they_are():
         run.fit(DataLoader(Stream(0), batch_size=None))
 
 
-def test_e3_a_generator_for_several_epochs_is_refused():
+def test_a_generator_for_several_epochs_is_refused():
     run, _ = runner()
     with pytest.raises(ValueError, match="train_loader is a generator, which can be read only once, and 2 passes"):
         run.fit((pair for pair in numbered(3)), epochs=2)
@@ -198,7 +198,7 @@ def test_e3_a_generator_for_several_epochs_is_refused():
         run.fit(numbered(3), epochs=2, val_loader=iter(numbered(3)))
 
 
-def test_e3_a_generator_that_ends_before_its_epochs_says_so():
+def test_a_generator_that_ends_before_its_epochs_says_so():
     run, _ = runner()
     with pytest.raises(ValueError, match="train_loader is a generator, which can be read only once and has ended"):
         run.fit((pair for pair in numbered(5)), epochs=2, steps_per_epoch=3)

@@ -69,7 +69,7 @@ def evaluate(rank):
     return [runner(network()).evaluate(split(*case, rank, 2)) for case in CASES]
 
 
-def test_c1_evaluation_counts_each_sample_once(tmp_path):
+def test_evaluation_counts_each_sample_once(tmp_path):
     results = on_two_processes(evaluate, tmp_path)
     assert results[0] == results[1]
     for (count, batch), result in zip(CASES, results[0], strict=True):
@@ -100,7 +100,7 @@ def train(rank, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_steps": 4}])
-def test_c4_two_processes_equal_one_with_the_same_global_batch(tmp_path, options):
+def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, options):
     results = on_two_processes(train, tmp_path, options)
     alone = runner(network(), **options)
     history = alone.fit(split(44, 8), epochs=2)
@@ -130,7 +130,7 @@ def unequal(rank, lengths):
 
 
 @pytest.mark.parametrize(("lengths", "said"), [((3, 2), "rank 0: 3, rank 1: 2"), ((3, 0), "rank 0: 3, rank 1: 0")])
-def test_c5_training_loaders_of_unequal_length_are_refused_before_the_first_step(tmp_path, lengths, said):
+def test_training_loaders_of_unequal_length_are_refused_before_the_first_step(tmp_path, lengths, said):
     for message, steps in on_two_processes(unequal, tmp_path, lengths):
         assert f"the training loaders of the processes differ in length ({said} batches)" in message
         assert steps == 0
@@ -194,7 +194,7 @@ def resume(rank, folder):
     return all(torch.equal(value, again[name]) for name, value in gold.items())
 
 
-def test_b3_two_processes_with_random_numbers_of_their_own_resume_with_the_same_bits(tmp_path):
+def test_two_processes_with_random_numbers_of_their_own_resume_with_the_same_bits(tmp_path):
     assert on_two_processes(resume, tmp_path, str(tmp_path)) == [True, True]
 
 

@@ -318,7 +318,7 @@ def test_printing_shows_hooks_and_callbacks_in_order():
     )
 
 
-def test_e13_a_misspelt_hook_is_refused_when_the_class_is_made():
+def test_a_misspelt_hook_is_refused_when_the_class_is_made():
     with pytest.raises(
         TypeError, match=r"Typo.on_batch_ended is not a hook. Did you mean on_batch_end\? The hooks are on_"
     ):
@@ -363,7 +363,7 @@ def test_a_state_and_its_callbacks_show_what_they_are():
     assert repr(run) == str(run)
 
 
-def test_e13_a_misspelt_state_field_raises():
+def test_a_misspelt_state_field_raises():
     run, _ = runner()
     with pytest.raises(AttributeError, match="should_stpo"):
         run.state.should_stpo = True
