@@ -86,7 +86,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 ELSEWHERE = {
     "CheckpointSaver": "writes the states that the others go through: test_checkpoint.py, test_crash.py",
     "Cutmix": "wants images: test_cutmix_resumes_too, test_mixing.py",
-    "LRFinder": "ends the run by itself and puts the state back: test_see.py",
+    "LRFinder": "ends the run by itself and puts the state back: test_lr_finder.py",
     "SegmCutmix": "wants images and masks: test_mixing.py",
 }
 
