@@ -119,7 +119,7 @@ def test_every_so_many_steps(tmp_path):
     assert [saved for _, saved in seen] == [2, 2, 4, 5, 6, 6, 8, 8]
 
 
-def test_a9_nan_never_replaces_a_finite_checkpoint(tmp_path, capsys):
+def test_nan_never_replaces_a_finite_checkpoint(tmp_path, capsys):
     data = batches()
     saver = CheckpointSaver(tmp_path, "train/loss", every_steps=1)
 
@@ -137,7 +137,7 @@ def test_a9_nan_never_replaces_a_finite_checkpoint(tmp_path, capsys):
     assert "weights that are nan or infinite; it is not saved" in capsys.readouterr().out
 
 
-def test_a9_nor_does_a_criterion_that_is_nan(tmp_path):
+def test_a_criterion_that_is_nan_is_not_saved(tmp_path):
     runner = make(CheckpointSaver(tmp_path, "train/loss"))
     runner.state.criterion = nn.CrossEntropyLoss()
     runner.state.criterion.scale = nn.Parameter(torch.tensor(math.nan), requires_grad=False)
@@ -145,7 +145,7 @@ def test_a9_nor_does_a_criterion_that_is_nan(tmp_path):
     assert not (tmp_path / "last.pt").exists()
 
 
-def test_a9_files_of_others_stay(tmp_path):
+def test_files_of_others_stay(tmp_path):
     for name in ("epoch-0001.txt", "notes.md", "model.pt", ".hidden"):
         (tmp_path / name).write_text("mine")
     make(Logs(3.0, 2.0, 1.0), CheckpointSaver(tmp_path, "value", "min", keep=2)).fit(batches((4,)), epochs=3)
@@ -187,7 +187,7 @@ class Noisy(Dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_b2_resumed_with_everything_the_same_bits(tmp_path, workers):
+def test_a_resume_with_augmentation_workers_and_schedules_ends_with_the_same_bits(tmp_path, workers):
     def run(folder, epochs=3, stop=None, **options):
         torch.manual_seed(1)
         random.seed(1)
@@ -220,7 +220,7 @@ def test_b2_resumed_with_everything_the_same_bits(tmp_path, workers):
     assert (tmp_path / "run" / "log.csv").read_text() == (tmp_path / "gold" / "log.csv").read_text()
 
 
-def test_b6_a_worse_epoch_after_the_resume_does_not_replace_best(tmp_path):
+def test_a_worse_epoch_after_the_resume_does_not_replace_best(tmp_path):
     values = [4.0, 1.0, 2.0, 3.0, 0.5]
     make(Logs(*values), CheckpointSaver(tmp_path, "value", "min", keep=2)).fit(batches((4,)), epochs=3)
     saver = CheckpointSaver(tmp_path, "value", "min", keep=2, resume=True)
@@ -234,7 +234,7 @@ def test_b6_a_worse_epoch_after_the_resume_does_not_replace_best(tmp_path):
     assert [name for name in names(tmp_path) if name.startswith("epoch")] == ["epoch-0002.pt", "epoch-0005.pt"]
 
 
-def test_b10_a_finished_run_does_nothing_and_says_so(tmp_path, capsys):
+def test_a_finished_run_does_nothing_and_says_so(tmp_path, capsys):
     gold = make(CheckpointSaver(tmp_path))
     gold.fit(batches(), epochs=2)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -246,7 +246,7 @@ def test_b10_a_finished_run_does_nothing_and_says_so(tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_b10_an_epoch_boundary_resume_does_the_steps_that_are_left(tmp_path, capsys):
+def test_an_epoch_boundary_resume_does_the_steps_that_are_left(tmp_path, capsys):
     make(CheckpointSaver(tmp_path)).fit(batches(), epochs=2)
     steps = []
 
@@ -260,7 +260,7 @@ def test_b10_an_epoch_boundary_resume_does_the_steps_that_are_left(tmp_path, cap
     assert f"resumed from {tmp_path}/last.pt, in epoch 3 of 3" in capsys.readouterr().out
 
 
-def test_b9_other_settings_are_named_in_one_warning_and_the_run_goes_on(tmp_path):
+def test_other_settings_are_named_in_one_warning_and_the_run_continues(tmp_path):
     make(CheckpointSaver(tmp_path)).fit(DataLoader(batches((1,) * 12), batch_size=4, collate_fn=joined), epochs=2)
     other = DataLoader(batches((1,) * 10), batch_size=2, collate_fn=joined)
     with pytest.warns(
@@ -274,7 +274,7 @@ def joined(samples):
     return tuple(torch.cat(part) for part in zip(*samples, strict=True))
 
 
-def test_b9_another_number_of_processes_takes_the_steps_that_are_left(tmp_path):
+def test_another_number_of_processes_takes_the_steps_that_are_left(tmp_path):
     class Stop(Callback):
         def on_batch_end(self, state):
             state.should_stop = state.epoch == 1 and state.batch_idx == 2
@@ -293,7 +293,7 @@ def test_b9_another_number_of_processes_takes_the_steps_that_are_left(tmp_path):
     assert steps == [(1, 3), (1, 4), *((2, step) for step in range(5))]
 
 
-def test_a7_nothing_to_resume_from(tmp_path, capsys):
+def test_nothing_to_resume_from_is_an_error_or_a_new_start(tmp_path, capsys):
     steps = Snapshots()
     with pytest.raises(FileNotFoundError, match=r'no checkpoint in .* to resume from. Pass resume="auto" to start'):
         make(CheckpointSaver(tmp_path, resume=True), steps).fit(batches())
@@ -390,7 +390,7 @@ def spoil_to_nothing(path):
 
 
 @pytest.mark.parametrize("spoil", [flip, spoil_by_truncation, spoil_to_nothing])
-def test_a3_a_damaged_checkpoint_is_found_and_the_one_before_is_used(tmp_path, spoil):
+def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(tmp_path, spoil):
     gold = make(CheckpointSaver(tmp_path / "gold"))
     gold.fit(batches(), epochs=3)
     make(CheckpointSaver(tmp_path / "a")).fit(batches(), epochs=2)
@@ -407,7 +407,7 @@ def test_a3_a_damaged_checkpoint_is_found_and_the_one_before_is_used(tmp_path, s
     assert flat(runner.state.model.state_dict()) == flat(gold.state.model.state_dict())
 
 
-def test_a3_a_flipped_bit_would_go_unseen_by_torch(tmp_path):
+def test_a_flipped_bit_would_go_unseen_by_torch(tmp_path):
     make(CheckpointSaver(tmp_path)).fit(batches())
     flip(tmp_path / "last.pt")
     torch.load(tmp_path / "last.pt", weights_only=True)  # this is why checksums are compared
@@ -416,7 +416,7 @@ def test_a3_a_flipped_bit_would_go_unseen_by_torch(tmp_path):
 
 
 @pytest.mark.parametrize("resume", [True, "auto"])
-def test_a3_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path, resume):
+def test_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path, resume):
     make(CheckpointSaver(tmp_path)).fit(batches(), epochs=2)
     for path in tmp_path.iterdir():
         spoil_by_truncation(path)
@@ -426,7 +426,7 @@ def test_a3_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path, resume):
     assert steps.saved == []
 
 
-def test_a6_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path):
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path):
     steps = Snapshots()
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="must be a folder, got the file"):
@@ -435,13 +435,13 @@ def test_a6_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a6_a_folder_without_permission(tmp_path):
+def test_a_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError):
         make(CheckpointSaver(tmp_path)).fit(batches())
 
 
-def test_a8_a_callback_that_raises_shows_in_the_traceback_and_loses_nothing(tmp_path):
+def test_a_callback_that_raises_shows_in_the_traceback_and_loses_nothing(tmp_path):
     class Fail(Callback):
         def on_batch_end(self, state):
             if state.epoch == 1:
@@ -453,7 +453,7 @@ def test_a8_a_callback_that_raises_shows_in_the_traceback_and_loses_nothing(tmp_
     assert read(tmp_path / "last.pt")["epoch"] == 1
 
 
-def test_e2_a_misspelt_monitor_is_refused_before_the_first_step(tmp_path):
+def test_a_misspelt_monitor_is_refused_before_the_first_step(tmp_path):
     steps = Watch("on_batch_end", lambda state: 1)
     with pytest.raises(
         ValueError, match=r"monitor 'train/los' not found\. Did you mean 'train/loss'\? There are: train"
@@ -481,7 +481,7 @@ def test_a_run_resumed_with_another_monitor_starts_its_best_from_scratch(tmp_pat
     assert best == {"name": "train/accuracy", "value": history[2]["train/accuracy"], "weights": "model"}
 
 
-def test_e10_another_model(tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     make(CheckpointSaver(tmp_path)).fit(batches())
     model = nn.Sequential(nn.Linear(6, 3))
     before = flat(model.state_dict())
@@ -492,7 +492,7 @@ def test_e10_another_model(tmp_path):
     assert flat(model.state_dict()) == before
 
 
-def test_e11_a_newer_format(tmp_path):
+def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path):
     make(CheckpointSaver(tmp_path)).fit(batches())
     saved = read(tmp_path / "last.pt")
     torch.save({**saved, "format": 7}, tmp_path / "last.pt")
@@ -508,7 +508,7 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-def test_e12_code_in_a_file_is_not_run(tmp_path):
+def test_code_in_a_file_is_not_run(tmp_path):
     torch.save({"format": 1, "model": Bomb(tmp_path / "exploded")}, tmp_path / "last.pt")
     with pytest.raises(CheckpointError, match=r"last\.pt cannot be used"):
         make(CheckpointSaver(tmp_path, resume=True)).fit(batches())

@@ -135,7 +135,7 @@ def test_evaluate_alone_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_b7_no_step_twice_and_none_missing(tmp_path, before, accumulate_steps, monkeypatch):
+def test_a_resumed_run_logs_no_step_twice_and_none_missing(tmp_path, before, accumulate_steps, monkeypatch):
     # Event files are read by name: second, host, process, number in the process. Let the numbers sort as strings.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(1_000_000))
 

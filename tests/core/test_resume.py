@@ -1,7 +1,6 @@
 """A run that is stopped after any batch and continues in another process ends with the same bits."""
 
 import io
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import pytest
 import torch
 from classifier import Schedule, Stateful, fingerprint, loaders, make
 from fit_core import Callback
+from programs import environment
 from scene import Snapshots, load
 
 
@@ -164,12 +164,11 @@ print(fingerprint(runner))
 def test_killed_processes_leave_off_and_go_on_with_the_same_bits(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
     def process(folder, kill_after):
         folder.mkdir(exist_ok=True)
         command = [sys.executable, str(script), str(folder), str(kill_after)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
 
     gold = process(tmp_path / "gold", 0)
     assert gold.returncode == 0, gold.stderr

@@ -58,7 +58,7 @@ def test_one_process_runs_in_place_without_a_group():
         assert launch(alone) == launch(alone, nproc=1)
 
 
-# Rows D1, D2 and D4: how a launch fails.
+# How a launch fails.
 
 
 class Fail(Callback):
@@ -106,7 +106,7 @@ def failed(*arguments, **options):
 
 
 @pytest.mark.parametrize(("place", "guilty"), [("training", 1), ("validation", 0), ("save", 1)])
-def test_d1_the_error_is_that_of_the_guilty_rank_and_nobody_is_left(place, guilty):
+def test_the_error_is_that_of_the_guilty_rank_and_nobody_is_left(place, guilty):
     error, _ = failed(train, place, guilty, boom, timeout=60)
     assert error.rank == guilty
     assert str(error).startswith(f"rank {guilty} of 2 failed\n\nTraceback (most recent call last):\n")
@@ -126,7 +126,7 @@ if __name__ == "__main__":
 """
 
 
-def test_d1_the_original_traceback_is_the_last_thing_printed_and_the_only_noise(tmp_path):
+def test_the_original_traceback_is_the_last_thing_printed_and_the_only_noise(tmp_path):
     process = start(tmp_path, SCRIPT)
     out, err = process.communicate()
     assert process.returncode == 1
@@ -143,7 +143,7 @@ def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_d2_a_killed_worker_is_named():
+def test_a_killed_worker_is_named():
     error, _ = failed(train, "training", 1, kill, timeout=60)
     assert str(error) == "rank 1 of 2 failed\n\nrank 1 was killed by signal 9 (out of memory?)"
 
@@ -157,7 +157,7 @@ def sleep_for_ever():
         time.sleep(60)
 
 
-def test_d2_a_process_that_exits_without_a_word_and_one_that_calls_exit():
+def test_a_process_that_exits_without_a_word_and_one_that_calls_exit_are_named():
     error, _ = failed(train, "training", 0, leave, timeout=60)
     assert error.rank == 0
     assert "ended with exit code 3" in str(error)
@@ -167,13 +167,13 @@ def test_d2_a_process_that_exits_without_a_word_and_one_that_calls_exit():
 
 
 @pytest.mark.parametrize("place", ["training", "save"])
-def test_d4_a_rank_that_sleeps_is_named_after_the_timeout(place):
+def test_a_rank_that_sleeps_is_named_after_the_timeout(place):
     error, seconds = failed(train, place, 1, sleep_for_ever, timeout=4)
     assert "\nTimeoutError: rank 1 did not come within 4 s to where rank 0 waited: test_launch.py, line " in str(error)
     assert seconds < 60
 
 
-# Row D5: what is refused before anything starts.
+# What is refused before anything starts.
 
 
 def never():
@@ -209,20 +209,20 @@ def nested():
         ({"backend": "carrier pigeon"}, ValueError, "backend 'carrier pigeon' is not in this build of torch"),
     ],
 )
-def test_d5_arguments_that_do_not_fit_are_refused_before_anything_starts(arguments, error, said):
+def test_arguments_that_do_not_fit_are_refused_before_anything_starts(arguments, error, said):
     with pytest.raises(error) as caught:
         launch(never, **arguments)
     assert said in str(caught.value)
 
 
-def test_d5_more_processes_than_devices_are_refused(monkeypatch):
+def test_more_processes_than_devices_are_refused(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="nproc is 3, but this machine has 2 accelerators: pass at most that"):
         launch(never, nproc=3)
 
 
-def test_d5_a_nested_launch_is_refused_in_one_process_and_in_two():
+def test_a_nested_launch_is_refused_in_one_process_and_in_two():
     with pytest.raises(RuntimeError, match="launch was called by a function that runs in a launch"):
         launch(nested, nproc=1)
     error, _ = failed(nested)
@@ -258,10 +258,10 @@ def test_a_script_without_a_main_guard_says_so(tmp_path):
     assert "put the call below 'if __name__ == \"__main__\":'" in err
 
 
-# Row D7: functions without a name to import them by.
+# Functions without a name to import them by.
 
 
-def test_d7_closures_and_lambdas_work_with_cloudpickle_also_after_threads_were_used():
+def test_closures_and_lambdas_work_with_cloudpickle_also_after_threads_were_used():
     pytest.importorskip("cloudpickle")
     factor = torch.tensor(3.0)
 
@@ -278,11 +278,11 @@ def test_d7_closures_and_lambdas_work_with_cloudpickle_also_after_threads_were_u
     assert [value.value for value in values] == [0.0, 3.0]
 
 
-def test_d7_without_cloudpickle_there_is_one_clear_sentence(monkeypatch):
+def test_without_cloudpickle_there_is_one_clear_sentence(monkeypatch):
     monkeypatch.setattr("fit_distributed.pickling._cloudpickle", lambda: None)
     with pytest.raises(TypeError) as caught:
         launch(lambda: 3, nproc=2, backend="gloo")
-    assert "launch cannot send test_d7_without" in str(caught.value)
+    assert "launch cannot send test_without" in str(caught.value)
     assert str(caught.value).endswith("pass it what can be pickled, or pip install cloudpickle")
 
 
@@ -305,7 +305,7 @@ if __name__ == "__main__":
 """
 
 
-def test_d7_a_cell_of_a_notebook_works(tmp_path):
+def test_a_cell_of_a_notebook_works(tmp_path):
     pytest.importorskip("cloudpickle")
     process = start(tmp_path, CELL)
     out, err = process.communicate()
