@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
+from failing import failed, never
 from fit_core import Runner
 from fit_distributed import barrier, is_main, launch, parallel, rank, shard
 from programs import environment, port, start
-from test_launch import failed, never
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 

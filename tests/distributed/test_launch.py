@@ -1,29 +1,18 @@
-"""What launch returns, where it runs, what it refuses, and what it says of processes that fail."""
+"""What launch returns, where it runs, and what it refuses."""
 
 import functools
-import multiprocessing
 import os
 import signal
-import sys
-import time
 import warnings
 
 import pytest
 import torch
-from fit_core import Callback, Runner
-from fit_distributed import LaunchError, barrier, device, is_main, launch, local_rank, parallel, rank, world_size
+from failing import failed, never, place
+from fit_distributed import barrier, device, is_main, launch, parallel, rank, world_size
 from programs import port, start
 from torch import nn
 
 pytestmark = pytest.mark.timeout(180)
-
-
-def place(greeting, *, to):
-    print(f"{greeting} from {rank()}")
-    os.write(2, f"{to} on {rank()}\n".encode())
-    barrier()
-    where = (rank(), world_size(), local_rank(), is_main(), str(device()), os.environ["OMP_NUM_THREADS"])
-    return where, torch.full((3,), rank()), torch.distributed.get_backend()
 
 
 def test_every_value_comes_back_by_rank_and_every_rank_prints_into_its_file(tmp_path, capfd, monkeypatch):
@@ -56,128 +45,6 @@ def test_one_process_runs_in_place_without_a_group():
     assert launch(alone, nproc=1) == [(os.getpid(), False, 0, 1, True, None)]
     if not torch.accelerator.is_available():
         assert launch(alone) == launch(alone, nproc=1)
-
-
-# How a launch fails.
-
-
-class Fail(Callback):
-    """Does `deed()` on one rank at a place in the run."""
-
-    def __init__(self, place, guilty, deed):
-        self.place, self.guilty, self.deed = place, guilty, deed
-
-    def on_batch_end(self, state):
-        if self.place == ("training" if state.is_train else "validation"):
-            self._fail(state)
-
-    def on_epoch_end(self, state):
-        if self.place == "callback":
-            self._fail(state)
-
-    def on_checkpoint(self, state):
-        if self.place == "save":
-            self._fail(state)
-
-    def _fail(self, state):
-        if state.rank == self.guilty and state.batch_idx >= 1:
-            self.deed()
-
-
-def boom():
-    raise ValueError("boom")
-
-
-def train(place, guilty, deed):
-    torch.manual_seed(0)
-    model = parallel(nn.Linear(2, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    batches = [(torch.randn(4, 2), torch.randn(4, 1)) for _ in range(3)]
-    Runner(model, optimizer, nn.MSELoss(), callbacks=[Fail(place, guilty, deed)]).fit(batches, val_loader=batches)
-    return "done"
-
-
-def failed(*arguments, **options):
-    begin = time.monotonic()
-    with pytest.raises(LaunchError) as caught:
-        launch(*arguments, nproc=2, backend="gloo", **options)
-    assert not multiprocessing.active_children()
-    return caught.value, time.monotonic() - begin
-
-
-@pytest.mark.parametrize(("place", "guilty"), [("training", 1), ("validation", 0), ("save", 1)])
-def test_the_error_is_that_of_the_guilty_rank_and_nobody_is_left(place, guilty):
-    error, _ = failed(train, place, guilty, boom, timeout=60)
-    assert error.rank == guilty
-    assert str(error).startswith(f"rank {guilty} of 2 failed\n\nTraceback (most recent call last):\n")
-    text, _, note = str(error).partition("\nfit: raised in ")
-    assert text.endswith('\n    raise ValueError("boom")\nValueError: boom')
-    assert not note or note.startswith("epoch 1, ")
-    assert error.__cause__ is None
-    assert error.__suppress_context__ or error.__context__ is None
-
-
-SCRIPT = """
-from fit_distributed import launch
-from test_launch import boom, train
-
-if __name__ == "__main__":
-    launch(train, "callback", 1, boom, nproc=2, backend="gloo", timeout=60)
-"""
-
-
-def test_the_original_traceback_is_the_last_thing_printed_and_the_only_noise(tmp_path):
-    process = start(tmp_path, SCRIPT)
-    out, err = process.communicate()
-    assert process.returncode == 1
-    assert out == ""
-    lines = err.splitlines()
-    assert lines[0] == "Traceback (most recent call last):"
-    end = lines.index("ValueError: boom")
-    assert all(line.startswith(("fit: raised in epoch 1", "  ")) for line in lines[end + 1 :])
-    assert lines[end - 1].strip() in ('raise ValueError("boom")', "^" * 25)
-    assert "fit_distributed.LaunchError: rank 1 of 2 failed" in lines
-
-
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_is_named():
-    error, _ = failed(train, "training", 1, kill, timeout=60)
-    assert str(error) == "rank 1 of 2 failed\n\nrank 1 was killed by signal 9 (out of memory?)"
-
-
-def leave():
-    os._exit(3)
-
-
-def sleep_for_ever():
-    while True:
-        time.sleep(60)
-
-
-def test_a_process_that_exits_without_a_word_and_one_that_calls_exit_are_named():
-    error, _ = failed(train, "training", 0, leave, timeout=60)
-    assert error.rank == 0
-    assert "ended with exit code 3" in str(error)
-    error, _ = failed(train, "training", 1, functools.partial(sys.exit, 4), timeout=60)
-    assert error.rank == 1
-    assert str(error).endswith("RuntimeError: the function called sys.exit(4): let it return instead")
-
-
-@pytest.mark.parametrize("place", ["training", "save"])
-def test_a_rank_that_sleeps_is_named_after_the_timeout(place):
-    error, seconds = failed(train, place, 1, sleep_for_ever, timeout=4)
-    assert "\nTimeoutError: rank 1 did not come within 4 s to where rank 0 waited: test_launch.py, line " in str(error)
-    assert seconds < 60
-
-
-# What is refused before anything starts.
-
-
-def never():
-    raise AssertionError("it was started")
 
 
 def takes(timeout, rdzv=None):
@@ -245,7 +112,7 @@ def test_machines_that_do_not_meet_are_told_so():
 
 UNGUARDED = """
 from fit_distributed import launch
-from test_launch import never
+from failing import never
 
 launch(never, nproc=2, backend="gloo")
 """
@@ -310,15 +177,6 @@ def test_a_cell_of_a_notebook_works(tmp_path):
     process = start(tmp_path, CELL)
     out, err = process.communicate()
     assert out == "[True, True] [42, 43]\n", err
-
-
-def stubborn():
-    return (item for item in "generators cannot be pickled")
-
-
-def test_a_value_that_cannot_be_sent_back_is_named():
-    error, _ = failed(stubborn, timeout=60)
-    assert "TypeError: the function returned a generator that cannot be sent back" in str(error)
 
 
 def test_several_processes_without_a_group_are_told_how_to_get_one(monkeypatch):

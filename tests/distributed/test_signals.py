@@ -88,7 +88,7 @@ def test_the_processes_are_gone_when_a_launch_in_a_thread_fails(tmp_path):
     code = """
 import threading
 from fit_distributed import LaunchError, launch
-from test_launch import boom
+from failing import boom
 
 def call():
     try:
