@@ -106,14 +106,14 @@ kill = partial(send_to_itself, signal.SIGKILL)
 
 
 def killed_at_every_step(folder):
-    """Rows B1, B4: kill -9 in each batch, before and after it was saved; then go on, killed up to twice more."""
+    """kill -9 in each batch, before and after it was saved; then resume, killed up to twice more."""
     assert ended(fork(lambda: train(folder / "gold"))) == 0
     gold = (folder / "gold" / "digest").read_text()
     wrong = []
     for hook in ("on_batch_end", "on_checkpoint", "on_after_backward"):
         for number in range(1, 16):
             run = folder / f"{hook}-{number}"
-            interruptions = (number, 2, 1) if hook == "on_checkpoint" else (number,)  # row B4: several in an epoch
+            interruptions = (number, 2, 1) if hook == "on_checkpoint" else (number,)  # several in an epoch
             stops = [(At(batch, kill, hook),) for batch in interruptions]
             statuses = [ended(fork(partial(train, run, *stop))) for stop in (*stops, ())]
             if statuses[0] != -9 or statuses[-1] != 0 or (run / "digest").read_text() != gold:
@@ -136,7 +136,7 @@ def save_large(folder):
 
 
 def killed_while_writing(folder):
-    """Row A1, A2: kill -9 at random moments of writing 50 MB; what has a final name is whole, and a resume uses it."""
+    """kill -9 at random moments of writing 50 MB; what has a final name is whole, and a resume uses it."""
     rng = random.Random(0)
     folder.mkdir()
     steps, partial = [], 0
@@ -157,7 +157,7 @@ def killed_while_writing(folder):
 
 
 def disk_full(folder):
-    """Row A4: the disk takes no more than one MB a file; the checkpoint before stays, and no partial file."""
+    """The disk takes no more than one MB a file; the checkpoint before stays, and no partial file."""
     assert ended(fork(lambda: train(folder, epochs=1))) == 0
     before = (folder / "last.pt").read_bytes()
 
@@ -182,7 +182,7 @@ def disk_full(folder):
 
 
 def signals(folder):
-    """Row A5: signals in training, validation and saving."""
+    """Signals in training, validation and saving."""
     assert ended(fork(lambda: train(folder / "gold"))) == 0
     gold = (folder / "gold" / "digest").read_text()
     results = {}
@@ -232,7 +232,7 @@ def second_signal(folder):
 
 
 def ranks(folder):
-    """Rows A5, B3: two gloo processes, of which one is asked to stop, or killed; they agree on the step."""
+    """Two gloo processes, of which one is asked to stop, or killed; they agree on the step."""
 
     def process(rank, run, *callbacks, seed=0, world=2):
         os.environ.update(MASTER_ADDR="localhost", RANK=str(rank), WORLD_SIZE=str(world))

@@ -10,6 +10,7 @@ from fractions import Fraction
 import fit_callbacks.checkpoint.saver
 import pytest
 import torch
+from checkpoints import Values
 from fit_callbacks import CheckpointError, CheckpointSaver
 from fit_callbacks.checkpoint import read
 from fit_core import Callback
@@ -126,14 +127,6 @@ def test_the_error_of_a_run_is_not_replaced_by_that_of_the_writer(tmp_path, monk
     monkeypatch.setattr(fit_callbacks.checkpoint.saver, "write", fail)
     with pytest.warns(UserWarning, match="CheckpointError: cannot save .*no disk"), pytest.raises(ZeroDivisionError):
         make(CheckpointSaver(tmp_path, background=True), Fail()).fit(batches(), epochs=2)
-
-
-class Values(Callback):
-    def __init__(self, *values):
-        self.values = values
-
-    def on_epoch_end(self, state):
-        state.logs["value"] = self.values[state.epoch]
 
 
 @BACKGROUND

@@ -6,23 +6,13 @@ import warnings
 import pytest
 import torch
 import torch.multiprocessing as mp
+from checkpoints import Values
 from fit_callbacks import CheckpointSaver, ModelEma
 from fit_callbacks.checkpoint import read
-from fit_core import Callback
 from scene import Watch, batches, flat, make, network
 from torch import nn
 
 pytestmark = pytest.mark.timeout(120)
-
-
-class Values(Callback):
-    """Puts given values into the logs, one per epoch."""
-
-    def __init__(self, *values):
-        self.values = values
-
-    def on_epoch_end(self, state):
-        state.logs["value"] = self.values[state.epoch]
 
 
 def kept(folder):

@@ -8,22 +8,10 @@ import sys
 import fit_callbacks.terminal
 import pytest
 import torch
-from fit_callbacks import ConsoleLogger, plot_history
+from fit_callbacks import ConsoleLogger
 from fit_core import Callback, Runner
+from regression import BATCHES, error, runner
 from screens import terminal
-from torch import nn
-
-BATCHES = [(torch.ones(2, 1), torch.zeros(2, 1))] * 5
-
-
-def error(output, target):
-    return (output - target).abs().mean()
-
-
-def runner(*callbacks, lr=0.1, metrics=(error,)):
-    torch.manual_seed(0)
-    model = nn.Linear(1, 1)
-    return Runner(model, torch.optim.SGD(model.parameters(), lr=lr), nn.MSELoss(), metrics, callbacks)
 
 
 class Metric:
@@ -285,34 +273,6 @@ def test_evaluate_alone_has_a_bar_and_no_table(monkeypatch):
         run.predict(BATCHES)
     assert {bar.split(":")[0] for bar in screen.bars} == {"test", "Prediction"}
     assert screen.lines == []
-
-
-def test_plot_history_draws_every_curve(tmp_path):
-    history = [
-        {"epoch": 1, "train/loss": 1.0, "train/Acc@1": 0.2},
-        {"epoch": 2, "train/loss": 0.5, "train/Acc@1": 0.4, "val/loss": 0.7, "val/Acc@1": 0.3},
-    ]
-    figure = plot_history(history, tmp_path / "new" / "curves.png")
-    assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    panels = {axes.get_title(): axes for axes in figure.axes}
-    assert panels.keys() == {"loss", "Acc@1"}
-    curves = {line.get_label(): line.get_xydata().tolist() for line in panels["loss"].lines}
-    assert curves == {"train": [[1.0, 1.0], [2.0, 0.5]], "val": [[2.0, 0.7]]}
-
-
-def test_plot_history_takes_a_runner_and_is_a_picture():
-    run = runner()
-    run.fit(BATCHES, epochs=2)
-    figure = plot_history(run)
-    assert [len(axes.lines) for axes in figure.axes] == [1, 1]
-    assert figure._repr_png_().startswith(b"\x89PNG")
-
-
-def test_plot_history_of_nothing_says_so():
-    with pytest.raises(ValueError, match="no epoch was completed"):
-        plot_history([])
-    with pytest.raises(ValueError, match="no epoch was completed"):
-        plot_history(runner())
 
 
 def test_importing_is_light():

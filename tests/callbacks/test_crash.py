@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import environment
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="forks processes"),
@@ -16,23 +17,23 @@ pytestmark = [
 def scenario(name, folder):
     command = [sys.executable, str(Path(__file__).with_name("crash.py")), name, str(folder / "runs")]
     (folder / "runs").mkdir() if name not in ("killed_while_writing", "second_signal") else None
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_b1_b4_killed_at_every_step_the_run_ends_with_the_same_bits(tmp_path):
+def test_killed_at_every_step_the_run_ends_with_the_same_bits(tmp_path):
     assert scenario("killed_at_every_step", tmp_path)["wrong"] == []
 
 
-def test_a1_a2_killed_while_a_checkpoint_is_written(tmp_path):
+def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path):
     result = scenario("killed_while_writing", tmp_path)
     assert result["partial"] > 0  # some kills came while a file was being written
     assert result["steps"] == sorted(result["steps"])  # and a resume never fell back behind what was there
     assert result["steps"][-1] > 0
 
 
-def test_a4_a_full_disk(tmp_path):
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     result = scenario("disk_full", tmp_path)
     assert result["status"] == 0
     assert result["error"].startswith("CheckpointError: cannot save a checkpoint in ")
@@ -42,7 +43,7 @@ def test_a4_a_full_disk(tmp_path):
     assert result["left"] == ["digest", "error", "log.csv", "previous-1"]
 
 
-def test_a5_signals_save_and_stop(tmp_path):
+def test_signals_save_and_stop(tmp_path):
     statuses = {"SIGTERM": 143, "SIGINT": -2, "SIGUSR1": 138, "SIGHUP": 129}
     for case, (status, steps, again, same) in scenario("signals", tmp_path).items():
         name, place = case.split()
@@ -51,11 +52,11 @@ def test_a5_signals_save_and_stop(tmp_path):
         assert (again, same) == (0, True), case
 
 
-def test_a5_a_ctrl_c_that_is_repeated_later_ends_at_once_and_a_second_sigterm_does_not(tmp_path):
+def test_a_ctrl_c_that_is_repeated_later_ends_at_once_and_a_second_sigterm_does_not(tmp_path):
     assert scenario("second_signal", tmp_path) == {"status": 130, "first": True, "second": False}
 
 
-def test_a5_b3_two_processes_agree_on_the_step(tmp_path):
+def test_two_processes_agree_on_the_step_of_a_stop(tmp_path):
     result = scenario("ranks", tmp_path)
     assert result["gold"] == [0, 0]
     assert result["asked"] == result["validating"] == [143, 143]

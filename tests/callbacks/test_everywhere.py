@@ -86,7 +86,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 ELSEWHERE = {
     "CheckpointSaver": "writes the states that the others go through: test_checkpoint.py, test_crash.py",
     "Cutmix": "wants images: test_cutmix_resumes_too, test_mixing.py",
-    "LRFinder": "ends the run by itself and puts the state back: test_see.py",
+    "LRFinder": "ends the run by itself and puts the state back: test_lr_finder.py",
     "SegmCutmix": "wants images and masks: test_mixing.py",
 }
 
@@ -149,7 +149,7 @@ def test_any_loader_and_evaluate_alone(kind, tmp_path):
 @every_kind
 def test_without_a_len_and_without_validation(kind, tmp_path):
     if kind in ("one cycle", "cosine an epoch", "phases", "many"):
-        with pytest.raises(ValueError, match="pass steps_per_epoch"):  # E5
+        with pytest.raises(ValueError, match="pass steps_per_epoch"):
             make(*KINDS[kind](tmp_path), metrics=[Matrix()]).fit(Endless())
     else:
         assert len(make(*KINDS[kind](tmp_path), metrics=[Matrix()]).fit(Endless(), epochs=2)) == 2

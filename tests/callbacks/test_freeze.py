@@ -6,13 +6,8 @@ import pytest
 import torch
 from fit_callbacks import Freeze
 from fit_core import Runner
-from scene import Snapshots, Watch, batches, load, network
+from scene import Snapshots, Watch, batches, load, network, same
 from torch import nn
-
-
-def same(model, other):
-    ours, theirs = model.state_dict(), other.state_dict()
-    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def freezing(*callbacks, model=None):

@@ -1,4 +1,4 @@
-"""Signals to a whole process group, repeated, while loader workers run: row F1."""
+"""Signals to a whole process group, repeated, while loader workers run."""
 
 import json
 import subprocess
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import environment
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="forks processes"),
@@ -14,9 +15,9 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_f1_a_signal_to_the_group_saves_and_stops_and_the_resumed_run_has_the_same_bits(tmp_path, context):
+def test_a_signal_to_the_group_saves_and_stops_and_the_resumed_run_has_the_same_bits(tmp_path, context):
     command = [sys.executable, str(Path(__file__).with_name("group.py")), str(tmp_path), context]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1]) == {"wrong": []}
     assert "DataLoader worker" not in result.stderr

@@ -12,14 +12,14 @@ import pytest
 import torch
 from fit_callbacks import FileLogger, Profiler, TensorBoard
 from fit_core import Callback
+from programs import environment
+from read_back import close, curves, events
 from scene import Snapshots, batches, load, make
-from test_record import close, curves, events
 from torch import nn
 
 FULL = """
 import json, resource, sys, warnings
 from pathlib import Path
-sys.path.insert(0, {tests!r})
 from scene import accuracy, batches, make
 from fit_callbacks import FileLogger, TensorBoard
 from fit_core import Callback
@@ -41,8 +41,8 @@ print(json.dumps([list(history), [str(warning.message) for warning in seen]]))
 
 
 def run(folder, epochs):
-    script = FULL.format(tests=str(Path(__file__).parent), epochs=epochs)
-    result = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", FULL.format(epochs=epochs), str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -157,7 +157,6 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
 
 PRINT = """
 import sys
-sys.path.insert(0, {tests!r})
 from scene import batches, make
 from fit_callbacks import ConsoleLogger
 print(len(make(ConsoleLogger()).fit(batches(), epochs=2)), file=sys.stderr)
@@ -168,8 +167,8 @@ sys.stderr.flush()
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_under_stdout_does_not_end_the_run():
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-c", PRINT.format(tests=str(Path(__file__).parent))]
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        command = [sys.executable, "-c", PRINT]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
     assert result.stderr.splitlines()[0] == "2"
 
 

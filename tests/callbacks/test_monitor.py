@@ -31,7 +31,7 @@ def refusal(callback, tmp_path, monkeypatch, metrics=(), **fit):
         ("f1", "auto", "If it comes from a callback or is one of several losses, pass mode='min' or mode='max'"),
     ],
 )
-def test_e2_a_wrong_monitor_is_refused_before_the_first_step(kind, monitor, mode, suggestion, tmp_path, monkeypatch):
+def test_a_wrong_monitor_is_refused_before_the_first_step(kind, monitor, mode, suggestion, tmp_path, monkeypatch):
     said = refusal(kind(monitor, mode), tmp_path, monkeypatch, [accuracy], val_loader=batches())
     assert said.startswith(f"monitor {monitor!r} not found. ")
     assert "There are: train/loss, train/accuracy, val/loss, val/accuracy" in said

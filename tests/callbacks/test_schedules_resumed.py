@@ -4,12 +4,8 @@ import math
 
 import pytest
 from fit_callbacks import LRScheduler, Phase, PhasesScheduler
-from scene import Snapshots, Watch, batches, load, make
+from scene import Snapshots, Watch, batches, load, lr_of, make
 from torch.optim.lr_scheduler import OneCycleLR
-
-
-def lr_of(state):
-    return state.optimizer.param_groups[0]["lr"]
 
 
 def resume(saved, callback, loader):

@@ -13,7 +13,7 @@ from fit_callbacks import (
     ResetOptimizer,
 )
 from fit_core import Callback, Runner
-from scene import Snapshots, Watch, batches, flat, load, network
+from scene import Snapshots, Watch, batches, flat, load, network, same
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -63,11 +63,6 @@ def by_hand(kinds=adam_and_sgd, epochs=2, *, fp16=False, max_norm=None, schedule
             for scheduler in schedulers:
                 scheduler.step()
     return model, scaler
-
-
-def same(model, other):
-    ours, theirs = model.state_dict(), other.state_dict()
-    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 has_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9")

@@ -57,7 +57,7 @@ def test_objects_with_a_to_method_move_themselves():
 
 
 @pytest.mark.parametrize("value", [np.zeros(2), {1, 2}, object()])
-def test_e6_what_cannot_be_moved_is_named(value):
+def test_what_cannot_be_moved_is_named(value):
     model = nn.Linear(1, 1)
     runner = Runner(model, torch.optim.SGD(model.parameters()), nn.MSELoss())
     kind = type(value).__name__
@@ -75,7 +75,7 @@ def test_e6_what_cannot_be_moved_is_named(value):
         ((torch.zeros(2, 1), None), "a tuple of 2"),
     ],
 )
-def test_e6_a_batch_that_is_not_a_pair_names_forward(batch, came):
+def test_a_batch_that_is_not_a_pair_names_forward(batch, came):
     model = nn.Linear(1, 1)
     runner = Runner(model, torch.optim.SGD(model.parameters()), nn.MSELoss())
     for call in (runner.fit, runner.evaluate):

@@ -65,7 +65,7 @@ def by_hand(model, batches, epochs, precision, accumulate, clip):
 @pytest.mark.parametrize("clip", [False, True], ids=["", "clipped"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_c6_weights_equal_the_loop_by_hand_bit_for_bit(precision, accumulate, clip):
+def test_weights_equal_the_loop_by_hand_bit_for_bit(precision, accumulate, clip):
     batches = data(4, 4, 4, 4, 2, 4, 3)
     torch.manual_seed(7)
     model = network()
@@ -84,7 +84,7 @@ def test_c6_weights_equal_the_loop_by_hand_bit_for_bit(precision, accumulate, cl
         assert torch.equal(value, ours.state_dict()[name]), name
 
 
-def test_c6_equal_windows_are_divided_as_one_writes_it():
+def test_equal_windows_are_divided_as_in_the_loop_by_hand():
     model, ours = network(), network()
     batches, criterion, optimizer = data(4, 4, 4, 4, 4, 4), nn.CrossEntropyLoss(), sgd(model)
     torch.manual_seed(3)
@@ -99,7 +99,7 @@ def test_c6_equal_windows_are_divided_as_one_writes_it():
 
 
 @pytest.mark.parametrize("sizes", [(4, 4, 4), (5, 1, 3), (2, 7, 1), (4, 4, 4, 4), (4, 4, 4, 2, 1)])
-def test_c3_a_window_equals_one_batch_of_all_its_samples(sizes):
+def test_a_window_equals_one_batch_of_all_its_samples(sizes):
     batches = data(*sizes, dtype=torch.float64)
     windows = [batches[start : start + 3] for start in range(0, len(batches), 3)]
     whole = [tuple(map(torch.cat, zip(*window, strict=True))) for window in windows]
@@ -116,7 +116,7 @@ def test_c3_a_window_equals_one_batch_of_all_its_samples(sizes):
         assert torch.equal(models[0].state_dict()[name], models[2].state_dict()[name])  # a loader without len
 
 
-def test_c3_in_fp16_the_tail_is_stepped_too():
+def test_in_fp16_the_tail_is_stepped_too():
     model = network()
     before = copy.deepcopy(model.state_dict())
     runner = Runner(model, sgd(model), nn.CrossEntropyLoss(), accumulate_steps=4, use_fp16=True)
@@ -125,7 +125,7 @@ def test_c3_in_fp16_the_tail_is_stepped_too():
     assert not torch.equal(model.state_dict()["0.weight"], before["0.weight"])
 
 
-def test_c2_losses_and_functions_weigh_a_short_last_batch_less():
+def test_losses_and_functions_weigh_a_short_last_batch_less():
     batches = data(5, 5, 2, dtype=torch.float64)
     model = network(torch.float64)
     model[1].p = 0.0

@@ -1,65 +1,18 @@
 """Two real processes with gloo: sums over both, the same steps on both, and no hang where they differ."""
 
-import os
+import importlib.util
+from functools import partial
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from distributed_run import accuracy, network, runner, samples, split
 from fit_core import Callback, Runner
+from processes import on_two_processes
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 pytestmark = pytest.mark.timeout(120)
-
-
-def _enter(rank, function, folder, arguments):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(plain(function(rank, *arguments)), f"{folder}/{rank}")
-    torch.distributed.barrier()  # gloo aborts a process whose peer is gone before it has come to rest itself
-    # torch with gloo and DistributedDataParallel aborts now and then as the interpreter ends; so it does not end.
-    os._exit(0)
-
-
-def plain(value):
-    """A result without History, which torch.load refuses to make."""
-    if isinstance(value, (list, tuple)):
-        return (tuple if isinstance(value, tuple) else list)(map(plain, value))
-    return value
-
-
-def on_two_processes(function, folder, *arguments):
-    """What `function(rank, ...)` returns on each of two processes."""
-    mp.spawn(_enter, (function, folder, arguments), nprocs=2)
-    return [torch.load(os.path.join(folder, str(rank)), weights_only=True) for rank in range(2)]
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-
-
-def samples(count):
-    generator = torch.Generator().manual_seed(1)
-    return (
-        torch.randn(count, 4, generator=generator, dtype=torch.float64),
-        torch.randint(3, (count,), generator=generator),
-    )
-
-
-def accuracy(output, target):
-    return (output.argmax(1) == target).double().mean()
-
-
-def runner(model, **options):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return Runner(model, optimizer, nn.CrossEntropyLoss(), [accuracy], **options)
-
-
-def split(count, batch, rank=0, world=1):
-    inputs, targets = (part[rank::world] for part in samples(count))
-    return list(zip(inputs.split(batch), targets.split(batch), strict=True)) if len(inputs) else []
 
 
 CASES = [(count, batch) for count in (1, 2, 3, 5, 17, 103) for batch in (1, 8)]
@@ -69,8 +22,8 @@ def evaluate(rank):
     return [runner(network()).evaluate(split(*case, rank, 2)) for case in CASES]
 
 
-def test_c1_evaluation_counts_each_sample_once(tmp_path):
-    results = on_two_processes(evaluate, tmp_path)
+def test_evaluation_counts_each_sample_once(ranks):
+    results = ranks["evaluate"]
     assert results[0] == results[1]
     for (count, batch), result in zip(CASES, results[0], strict=True):
         alone = runner(network()).evaluate(split(count, batch))
@@ -80,7 +33,7 @@ def test_c1_evaluation_counts_each_sample_once(tmp_path):
         assert result["val/loss"] == pytest.approx(alone["val/loss"], rel=1e-12)
 
 
-def train(rank, options):
+def train(rank, accumulate_steps):
     model = DistributedDataParallel(network())
     reductions = []
 
@@ -89,7 +42,7 @@ def train(rank, options):
         return allreduce_hook(None, bucket)
 
     model.register_comm_hook(None, count)
-    run = runner(model, **options)
+    run = runner(model, accumulate_steps=accumulate_steps)
     # The global batch of 8 samples is two batches of 4; its last, of 4, two of 2.
     batches = [
         (x[rank * len(x) // 2 :][: len(x) // 2], y[rank * len(y) // 2 :][: len(y) // 2]) for x, y in split(44, 8)
@@ -99,10 +52,10 @@ def train(rank, options):
     return state.state_dict()["model"], history, len(reductions), (state.rank, state.world_size, state.samples_seen)
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate_steps": 4}])
-def test_c4_two_processes_equal_one_with_the_same_global_batch(tmp_path, options):
-    results = on_two_processes(train, tmp_path, options)
-    alone = runner(network(), **options)
+@pytest.mark.parametrize("accumulate_steps", [1, 4])
+def test_two_processes_equal_one_with_the_same_global_batch(ranks, accumulate_steps):
+    results = ranks["train", accumulate_steps]
+    alone = runner(network(), accumulate_steps=accumulate_steps)
     history = alone.fit(split(44, 8), epochs=2)
     for rank, (model, their_history, reductions, counters) in enumerate(results):
         for name, value in alone.state.model.state_dict().items():
@@ -162,9 +115,12 @@ def unequal(rank, lengths):
     return ["trained", len(ended)]
 
 
-@pytest.mark.parametrize(("lengths", "said"), [((3, 2), "rank 0: 3, rank 1: 2"), ((3, 0), "rank 0: 3, rank 1: 0")])
-def test_c5_training_loaders_of_unequal_length_are_refused_before_the_first_step(tmp_path, lengths, said):
-    for message, steps in on_two_processes(unequal, tmp_path, lengths):
+LENGTHS = {(3, 2): "rank 0: 3, rank 1: 2", (3, 0): "rank 0: 3, rank 1: 0"}
+
+
+@pytest.mark.parametrize(("lengths", "said"), LENGTHS.items())
+def test_training_loaders_of_unequal_length_are_refused_before_the_first_step(ranks, lengths, said):
+    for message, steps in ranks["unequal", lengths]:
         assert f"the training loaders of the processes differ in length ({said} batches)" in message
         assert steps == 0
 
@@ -194,9 +150,9 @@ def metrics(rank):
     return result, [str(warning.message) for warning in caught if "summed" in str(warning.message)]
 
 
-def test_torchmetrics_synchronise_themselves_and_a_local_metric_is_named(tmp_path):
+def test_torchmetrics_synchronise_themselves_and_a_local_metric_is_named(ranks):
     pytest.importorskip("torchmetrics")
-    results = on_two_processes(metrics, tmp_path)
+    results = ranks["torchmetrics"]
     for result, warned in results:
         assert result["val/MulticlassAccuracy"] == pytest.approx(result["val/accuracy"], abs=1e-6)
         assert len(warned) == 1
@@ -227,8 +183,8 @@ def resume(rank, folder):
     return all(torch.equal(value, again[name]) for name, value in gold.items())
 
 
-def test_b3_two_processes_with_random_numbers_of_their_own_resume_with_the_same_bits(tmp_path):
-    assert on_two_processes(resume, tmp_path, str(tmp_path)) == [True, True]
+def test_two_processes_with_random_numbers_of_their_own_resume_with_the_same_bits(ranks):
+    assert ranks["resume"] == (True, True)
 
 
 def test_rank_and_size_come_from_the_environment_when_a_run_starts(monkeypatch):
@@ -272,9 +228,12 @@ def train_on_labels(rank, accumulate_steps, as_tensor, world=2, sizes=(5, 3)):
     return run.state.state_dict()["model"], history
 
 
-@pytest.mark.parametrize(("accumulate_steps", "as_tensor"), [(1, False), (2, True), (4, True)])
-def test_processes_with_unequal_weights_equal_one_big_batch(tmp_path, accumulate_steps, as_tensor):
-    results = on_two_processes(train_on_labels, tmp_path, accumulate_steps, as_tensor)
+WEIGHTED = [(1, False), (2, True), (4, True)]
+
+
+@pytest.mark.parametrize(("accumulate_steps", "as_tensor"), WEIGHTED)
+def test_processes_with_unequal_weights_equal_one_big_batch(ranks, accumulate_steps, as_tensor):
+    results = ranks["weighted", accumulate_steps, as_tensor]
     weights, history = train_on_labels(0, 1, False, 1, (8 * accumulate_steps,))
     for other_weights, other_history in results:
         for name, value in weights.items():
@@ -289,8 +248,8 @@ def evaluate_parts(rank):
     return run.evaluate(split(4, 4) if rank else [])
 
 
-def test_a_process_without_a_batch_knows_the_losses_of_the_others(tmp_path):
-    results = on_two_processes(evaluate_parts, tmp_path)
+def test_a_process_without_a_batch_knows_the_losses_of_the_others(ranks):
+    results = ranks["without a batch"]
     model = network()
     alone = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), token_loss).evaluate(split(4, 4))
     for result in results:
@@ -319,12 +278,33 @@ def train_criterion(rank, wraps, world=2):
     return run.state.state_dict()["criterion"]["centres"]
 
 
-def test_a_criterion_with_parameters_is_averaged_over_processes_or_refused(tmp_path):
-    for refusal in on_two_processes(train_criterion, tmp_path, False):
+def test_a_criterion_with_parameters_is_averaged_over_processes_or_refused(ranks):
+    for refusal in ranks["criterion", False]:
         assert "Centres has trainable parameters, which would drift apart on 2 processes. Wrap it" in refusal
 
 
-def test_a_criterion_in_ddp_learns_as_in_one_process(tmp_path):
+def test_a_criterion_in_ddp_learns_as_in_one_process(ranks):
     alone = train_criterion(0, False, 1)
-    for centres in on_two_processes(train_criterion, tmp_path, True):
+    for centres in ranks["criterion", True]:
         torch.testing.assert_close(centres, alone, rtol=1e-12, atol=1e-13)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What both ranks returned, by case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    cases = {
+        "evaluate": evaluate,
+        **{("train", steps): partial(train, accumulate_steps=steps) for steps in (1, 4)},
+        **{("unequal", lengths): partial(unequal, lengths=lengths) for lengths in LENGTHS},
+        "resume": partial(resume, folder=str(folder)),
+        **{
+            ("weighted", *case): partial(train_on_labels, accumulate_steps=case[0], as_tensor=case[1])
+            for case in WEIGHTED
+        },
+        "without a batch": evaluate_parts,
+        **{("criterion", wraps): partial(train_criterion, wraps=wraps) for wraps in (False, True)},
+    }
+    if importlib.util.find_spec("torchmetrics"):
+        cases["torchmetrics"] = metrics
+    return on_two_processes(cases, folder)

@@ -1,4 +1,4 @@
-"""Rows E4 and E6 to E9: what is wrong is refused before the first step, in a sentence that says what to do."""
+"""Mistakes in what the Runner gets are refused before the first step, in a sentence that says what to do."""
 
 import re
 import warnings
@@ -17,12 +17,12 @@ def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-def test_e4_an_optimizer_over_none_of_the_parameters():
+def test_an_optimizer_over_none_of_the_parameters_is_refused():
     with pytest.raises(ValueError, match="the optimizer has none of the model's 2 trainable parameters"):
         Runner(nn.Linear(1, 1), sgd(nn.Linear(1, 1)), LOSS)
 
 
-def test_e4_an_optimizer_over_some_of_the_parameters_warns_with_names():
+def test_an_optimizer_over_some_of_the_parameters_warns_with_names():
     model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
     with pytest.warns(
         UserWarning, match=r"does not have 2 of 4 trainable parameters, .* train: 1.weight, 1.bias\. Add"
@@ -34,7 +34,7 @@ def test_e4_an_optimizer_over_some_of_the_parameters_warns_with_names():
         Runner(model, sgd(model[0]), LOSS)
 
 
-def test_e4_a_frozen_model_can_be_evaluated_and_not_trained():
+def test_a_frozen_model_can_be_evaluated_and_not_trained():
     model = nn.Linear(1, 1).requires_grad_(False)
     runner = Runner(model, sgd(model), LOSS)
     assert runner.evaluate(BATCHES)["val/loss"] == pytest.approx(float(model.bias) ** 2)
@@ -54,7 +54,7 @@ def test_a_criterion_trains_behind_a_frozen_model():
     assert not torch.equal(criterion.head.weight, before)
 
 
-def test_e6_a_model_on_two_devices():
+def test_a_model_on_two_devices_is_refused():
     model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1, device="meta"))
     with pytest.raises(
         ValueError,
@@ -72,7 +72,7 @@ def test_e6_a_model_on_two_devices():
         (lambda output, target: output.detach().mean(), ValueError, "the loss has no graph to go backward through"),
     ],
 )
-def test_e7_a_loss_that_cannot_be_trained_on(criterion, error, message):
+def test_a_loss_that_cannot_be_trained_on_is_refused(criterion, error, message):
     model = nn.Linear(1, 1)
     with pytest.raises(error, match=message):
         Runner(model, sgd(model), criterion).fit(BATCHES)
@@ -99,7 +99,7 @@ def test_e7_a_loss_that_cannot_be_trained_on(criterion, error, message):
     ],
     ids=["a part of the loss", "batch_size", "weight"],
 )
-def test_e7_what_forward_sets_is_checked_before_the_first_step(fields, error, message):
+def test_what_forward_sets_is_checked_before_the_first_step(fields, error, message):
     class Own(Runner):
         def forward(self):
             output = self.state.model(self.state.input)
@@ -114,7 +114,7 @@ def test_e7_what_forward_sets_is_checked_before_the_first_step(fields, error, me
     assert torch.equal(model.weight, before)
 
 
-def test_e7_evaluation_needs_no_graph():
+def test_evaluation_needs_no_graph():
     model = nn.Linear(1, 1)
     Runner(model, sgd(model), lambda output, target: output.detach().mean()).evaluate(BATCHES)
 
@@ -137,13 +137,13 @@ def mae(output, target):
         ([nn.L1Loss], TypeError, r"metrics contains the class L1Loss: pass an object, L1Loss\(...\)"),
     ],
 )
-def test_e8_metrics(metrics, error, message):
+def test_metrics_that_are_wrong_or_share_a_name_are_refused(metrics, error, message):
     model = nn.Linear(1, 1)
     with pytest.raises(error, match=message):
         Runner(model, sgd(model), LOSS, metrics)
 
 
-def test_e9_precision_and_accumulation():
+def test_wrong_precision_and_accumulation_are_refused():
     model = nn.Linear(1, 1)
     with pytest.raises(ValueError, match="use_fp16 and use_bf16 exclude each other: choose one"):
         Runner(model, sgd(model), LOSS, use_fp16=True, use_bf16=True)
@@ -155,13 +155,13 @@ def test_e9_precision_and_accumulation():
 
 @pytest.mark.parametrize("name", ["epochs", "steps_per_epoch", "val_steps", "validate_every"])
 @pytest.mark.parametrize("value", [0, -1])
-def test_e9_numbers_of_fit(name, value):
+def test_wrong_numbers_of_epochs_and_steps_are_refused(name, value):
     model = nn.Linear(1, 1)
     with pytest.raises(ValueError, match=f"{name} must be 1 or more, got {value}"):
         Runner(model, sgd(model), LOSS).fit(BATCHES, **{name: value})
 
 
-def test_e9_steps_of_evaluate_and_predict():
+def test_wrong_steps_of_evaluate_and_predict_are_refused():
     model = nn.Linear(1, 1)
     runner = Runner(model, sgd(model), LOSS)
     for call in (runner.evaluate, runner.predict):

@@ -1,21 +1,18 @@
 """Parts of a run that are easily lost on the way to a file: workers, buffers of each process, metrics."""
 
-import io
 import warnings
+from functools import partial
 
 import pytest
 import torch
+from classifier import Stateful
+from classifier import make as make_classifier
 from fit_core import Callback, Runner
-from test_processes import on_two_processes
-from test_resume import Save, Stateful
-from test_resume import make as make_classifier
+from processes import on_two_processes
+from scene import Snapshots, load
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
-
-
-def load(saved):
-    return torch.load(io.BytesIO(saved), weights_only=True)
 
 
 class Order(Callback):
@@ -45,7 +42,7 @@ def persistent():
 
 
 def test_persistent_workers_keep_the_order_and_are_named():
-    save = Save()
+    save = Snapshots()
     gold = run(persistent(), save)
     for number in (0, 2, 3, 5, 7):
         done = 2 * (number + 1 - (number + 1) // 4)  # each fourth state is one between epochs
@@ -57,7 +54,7 @@ def test_persistent_workers_keep_the_order_and_are_named():
 
 
 def test_the_order_returns_in_the_process_that_has_the_workers():
-    save, loader = Save(), persistent()
+    save, loader = Snapshots(), persistent()
     gold = run(loader, save)
     with pytest.warns(UserWarning, match="persistent_workers=False"):
         assert run(loader, saved=save.saved[5]) == gold[10:]
@@ -73,7 +70,7 @@ FromTorchdata.__module__ = "torchdata.stateful_dataloader"
 
 
 def test_the_workers_of_torchdata_are_named():
-    save = Save()
+    save = Snapshots()
     make_classifier([save]).fit(FromTorchdata())
     runner = make_classifier()
     runner.state.load_state_dict(load(save.saved[1]))
@@ -104,7 +101,7 @@ class Scores:
 
 
 def test_a_state_between_epochs_contains_no_metrics():
-    save, batches = Save(), [(torch.ones(4, 1), torch.zeros(4, 1))] * 2
+    save, batches = Snapshots(), [(torch.ones(4, 1), torch.zeros(4, 1))] * 2
     model = nn.Linear(1, 1)
     runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), [Scores()], [save])
     runner.fit(batches, epochs=2, val_loader=batches)
@@ -139,7 +136,8 @@ def with_own_buffers(rank, folder):
 
 
 def test_buffers_that_are_not_broadcast_are_those_of_each_process(tmp_path):
-    (first, first_again), (second, second_again) = on_two_processes(with_own_buffers, tmp_path, str(tmp_path))
+    cases = {"buffers": partial(with_own_buffers, folder=str(tmp_path))}
+    (first, first_again), (second, second_again) = on_two_processes(cases, tmp_path)["buffers"]
     assert not torch.equal(first, second)
     assert torch.equal(first, first_again)
     assert torch.equal(second, second_again)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from distributed_run import network, runner
 from fit_core import Callback
 from fit_core.stopping import may_stop
-from test_processes import network, on_two_processes, runner
+from processes import on_two_processes
 from torch.nn.parallel import DistributedDataParallel
 
 pytestmark = pytest.mark.timeout(120)
@@ -58,9 +59,8 @@ def train_all(rank):
     return [train(rank, *case) for case in CASES]
 
 
-def test_both_processes_stop_after_the_same_batch(tmp_path):
-    results = on_two_processes(train_all, tmp_path)
-    assert results == [list(CASES.values())] * 2
+def test_both_processes_stop_after_the_same_batch(ranks):
+    assert ranks["training"] == (list(CASES.values()),) * 2
 
 
 class StopInValidation(Callback):
@@ -78,10 +78,16 @@ def validate(rank):
     return len(history), fit.state.status, sorted(history[-1]), list(alone.evaluate(data[: 2 - rank]))
 
 
-def test_a_stop_in_validation_of_one_process_leaves_the_validation_incomplete_on_all(tmp_path):
+def test_a_stop_in_validation_of_one_process_leaves_the_validation_incomplete_on_all(ranks):
     names = ["epoch", "lr", "stopped_after_batch", "train/accuracy", "train/loss"]
     expected = (2, "interrupted", names, ["val/loss", "val/accuracy"])
-    assert on_two_processes(validate, tmp_path) == [expected, expected]
+    assert ranks["validation"] == (expected, expected)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What both ranks returned, by case."""
+    return on_two_processes({"training": train_all, "validation": validate}, tmp_path_factory.mktemp("ranks"))
 
 
 def test_only_callbacks_whose_code_sets_should_stop_vote():

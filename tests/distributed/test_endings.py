@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
+from failing import failed, never
 from fit_core import Runner
 from fit_distributed import barrier, is_main, launch, parallel, rank, shard
-from programs import port, start
-from test_launch import failed, never
+from programs import environment, port, start
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -23,7 +23,7 @@ def leave_quietly(ranks):
 
 
 @pytest.mark.parametrize("ranks", [(1,), (0, 1)])
-def test_d2_a_process_that_exits_with_status_0_before_its_time(ranks):
+def test_a_process_that_exits_with_status_0_before_its_time_is_named(ranks):
     error, seconds = failed(leave_quietly, ranks, timeout=120)
     assert error.rank == ranks[0]
     assert str(error).endswith(
@@ -69,9 +69,8 @@ if __name__ == "__main__":
 
 def test_a_script_on_standard_input_is_launched(tmp_path):
     pytest.importorskip("cloudpickle")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, "-"], input=INPUT, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+        [sys.executable, "-"], input=INPUT, capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False
     )
     assert result.stdout == "[0, 1]\n", result.stderr
 

@@ -51,7 +51,7 @@ def train_twice():
     return [train(accumulate_steps) for accumulate_steps in (1, 4)]
 
 
-def test_c4_fully_sharded_training_equals_one_process():
+def test_fully_sharded_training_equals_one_process():
     alone = launch(train_twice, nproc=1)[0]
     for results in launch(train_twice, nproc=2, backend="gloo", timeout=60):
         for (weights, history), (expected_weights, expected_history) in zip(results, alone, strict=True):

@@ -1,29 +1,18 @@
-"""What launch returns, where it runs, what it refuses, and what it says of processes that fail."""
+"""What launch returns, where it runs, and what it refuses."""
 
 import functools
-import multiprocessing
 import os
 import signal
-import sys
-import time
 import warnings
 
 import pytest
 import torch
-from fit_core import Callback, Runner
-from fit_distributed import LaunchError, barrier, device, is_main, launch, local_rank, parallel, rank, world_size
+from failing import failed, never, place
+from fit_distributed import barrier, device, is_main, launch, parallel, rank, world_size
 from programs import port, start
 from torch import nn
 
 pytestmark = pytest.mark.timeout(180)
-
-
-def place(greeting, *, to):
-    print(f"{greeting} from {rank()}")
-    os.write(2, f"{to} on {rank()}\n".encode())
-    barrier()
-    where = (rank(), world_size(), local_rank(), is_main(), str(device()), os.environ["OMP_NUM_THREADS"])
-    return where, torch.full((3,), rank()), torch.distributed.get_backend()
 
 
 def test_every_value_comes_back_by_rank_and_every_rank_prints_into_its_file(tmp_path, capfd, monkeypatch):
@@ -58,128 +47,6 @@ def test_one_process_runs_in_place_without_a_group():
         assert launch(alone) == launch(alone, nproc=1)
 
 
-# Rows D1, D2 and D4: how a launch fails.
-
-
-class Fail(Callback):
-    """Does `deed()` on one rank at a place in the run."""
-
-    def __init__(self, place, guilty, deed):
-        self.place, self.guilty, self.deed = place, guilty, deed
-
-    def on_batch_end(self, state):
-        if self.place == ("training" if state.is_train else "validation"):
-            self._fail(state)
-
-    def on_epoch_end(self, state):
-        if self.place == "callback":
-            self._fail(state)
-
-    def on_checkpoint(self, state):
-        if self.place == "save":
-            self._fail(state)
-
-    def _fail(self, state):
-        if state.rank == self.guilty and state.batch_idx >= 1:
-            self.deed()
-
-
-def boom():
-    raise ValueError("boom")
-
-
-def train(place, guilty, deed):
-    torch.manual_seed(0)
-    model = parallel(nn.Linear(2, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    batches = [(torch.randn(4, 2), torch.randn(4, 1)) for _ in range(3)]
-    Runner(model, optimizer, nn.MSELoss(), callbacks=[Fail(place, guilty, deed)]).fit(batches, val_loader=batches)
-    return "done"
-
-
-def failed(*arguments, **options):
-    begin = time.monotonic()
-    with pytest.raises(LaunchError) as caught:
-        launch(*arguments, nproc=2, backend="gloo", **options)
-    assert not multiprocessing.active_children()
-    return caught.value, time.monotonic() - begin
-
-
-@pytest.mark.parametrize(("place", "guilty"), [("training", 1), ("validation", 0), ("save", 1)])
-def test_d1_the_error_is_that_of_the_guilty_rank_and_nobody_is_left(place, guilty):
-    error, _ = failed(train, place, guilty, boom, timeout=60)
-    assert error.rank == guilty
-    assert str(error).startswith(f"rank {guilty} of 2 failed\n\nTraceback (most recent call last):\n")
-    text, _, note = str(error).partition("\nfit: raised in ")
-    assert text.endswith('\n    raise ValueError("boom")\nValueError: boom')
-    assert not note or note.startswith("epoch 1, ")
-    assert error.__cause__ is None
-    assert error.__suppress_context__ or error.__context__ is None
-
-
-SCRIPT = """
-from fit_distributed import launch
-from test_launch import boom, train
-
-if __name__ == "__main__":
-    launch(train, "callback", 1, boom, nproc=2, backend="gloo", timeout=60)
-"""
-
-
-def test_d1_the_original_traceback_is_the_last_thing_printed_and_the_only_noise(tmp_path):
-    process = start(tmp_path, SCRIPT)
-    out, err = process.communicate()
-    assert process.returncode == 1
-    assert out == ""
-    lines = err.splitlines()
-    assert lines[0] == "Traceback (most recent call last):"
-    end = lines.index("ValueError: boom")
-    assert all(line.startswith(("fit: raised in epoch 1", "  ")) for line in lines[end + 1 :])
-    assert lines[end - 1].strip() in ('raise ValueError("boom")', "^" * 25)
-    assert "fit_distributed.LaunchError: rank 1 of 2 failed" in lines
-
-
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_d2_a_killed_worker_is_named():
-    error, _ = failed(train, "training", 1, kill, timeout=60)
-    assert str(error) == "rank 1 of 2 failed\n\nrank 1 was killed by signal 9 (out of memory?)"
-
-
-def leave():
-    os._exit(3)
-
-
-def sleep_for_ever():
-    while True:
-        time.sleep(60)
-
-
-def test_d2_a_process_that_exits_without_a_word_and_one_that_calls_exit():
-    error, _ = failed(train, "training", 0, leave, timeout=60)
-    assert error.rank == 0
-    assert "ended with exit code 3" in str(error)
-    error, _ = failed(train, "training", 1, functools.partial(sys.exit, 4), timeout=60)
-    assert error.rank == 1
-    assert str(error).endswith("RuntimeError: the function called sys.exit(4): let it return instead")
-
-
-@pytest.mark.parametrize("place", ["training", "save"])
-def test_d4_a_rank_that_sleeps_is_named_after_the_timeout(place):
-    error, seconds = failed(train, place, 1, sleep_for_ever, timeout=4)
-    assert "\nTimeoutError: rank 1 did not come within 4 s to where rank 0 waited: test_launch.py, line " in str(error)
-    assert seconds < 60
-
-
-# Row D5: what is refused before anything starts.
-
-
-def never():
-    raise AssertionError("it was started")
-
-
 def takes(timeout, rdzv=None):
     raise AssertionError("it was started")
 
@@ -209,20 +76,20 @@ def nested():
         ({"backend": "carrier pigeon"}, ValueError, "backend 'carrier pigeon' is not in this build of torch"),
     ],
 )
-def test_d5_arguments_that_do_not_fit_are_refused_before_anything_starts(arguments, error, said):
+def test_arguments_that_do_not_fit_are_refused_before_anything_starts(arguments, error, said):
     with pytest.raises(error) as caught:
         launch(never, **arguments)
     assert said in str(caught.value)
 
 
-def test_d5_more_processes_than_devices_are_refused(monkeypatch):
+def test_more_processes_than_devices_are_refused(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="nproc is 3, but this machine has 2 accelerators: pass at most that"):
         launch(never, nproc=3)
 
 
-def test_d5_a_nested_launch_is_refused_in_one_process_and_in_two():
+def test_a_nested_launch_is_refused_in_one_process_and_in_two():
     with pytest.raises(RuntimeError, match="launch was called by a function that runs in a launch"):
         launch(nested, nproc=1)
     error, _ = failed(nested)
@@ -245,7 +112,7 @@ def test_machines_that_do_not_meet_are_told_so():
 
 UNGUARDED = """
 from fit_distributed import launch
-from test_launch import never
+from failing import never
 
 launch(never, nproc=2, backend="gloo")
 """
@@ -258,10 +125,10 @@ def test_a_script_without_a_main_guard_says_so(tmp_path):
     assert "put the call below 'if __name__ == \"__main__\":'" in err
 
 
-# Row D7: functions without a name to import them by.
+# Functions without a name to import them by.
 
 
-def test_d7_closures_and_lambdas_work_with_cloudpickle_also_after_threads_were_used():
+def test_closures_and_lambdas_work_with_cloudpickle_also_after_threads_were_used():
     pytest.importorskip("cloudpickle")
     factor = torch.tensor(3.0)
 
@@ -278,11 +145,11 @@ def test_d7_closures_and_lambdas_work_with_cloudpickle_also_after_threads_were_u
     assert [value.value for value in values] == [0.0, 3.0]
 
 
-def test_d7_without_cloudpickle_there_is_one_clear_sentence(monkeypatch):
+def test_without_cloudpickle_there_is_one_clear_sentence(monkeypatch):
     monkeypatch.setattr("fit_distributed.pickling._cloudpickle", lambda: None)
     with pytest.raises(TypeError) as caught:
         launch(lambda: 3, nproc=2, backend="gloo")
-    assert "launch cannot send test_d7_without" in str(caught.value)
+    assert "launch cannot send test_without" in str(caught.value)
     assert str(caught.value).endswith("pass it what can be pickled, or pip install cloudpickle")
 
 
@@ -305,20 +172,11 @@ if __name__ == "__main__":
 """
 
 
-def test_d7_a_cell_of_a_notebook_works(tmp_path):
+def test_a_cell_of_a_notebook_works(tmp_path):
     pytest.importorskip("cloudpickle")
     process = start(tmp_path, CELL)
     out, err = process.communicate()
     assert out == "[True, True] [42, 43]\n", err
-
-
-def stubborn():
-    return (item for item in "generators cannot be pickled")
-
-
-def test_a_value_that_cannot_be_sent_back_is_named():
-    error, _ = failed(stubborn, timeout=60)
-    assert "TypeError: the function returned a generator that cannot be sent back" in str(error)
 
 
 def test_several_processes_without_a_group_are_told_how_to_get_one(monkeypatch):

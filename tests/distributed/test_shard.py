@@ -40,7 +40,7 @@ def flat(shards):
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 17, 103])
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("world", [2, 3])
-def test_c1_an_evaluation_shard_gives_each_sample_once(monkeypatch, count, batch, world):
+def test_an_evaluation_shard_gives_each_sample_once(monkeypatch, count, batch, world):
     loader = DataLoader(torch.arange(count), batch_size=batch)
     shards = on_ranks(monkeypatch, world, lambda: read(shard(loader)))
     assert flat(shards) == list(range(count))

@@ -45,14 +45,14 @@ def sleepers(folder):
     return process, until(lambda: len(found := numbers(folder, "pid*")) == 2 and found)
 
 
-def test_d3_no_process_outlives_the_launcher(tmp_path):
+def test_no_process_outlives_the_launcher(tmp_path):
     process, workers = sleepers(tmp_path)
     process.kill()
     until(lambda: not any(map(is_alive, workers)), seconds=5)
     process.communicate()
 
 
-def test_d6_ctrl_c_is_a_keyboard_interrupt_and_the_processes_are_gone(tmp_path):
+def test_ctrl_c_is_a_keyboard_interrupt_and_the_processes_are_gone(tmp_path):
     process, workers = sleepers(tmp_path)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate()
@@ -63,7 +63,7 @@ def test_d6_ctrl_c_is_a_keyboard_interrupt_and_the_processes_are_gone(tmp_path):
     assert not any(map(is_alive, workers))
 
 
-def test_d6_a_signal_that_nobody_handles_ends_the_launcher(tmp_path):
+def test_a_signal_that_nobody_handles_ends_the_launcher(tmp_path):
     process, workers = sleepers(tmp_path)
     process.terminate()
     process.communicate()
@@ -71,7 +71,7 @@ def test_d6_a_signal_that_nobody_handles_ends_the_launcher(tmp_path):
     assert not any(map(is_alive, workers))
 
 
-def test_d6_two_jobs_at_once_do_not_meet(tmp_path):
+def test_two_jobs_at_once_do_not_meet(tmp_path):
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
@@ -88,7 +88,7 @@ def test_the_processes_are_gone_when_a_launch_in_a_thread_fails(tmp_path):
     code = """
 import threading
 from fit_distributed import LaunchError, launch
-from test_launch import boom
+from failing import boom
 
 def call():
     try:

@@ -5,15 +5,10 @@ import torch
 from fit_metrics import Accuracy
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 from torch.utils._python_dispatch import TorchDispatchMode
+from values import number
 
 LOGITS = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 TARGET = torch.randint(6, (40,), generator=torch.Generator().manual_seed(1))
-
-
-def value(metric, *batches):
-    for output, target in batches:
-        metric.update(output, target)
-    return float(metric.compute())
 
 
 def top_k(k, logits=LOGITS, target=TARGET):
@@ -23,7 +18,7 @@ def top_k(k, logits=LOGITS, target=TARGET):
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("size", [1, 7, 40])
 def test_equals_scikit_learn_on_any_split(k, size):
-    assert value(Accuracy(k), *zip(LOGITS.split(size), TARGET.split(size), strict=True)) == top_k(k)
+    assert number(Accuracy(k), *zip(LOGITS.split(size), TARGET.split(size), strict=True)) == top_k(k)
     assert Accuracy(k).name == f"Acc@{k}"
 
 
@@ -49,36 +44,36 @@ def test_several_k_without_samples_and_by_another_name():
 def test_several_k_and_ignored_targets():
     metric, kept = Accuracy(1, 2, ignore_index=3), TARGET != 3
     metric.update(LOGITS, TARGET)
-    expected = {f"Acc@{k}": value(Accuracy(k), (LOGITS[kept], TARGET[kept])) for k in (1, 2)}
+    expected = {f"Acc@{k}": number(Accuracy(k), (LOGITS[kept], TARGET[kept])) for k in (1, 2)}
     assert {name: float(share) for name, share in metric.compute().items()} == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_halves_and_doubles(dtype):
     logits = LOGITS.to(dtype)
-    assert value(Accuracy(2), (logits, TARGET)) == top_k(2, logits.double())
+    assert number(Accuracy(2), (logits, TARGET)) == top_k(2, logits.double())
 
 
 def test_images_and_ignored_pixels():
     logits = LOGITS.reshape(2, 5, 4, 6).movedim(-1, 1)
     target = TARGET.reshape(2, 5, 4)
-    assert value(Accuracy(1), (logits, target)) == accuracy_score(TARGET, LOGITS.argmax(1))
+    assert number(Accuracy(1), (logits, target)) == accuracy_score(TARGET, LOGITS.argmax(1))
     kept = TARGET != 3
-    assert value(Accuracy(1, ignore_index=3), (logits, target)) == accuracy_score(TARGET[kept], LOGITS[kept].argmax(1))
+    assert number(Accuracy(1, ignore_index=3), (logits, target)) == accuracy_score(TARGET[kept], LOGITS[kept].argmax(1))
 
 
 def test_a_single_logit():
     logit, target = LOGITS[:, 0], (TARGET > 2).long()
     expected = accuracy_score(target, logit > 0)
-    assert value(Accuracy(1), (logit, target)) == expected
-    assert value(Accuracy(1), (logit[:, None], target)) == expected
-    assert value(Accuracy(1), (logit[:, None], target[:, None].float())) == expected
-    assert value(Accuracy(1, threshold=0.5), (logit.sigmoid(), target)) == expected
+    assert number(Accuracy(1), (logit, target)) == expected
+    assert number(Accuracy(1), (logit[:, None], target)) == expected
+    assert number(Accuracy(1), (logit[:, None], target[:, None].float())) == expected
+    assert number(Accuracy(1, threshold=0.5), (logit.sigmoid(), target)) == expected
 
 
 def test_no_samples_are_nan_and_reset_forgets():
     metric = Accuracy(1)
-    assert value(metric, (LOGITS, TARGET)) < 1
+    assert number(metric, (LOGITS, TARGET)) < 1
     metric.reset()
     assert torch.isnan(metric.compute())
 
@@ -117,7 +112,7 @@ def test_of_equal_scores_the_first_counts_as_the_more_likely():
     for sample, rank in enumerate([0, 1, 3, 2]):
         target = torch.tensor([sample])
         for k in (1, 2, 3):
-            assert value(Accuracy(k), (scores, target)) == (rank < k)
+            assert number(Accuracy(k), (scores, target)) == (rank < k)
         several = Accuracy(1, 2, 3)
         several.update(scores, target)
         assert [bool(share) for share in several.compute().values()] == [rank < k for k in (1, 2, 3)]
@@ -171,7 +166,7 @@ def test_waiting_batches_are_in_the_state_and_forgotten_by_reset():
     assert float(other.compute()) == accuracy_score(TARGET, LOGITS.argmax(1))
     metric.update(LOGITS[:10], TARGET[:10])
     metric.reset()
-    assert value(metric, (LOGITS[:10], TARGET[:10])) == accuracy_score(TARGET[:10], LOGITS[:10].argmax(1))
+    assert number(metric, (LOGITS[:10], TARGET[:10])) == accuracy_score(TARGET[:10], LOGITS[:10].argmax(1))
 
 
 def test_a_bad_batch_is_refused_at_once_among_small_ones():
@@ -190,9 +185,9 @@ def test_a_bad_batch_is_refused_at_once_among_small_ones():
 
 def test_a_batch_that_was_changed_in_place_is_ranked_again():
     output, target = LOGITS.clone(), TARGET.clone()
-    first = value(Accuracy(2), (output, target))
+    first = number(Accuracy(2), (output, target))
     output.neg_()
-    assert value(Accuracy(2), (output, target)) == top_k(2, -LOGITS) != first
+    assert number(Accuracy(2), (output, target)) == top_k(2, -LOGITS) != first
 
 
 def test_counts_do_not_drift_over_many_samples():

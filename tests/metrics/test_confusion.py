@@ -6,6 +6,7 @@ import pytest
 import torch
 from fit_metrics import F1, BalancedAccuracy, ConfusionMatrix, Dice, Jaccard, Precision, Recall
 from sklearn import metrics as sk
+from values import value
 
 G = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(60, 5, generator=G)
@@ -28,12 +29,6 @@ CASES = {
     "one sample": (LOGITS[:1], TARGET[:1]),
     "nothing right": (torch.eye(5), (torch.arange(5) + 1) % 5),
 }
-
-
-def value(metric, *pairs):
-    for output, target in pairs:
-        metric.update(output, target)
-    return metric.compute()
 
 
 def theirs(score, target, predicted, **options):

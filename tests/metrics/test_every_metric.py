@@ -1,17 +1,14 @@
 """Every metric works on any split and number of processes, in a Runner, through a file, and without reading values."""
 
 import copy
-import doctest
-import importlib
 import io
 import pickle
-from pathlib import Path
 
 import fit_metrics as fm
 import pytest
 import torch
-import torch.multiprocessing as mp
 from fit_core import Callback, Metric, Runner
+from fit_core.testing import in_two_processes
 from torch import nn
 
 G = torch.Generator().manual_seed(0)
@@ -22,7 +19,6 @@ LOGIT = torch.randn(40, generator=G), torch.randint(2, (40,), generator=G)
 NUMBERS = 100 + torch.randn(40, generator=G), 100 + torch.randn(40, generator=G)
 COLUMNS = torch.randn(40, 3, generator=G), torch.randn(40, 3, generator=G)
 IMAGES = torch.rand(40, 1, 11, 12, generator=G), torch.rand(40, 1, 11, 12, generator=G)
-
 METRICS = {
     "Acc@1": (lambda: fm.Accuracy(1), SCORES),
     "Acc@3": (lambda: fm.Accuracy(3, ignore_index=0), SCORES),
@@ -52,10 +48,10 @@ METRICS = {
     "AP of 4": (lambda: fm.AveragePrecision(4, average="weighted", ignore_index=0), SCORES),
 }
 each_metric = pytest.mark.parametrize("name", METRICS)
+
+
 # The base classes of metrics. They cannot be created.
 BASES = {fm.SumMetric, fm.ClassScore, fm.ImageMetric, fm.MatrixMetric, fm.RankingMetric}
-
-
 HIGHER_IS_BETTER = {
     fm.AUROC: True,
     fm.Accuracy: True,
@@ -231,9 +227,7 @@ def test_in_a_runner(name):
                 assert f"{part}/{key}" not in row
 
 
-def _on_a_process(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def reduced(rank, folder):
     values = {}
     for name in METRICS:
         for split in (0, 17):  # process 0 has the first samples, process 1 the others
@@ -243,16 +237,12 @@ def _on_a_process(rank, folder):
         metric = METRICS[name][0]()
         metric.all_reduce()
         values[f"{name} none"] = metric.compute()
-    torch.save(values, f"{folder}/{rank}")
-    torch.distributed.barrier()  # gloo aborts a process whose peer exits before it has finished itself
-    torch.distributed.destroy_process_group()
+    return values
 
 
 @pytest.mark.timeout(120)
 def test_two_processes_of_which_one_or_both_are_empty(tmp_path):
-    mp.spawn(_on_a_process, (tmp_path,), nprocs=2)
-    for rank in range(2):
-        values = torch.load(tmp_path / str(rank), weights_only=True)
+    for values in in_two_processes(reduced, tmp_path):
         for name in METRICS:
             whole = fed(name).compute()
             close(values[f"{name} 0"], whole)
@@ -273,55 +263,3 @@ def test_sums_travel_in_one_message_per_dtype(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda packed: sent.append(packed.dtype))
     fed("PSNR").all_reduce()
     assert sorted(sent, key=str) == [torch.float64, torch.int64]
-
-
-@pytest.mark.parametrize(
-    ("metric", "call"),
-    [
-        (fm.Accuracy(), "Accuracy()"),
-        (fm.Accuracy(5), "Accuracy(topk=5)"),
-        (fm.Accuracy(1, 5, ignore_index=-100), "Accuracy(1, 5, ignore_index=-100)"),
-        (fm.Accuracy(task="multilabel", exact_match=True), "Accuracy(task='multilabel', exact_match=True)"),
-        (fm.Accuracy(5, name="top"), "Accuracy(topk=5, name='top')"),
-        (fm.F1(), "F1()"),
-        (fm.F1(10, average=None), "F1(num_classes=10, average=None)"),
-        (fm.ConfusionMatrix(3, normalize="true"), "ConfusionMatrix(num_classes=3, normalize='true')"),
-        (fm.AUROC(4, class_dim=-1), "AUROC(num_classes=4, class_dim=-1)"),
-        (fm.AveragePrecision(), "AveragePrecision()"),
-        (fm.BalancedAccuracy(2, name="fair"), "BalancedAccuracy(num_classes=2, name='fair')"),
-        (fm.MeanSquaredError(root=True), "MeanSquaredError(root=True)"),
-        (fm.R2(3), "R2(num_outputs=3)"),
-        (fm.PSNR(255), "PSNR(data_range=255)"),
-    ],
-    ids=repr,
-)
-def test_repr_is_the_call_that_makes_the_metric(metric, call):
-    assert repr(metric) == call
-    assert repr(eval(call, vars(fm))) == call
-
-
-def test_repr_of_a_metric_of_your_own():
-    class Share(fm.SumMetric):
-        def __init__(self, label, weight, *rest, floor=0.0, **options):
-            super().__init__(label, right=torch.long)
-            self.floor, self.weight = floor, weight
-
-        def update(self, output, target):
-            self.right += 1
-
-        def compute(self):
-            return self.right
-
-    assert repr(Share("share", torch.ones(3), 1, floor=0.5, unused=2)) == "Share(floor=0.5)"
-
-
-MODULES = [path.stem for path in Path(fm.__file__).parent.glob("*.py")]
-WITH_EXAMPLES = {"accuracy", "base", "class_scores", "confusion", "curves", "image", "regression", "segmentation"}
-
-
-@pytest.mark.parametrize("file", sorted(set(MODULES) - {"__init__"}))
-def test_examples_in_docstrings(file):
-    module = importlib.import_module(f"fit_metrics.{file}")
-    failed, tried = doctest.testmod(module, extraglobs={"torch": torch, **vars(fm)})
-    assert not failed
-    assert bool(tried) == (file in WITH_EXAMPLES)

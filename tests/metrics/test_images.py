@@ -5,6 +5,7 @@ import pytest
 import torch
 from fit_metrics import PSNR, SSIM
 from torchmetrics import image as theirs
+from values import number
 
 G = torch.Generator().manual_seed(0)
 TARGET = torch.rand(5, 3, 20, 17, generator=G)
@@ -22,17 +23,11 @@ def ssim(data_range):
 PAIRS = [(PSNR, psnr, 1e-6), (SSIM, ssim, 1e-5)]
 
 
-def value(metric, *pairs):
-    for output, target in pairs:
-        metric.update(output, target)
-    return float(metric.compute())
-
-
 @pytest.mark.parametrize("size", [1, 2, 5])
 @pytest.mark.parametrize(("metric", "other", "tolerance"), PAIRS)
 def test_equals_torchmetrics_on_any_split(metric, other, tolerance, size):
-    expected = value(other(1.0), (OUTPUT, TARGET))
-    assert value(metric(), *zip(OUTPUT.split(size), TARGET.split(size), strict=True)) == pytest.approx(
+    expected = number(other(1.0), (OUTPUT, TARGET))
+    assert number(metric(), *zip(OUTPUT.split(size), TARGET.split(size), strict=True)) == pytest.approx(
         expected, rel=tolerance
     )
     assert metric().name == metric.__name__
@@ -41,27 +36,27 @@ def test_equals_torchmetrics_on_any_split(metric, other, tolerance, size):
 @pytest.mark.parametrize(("metric", "other", "tolerance"), PAIRS)
 def test_bytes_and_halves_and_other_ranges(metric, other, tolerance):
     output, target = (255 * OUTPUT).byte(), (255 * TARGET).byte()
-    expected = pytest.approx(value(other(255.0), (output.float(), target.float())), rel=tolerance)
-    assert value(metric(), (output, target)) == expected
-    assert value(metric(255), (output.int(), target.int())) == expected
-    assert value(metric(data_range=255), (output.float(), target.float())) == expected
+    expected = pytest.approx(number(other(255.0), (output.float(), target.float())), rel=tolerance)
+    assert number(metric(), (output, target)) == expected
+    assert number(metric(255), (output.int(), target.int())) == expected
+    assert number(metric(data_range=255), (output.float(), target.float())) == expected
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         output, target = OUTPUT.to(dtype), TARGET.to(dtype)
-        expected = value(other(1.0), (output.double(), target.double()))
-        assert value(metric(), (output, target)) == pytest.approx(expected, rel=10 * tolerance)
-    expected = value(other(2.0), (2 * OUTPUT - 1, 2 * TARGET - 1))
-    assert value(metric(2.0), (2 * OUTPUT - 1, 2 * TARGET - 1)) == pytest.approx(expected, rel=tolerance)
+        expected = number(other(1.0), (output.double(), target.double()))
+        assert number(metric(), (output, target)) == pytest.approx(expected, rel=10 * tolerance)
+    expected = number(other(2.0), (2 * OUTPUT - 1, 2 * TARGET - 1))
+    assert number(metric(2.0), (2 * OUTPUT - 1, 2 * TARGET - 1)) == pytest.approx(expected, rel=tolerance)
 
 
 def test_perfect_images():
-    assert value(PSNR(), (TARGET, TARGET)) == np.inf
-    assert value(SSIM(), (TARGET, TARGET)) == pytest.approx(1)
+    assert number(PSNR(), (TARGET, TARGET)) == np.inf
+    assert number(SSIM(), (TARGET, TARGET)) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("metric", [PSNR, SSIM])
 def test_no_images_are_nan(metric):
-    assert np.isnan(value(metric()))
-    assert np.isnan(value(metric(), (OUTPUT[:0], TARGET[:0])))
+    assert np.isnan(number(metric()))
+    assert np.isnan(number(metric(), (OUTPUT[:0], TARGET[:0])))
 
 
 @pytest.mark.parametrize("metric", [PSNR, SSIM])
@@ -87,12 +82,12 @@ def test_images_that_do_not_fit(metric):
 
 
 def test_ssim_refuses_images_smaller_than_its_window():
-    assert value(SSIM(), (OUTPUT[..., :6], TARGET[..., :6])) < 1
+    assert number(SSIM(), (OUTPUT[..., :6], TARGET[..., :6])) < 1
     with pytest.raises(ValueError, match=r"expected images of 6 x 6 pixels or more, got \(5, 3, 20, 5\)"):
         SSIM().update(OUTPUT[..., :5], TARGET[..., :5])
 
 
 def test_autocast_leaves_ssim_alone():
     with torch.autocast("cpu", torch.bfloat16):
-        inside = value(SSIM(), (OUTPUT, TARGET))
-    assert inside == value(SSIM(), (OUTPUT, TARGET))
+        inside = number(SSIM(), (OUTPUT, TARGET))
+    assert inside == number(SSIM(), (OUTPUT, TARGET))

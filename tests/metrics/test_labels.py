@@ -18,6 +18,7 @@ from fit_metrics import (
     Recall,
 )
 from sklearn import metrics as sk
+from values import value
 
 G = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(60, 5, generator=G)
@@ -40,12 +41,6 @@ CASES = {
     "nothing predicted": (-LOGITS.abs(), TARGET),
     "all right": (2.0 * TARGET - 1, TARGET),
 }
-
-
-def value(metric, *batches):
-    for output, target in batches:
-        metric.update(output, target)
-    return metric.compute()
 
 
 def theirs(score, target, predicted, **options):

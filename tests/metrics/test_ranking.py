@@ -7,18 +7,13 @@ import pytest
 import torch
 from fit_metrics import AUROC, AveragePrecision
 from sklearn import metrics as sk
+from values import value
 
 G = torch.Generator().manual_seed(0)
 LOGIT = torch.randn(60, generator=G)
 BINARY = torch.randint(2, (60,), generator=G)
 LOGITS = torch.randn(60, 4, generator=G)
 TARGET = torch.randint(4, (60,), generator=G)
-
-
-def value(metric, *pairs):
-    for output, target in pairs:
-        metric.update(output, target)
-    return metric.compute()
 
 
 PAIRS = [(AUROC, sk.roc_auc_score), (AveragePrecision, sk.average_precision_score)]

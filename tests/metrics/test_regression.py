@@ -5,16 +5,11 @@ import pytest
 import torch
 from fit_metrics import R2, MeanAbsoluteError, MeanSquaredError
 from sklearn import metrics as sk
+from values import number
 
 G = torch.Generator().manual_seed(0)
 TARGET = torch.randn(50, generator=G)
 OUTPUT = TARGET + 0.3 * torch.randn(50, generator=G)
-
-
-def value(metric, *pairs):
-    for output, target in pairs:
-        metric.update(output, target)
-    return float(metric.compute())
 
 
 PAIRS = [
@@ -31,23 +26,23 @@ PAIRS = [
 def test_equals_scikit_learn_on_any_split(metric, theirs, size, dtype):
     output, target = OUTPUT.to(dtype), TARGET.to(dtype)
     expected = theirs(target.double(), output.double())
-    ours = value(metric(), *zip(output.split(size), target.split(size), strict=True))
+    ours = number(metric(), *zip(output.split(size), target.split(size), strict=True))
     assert ours == pytest.approx(expected, rel=1e-12 if dtype == torch.float64 else 1e-6)
 
 
 def test_a_column_is_not_broadcast_to_a_matrix():
     for metric, theirs in PAIRS:
         expected = pytest.approx(theirs(TARGET, OUTPUT), rel=1e-6)
-        assert value(metric(), (OUTPUT[:, None], TARGET)) == expected  # broadcast, this would be (50, 50)
-        assert value(metric(), (OUTPUT, TARGET[:, None])) == expected
+        assert number(metric(), (OUTPUT[:, None], TARGET)) == expected  # broadcast, this would be (50, 50)
+        assert number(metric(), (OUTPUT, TARGET[:, None])) == expected
 
 
 def test_integers_do_not_wrap_around():
     output, target = torch.tensor([0, 255, 3], dtype=torch.uint8), torch.tensor([255, 0, 3], dtype=torch.uint8)
-    assert value(MeanAbsoluteError(), (output, target)) == 170
+    assert number(MeanAbsoluteError(), (output, target)) == 170
     big = 2**24 + torch.arange(3)
-    assert value(MeanSquaredError(), (big + 1, big)) == 1
-    assert value(MeanSquaredError(), (torch.full((3,), 2.0**24), big)) == pytest.approx(5 / 3)
+    assert number(MeanSquaredError(), (big + 1, big)) == 1
+    assert number(MeanSquaredError(), (torch.full((3,), 2.0**24), big)) == pytest.approx(5 / 3)
 
 
 def test_names():
@@ -59,7 +54,7 @@ def test_names():
 @pytest.mark.parametrize("size", [1, 8, 50])
 def test_r2_of_targets_far_from_0(shift, size):
     output, target = OUTPUT.double() + shift, TARGET.double() + shift
-    ours = value(R2(), *zip(output.split(size), target.split(size), strict=True))
+    ours = number(R2(), *zip(output.split(size), target.split(size), strict=True))
     assert ours == pytest.approx(sk.r2_score(target, output), rel=1e-9)
 
 
@@ -69,13 +64,13 @@ def test_r2_of_constant_targets(constant):
     for output in (target, target + torch.arange(9)):
         expected = sk.r2_score(target, output)
         assert expected == float(output is target)
-        assert value(R2(), *zip(output.split(2), target.split(2), strict=True)) == expected
+        assert number(R2(), *zip(output.split(2), target.split(2), strict=True)) == expected
 
 
 def test_r2_of_columns_is_their_mean():
     output, target = OUTPUT.view(25, 2), TARGET.view(25, 2).clone()
     target[:, 1] = 1.0
-    assert value(R2(2), (output, target)) == pytest.approx(sk.r2_score(target, output), rel=1e-6)
+    assert number(R2(2), (output, target)) == pytest.approx(sk.r2_score(target, output), rel=1e-6)
     with pytest.raises(
         ValueError, match=r"R2 expected output and target of shape \(N, 1\), got \(25, 2\)\. Pass the number of columns"
     ):
@@ -87,8 +82,8 @@ def test_r2_of_columns_is_their_mean():
 def test_too_few_samples_are_nan():
     for metric, _ in PAIRS:
         assert np.isnan(float(metric().compute()))
-        assert np.isnan(value(metric(), (OUTPUT[:0], TARGET[:0])))
-    assert np.isnan(value(R2(), (OUTPUT[:0], TARGET[:0]), (OUTPUT[:1], TARGET[:1])))
+        assert np.isnan(number(metric(), (OUTPUT[:0], TARGET[:0])))
+    assert np.isnan(number(R2(), (OUTPUT[:0], TARGET[:0]), (OUTPUT[:1], TARGET[:1])))
 
 
 def test_shapes_that_differ():

@@ -5,24 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from by_hand import assert_same_weights, mean, sgd
 from fit_core import Callback, Runner
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
-
-
-def sgd(model):
-    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-
-
-def assert_same_weights(model, by_hand):
-    for name, value in by_hand.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name
-
-
-def mean(values, weights):
-    return sum(float(value.detach()) * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
-
 
 # Detection: images of unequal size, a dict of losses in training, a list of predictions in evaluation.
 

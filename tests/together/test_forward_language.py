@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from by_hand import assert_same_weights
 from fit_callbacks import GradientClipping, LRScheduler
 from fit_core import Callback, Runner
 from torch import Tensor, nn
@@ -13,12 +14,6 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-
-
-def assert_same_weights(model, by_hand):
-    for name, value in by_hand.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name
-
 
 # Token classification with a model that returns its loss, a mean over the labels that are not ignored.
 

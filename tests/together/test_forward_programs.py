@@ -4,23 +4,10 @@ import copy
 
 import pytest
 import torch
+from by_hand import assert_same_weights, mean, sgd
 from fit_core import Callback, Runner
 from torch import nn
 from torch.nn import functional
-
-
-def sgd(model):
-    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-
-
-def assert_same_weights(model, by_hand):
-    for name, value in by_hand.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name
-
-
-def mean(values, weights):
-    return sum(float(value.detach()) * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
-
 
 # A variational autoencoder: batches are tensors alone, the loss is a dict.
 

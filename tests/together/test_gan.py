@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_hand import assert_same_weights
 from fit_callbacks import GradientClipping
 from fit_core import Callback
 from torch import nn
@@ -101,11 +102,6 @@ def train(precision="float32", accumulate_steps=1, callbacks=(), state_dict=None
         runner.state.load_state_dict(state_dict)
     torch.manual_seed(2)
     return runner, runner.fit(points(), epochs=2, val_loader=noise())
-
-
-def assert_same_weights(model, by_hand):
-    for name, value in by_hand.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name
 
 
 def steps_taken(optimizer):

@@ -1,4 +1,4 @@
-"""Rows C1, C4 and C5: the same data gives the same numbers on one process and on two. One script serves both."""
+"""The same data gives the same numbers on one process and on two. One script serves both."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-2}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_c4_two_processes_equal_one_with_the_same_global_batch(runs, case):
+def test_two_processes_equal_one_with_the_same_global_batch(runs, case):
     (weights, history, _, steps, lr), *both = (run[case] for run in runs)
     tolerance = TOLERANCE.get(case, 1e-12)
     for their_weights, their_history, reductions, their_steps, their_lr in both:
@@ -123,7 +123,7 @@ def evaluate_all():
     return results
 
 
-def test_c1_evaluation_counts_each_sample_once_also_on_ranks_without_a_batch():
+def test_evaluation_counts_each_sample_once_also_on_ranks_without_a_batch():
     alone = launch(evaluate_all, nproc=1)[0]
     first, second = launch(evaluate_all, nproc=2, backend="gloo", timeout=60)
     assert second[0][1] == 0
@@ -170,7 +170,7 @@ def separate():
     return unequal(), buffers()
 
 
-def test_c5_unequal_loaders_are_refused_and_evaluation_exchanges_nothing():
+def test_unequal_loaders_are_refused_and_evaluation_exchanges_nothing():
     results = launch(separate, nproc=2, backend="gloo", timeout=60)
     for (message, steps), _ in results:
         assert "the training loaders of the processes differ in length (rank 0: 5, rank 1: 4 batches)" in message

@@ -1,4 +1,4 @@
-"""Row B3: workers are killed -9 in training, in validation and in a save, and the run ends with the same bits."""
+"""Workers are killed -9 in training, in validation and in a save, and the run ends with the same bits."""
 
 import os
 import signal
@@ -75,7 +75,7 @@ def train(folder, places, own):
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_b3_killed_workers_and_restarts_leave_no_trace_in_the_weights(tmp_path, own):
+def test_killed_workers_and_restarts_leave_no_trace_in_the_weights(tmp_path, own):
     (tmp_path / "gold").mkdir()
     (tmp_path / "killed").mkdir()
     places = [(1, "training", 1, 0), (0, "validation", 4, 1), (1, "save", 5, 2)]

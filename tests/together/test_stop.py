@@ -1,4 +1,4 @@
-"""A launch that is stopped by a signal saves its run, leaves nothing running, and resumes with the same bits (F1)."""
+"""A launch that is stopped by a signal saves its run, leaves nothing running, and resumes with the same bits."""
 
 import contextlib
 import os
@@ -82,7 +82,7 @@ def descendants(pid):
     ("name", "workers", "is_train", "to_all"),
     [("SIGTERM", 2, False, True), ("SIGUSR1", 0, True, False), ("SIGHUP", 0, False, False)],
 )
-def test_f1_a_signal_to_a_launch_saves_and_stops_it(tmp_path, name, workers, is_train, to_all):
+def test_a_signal_to_a_launch_saves_and_stops_it(tmp_path, name, workers, is_train, to_all):
     number = getattr(signal, name)
     process = start(tmp_path, SCRIPT, tmp_path, workers, is_train)
     until(lambda: (tmp_path / "ready").exists() or process.poll() is not None)

@@ -8,17 +8,21 @@ import time
 from pathlib import Path
 
 
-def start(folder, code, *arguments, module=(), **environment):
+def environment(**variables):
+    """The variables of a new process that imports what this one can import, with one thread."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1", **variables}
+
+
+def start(folder, code, *arguments, module=(), **variables):
     """A process that runs `code` as a script; its output goes to a pipe."""
     script = Path(folder) / "script.py"
     script.write_text(code)
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     return subprocess.Popen(
         [sys.executable, *module, str(script), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        env=environment(**variables),
         cwd=folder,
         start_new_session=True,  # so that a signal to its group is what Ctrl-C sends
     )

@@ -1,9 +1,10 @@
-"""A small run that the tests of callbacks share."""
+"""A small run that tests share, and what looks at its states."""
 
 import io
 
 import torch
 from fit_core import Callback, Runner
+from fit_core.testing.values import flat  # noqa: F401
 from torch import nn
 
 
@@ -82,12 +83,22 @@ def load(saved):
     return torch.load(io.BytesIO(saved), weights_only=True)
 
 
-def flat(value, prefix=""):
-    """A nested state as a list of plain values, in which the same bits are equal."""
-    if isinstance(value, dict):
-        return [leaf for key in value for leaf in flat(value[key], f"{prefix}/{key}")]
-    if isinstance(value, (list, tuple)):
-        return [leaf for number, entry in enumerate(value) for leaf in flat(entry, f"{prefix}/{number}")]
-    if isinstance(value, torch.Tensor):
-        return [(prefix, value.dtype, value.shape, value.contiguous().cpu().numpy().tobytes())]
-    return [(prefix, value)]
+def same(model, other):
+    """Return whether two models have the same weights and buffers, bit for bit."""
+    ours, theirs = model.state_dict(), other.state_dict()
+    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def lr_of(state):
+    return state.optimizer.param_groups[0]["lr"]
+
+
+class Logs(Callback):
+    """Puts given values into the logs, one per epoch."""
+
+    def __init__(self, **values):
+        self.values = values
+
+    def on_epoch_end(self, state):
+        for name, values in self.values.items():
+            state.logs[name] = values[state.epoch]

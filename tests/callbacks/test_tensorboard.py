@@ -1,35 +1,16 @@
-"""Loggers: what they write is read back from the files."""
+"""TensorBoard: what it writes is read back from its files."""
 
-import csv
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from fit_callbacks import ConfusionMatrix, FileLogger, TensorBoard
+from fit_callbacks import FileLogger, TensorBoard
 from fit_callbacks.running import running_metrics
 from fit_core import Callback
-from scene import Matrix, Snapshots, Watch, accuracy, batches, flat, load, make, network
-from sklearn.metrics import confusion_matrix
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from read_back import close, curves, events
+from scene import Snapshots, Watch, accuracy, batches, flat, load, make, network
 from tensorboard.summary.writer import event_file_writer
 from torch import nn
-
-
-def events(folder):
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0})
-    accumulator.Reload()
-    return accumulator
-
-
-def curves(folder):
-    read = events(folder)
-    return {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
-
-
-def close(points):
-    return pytest.approx(points, rel=1e-6)
-
 
 # TensorBoard
 
@@ -135,7 +116,7 @@ def test_evaluate_alone_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_b7_no_step_twice_and_none_missing(tmp_path, before, accumulate_steps, monkeypatch):
+def test_a_resumed_run_logs_no_step_twice_and_none_missing(tmp_path, before, accumulate_steps, monkeypatch):
     # Event files are read by name: second, host, process, number in the process. Let the numbers sort as strings.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(1_000_000))
 
@@ -173,102 +154,6 @@ def test_b7_no_step_twice_and_none_missing(tmp_path, before, accumulate_steps, m
         run(folder, resume=saved[stop])
         assert curves(folder) == curves(tmp_path / "gold"), stop
         assert (folder / "log.csv").read_text() == (tmp_path / "gold" / "log.csv").read_text()
-
-
-# ConfusionMatrix
-
-
-def test_the_matrix_of_a_metric_is_drawn(tmp_path):
-    board = TensorBoard(tmp_path)
-    confusion = ConfusionMatrix(board, ["cat", "dog", "owl"])
-    runner = make(confusion, board, metrics=[Matrix()])
-    runner.fit(batches(), epochs=2, val_loader=batches(seed=1))
-    outputs = runner.predict(batches(seed=1))
-    target = torch.cat([y for _, y in batches(seed=1)])
-    expected = confusion_matrix(target, outputs.argmax(1), labels=range(3)).tolist()
-    runner.evaluate(batches(seed=1))
-    assert confusion.matrix.tolist() == expected
-    assert [image.step for image in events(tmp_path).Images("val/confusion")] == [5, 10]
-    axes = confusion.draw().axes[0]
-    assert {text.get_text() for text in axes.texts} == {str(count) for row in expected for count in row}
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "owl"]
-
-
-def test_the_matrix_of_torchmetrics_is_drawn_by_its_name(tmp_path):
-    torchmetrics = pytest.importorskip("torchmetrics")
-    metric = torchmetrics.classification.MulticlassConfusionMatrix(3)
-    confusion = ConfusionMatrix(TensorBoard(tmp_path), metric="MulticlassConfusionMatrix")
-    make(confusion, metrics=[metric]).evaluate(batches())
-    assert confusion.matrix.sum() == 37
-    assert [label.get_text() for label in confusion.draw().axes[0].get_yticklabels()] == ["0", "1", "2"]
-
-
-def test_a_matrix_that_cannot_be_drawn_is_refused(tmp_path):
-    board = TensorBoard(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"a metric called 'ConfusionMatrix', .* \(there are: none\)\. Add it: metrics="
-    ):
-        make(board, ConfusionMatrix(board)).fit(batches())
-    with pytest.warns(UserWarning, match=r"could not draw the matrix: .*\(2, 2\), as classes has, got \(3, 3\)"):
-        make(ConfusionMatrix(board, ["cat", "dog"]), metrics=[Matrix()]).evaluate(batches())
-    with pytest.raises(ValueError, match="there is no matrix yet: validate or evaluate first"):
-        ConfusionMatrix(board).draw()
-    with pytest.raises(TypeError, match=r'classes must be a list of names such as \["cat", "dog"\], or None, got 3'):
-        ConfusionMatrix(board, 3)
-    with pytest.raises(TypeError, match="board must be the run's TensorBoard callback, got list"):
-        ConfusionMatrix(["cat", "dog"])
-
-
-# FileLogger
-
-
-def test_a_row_an_epoch_as_lines_and_as_a_table(tmp_path):
-    class Late(Callback):
-        def on_epoch_end(self, state):
-            state.logs["extra"] = 2.5
-
-    lines, table = FileLogger(tmp_path / "a" / "log.jsonl"), FileLogger(tmp_path / "a" / "log.csv")
-    history = make(lines, table, Late()).fit(batches(), epochs=3, val_loader=batches(), validate_every=2)
-    assert [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()] == history
-    with (tmp_path / "a" / "log.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [{key: float(value) for key, value in row.items() if value} for row in rows] == history
-    assert rows[0]["val/loss"] == ""
-    assert rows[0]["extra"] == "2.5"
-
-
-def test_a_row_is_there_when_the_next_epoch_begins(tmp_path):
-    path = tmp_path / "log.jsonl"
-    seen = Watch("on_batch_begin", lambda state: len(path.read_text().splitlines()) if path.exists() else 0)
-    make(FileLogger(path), seen).fit(batches((4,)), epochs=3)
-    assert seen.seen == [0, 1, 2]
-    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
-
-
-def test_the_file_of_an_earlier_run_is_set_aside(tmp_path, capsys):
-    path = tmp_path / "log.csv"
-    texts = []
-    for lr in (0.1, 0.2, 0.3):
-        make(FileLogger(path), lr=lr).fit(batches())
-        texts.append(path.read_text())
-    assert (tmp_path / "log-previous-1.csv").read_text() == texts[0]
-    assert (tmp_path / "log-previous-2.csv").read_text() == texts[1]
-    assert len(set(texts)) == 3
-    assert "log.csv is of an earlier run, and is log-previous-1.csv now" in capsys.readouterr().out
-
-
-def test_other_endings_are_refused():
-    with pytest.raises(ValueError, match=r"must end in .jsonl or .csv, got 'log.txt'"):
-        FileLogger("log.txt")
-
-
-def test_other_ranks_write_nothing(tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    board = TensorBoard(tmp_path, every=1, histograms=True, graph=True)
-    runner = make(board, ConfusionMatrix(board), FileLogger(tmp_path / "log.csv"), metrics=[Matrix()])
-    runner.fit(batches(), val_loader=batches())
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_running_values_do_not_exchange_with_other_processes():

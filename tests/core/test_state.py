@@ -1,0 +1,85 @@
+"""What a saved state contains, and which states are refused."""
+
+import pytest
+import torch
+from classifier import Augmented, loaders, make
+from fit_core import Runner
+from scene import Snapshots, load
+from torch import nn
+from torch.utils.data import DataLoader
+
+
+def test_other_settings_are_named_in_one_warning():
+    save = Snapshots()
+    make([save], accumulate_steps=2).fit(loaders("shuffled", 0)[0], epochs=2)
+    runner = make()
+    runner.state.load_state_dict(load(save.saved[0]))
+    with pytest.warns(UserWarning, match=r"epochs 2 -> 3, batches per epoch 4 -> 5, batch_size 3 -> 2, accumulate_s"):
+        runner.fit(DataLoader(Augmented(), batch_size=2, drop_last=True), epochs=3)
+    assert [row["epoch"] for row in runner.state.history] == [1, 2, 3]
+
+
+def test_a_metric_without_memory_is_named():
+    class Forgetful:
+        def reset(self):
+            pass
+
+        def update(self, output, target):
+            pass
+
+        def compute(self):
+            return 1.0
+
+    save = Snapshots()
+    make([save]).fit(loaders("shuffled", 0)[0])
+    runner = make()
+    runner.state.metrics.append(Forgetful())
+    runner.state.load_state_dict(load(save.saved[0]))
+    with pytest.warns(UserWarning, match="Forgetful of the interrupted epoch will miss the batches"):
+        runner.fit(loaders("shuffled", 0)[0])
+
+
+def test_a_state_of_another_model_is_refused_whole():
+    save = Snapshots()
+    make([save]).fit(loaders("shuffled", 0)[0])
+    saved = load(save.saved[-1])
+    model = nn.Sequential(nn.Linear(4, 9), nn.BatchNorm1d(9), nn.Linear(9, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    runner = Runner(model, torch.optim.SGD(model.parameters()), nn.CrossEntropyLoss())
+    with pytest.raises(ValueError, match=r"another model\. Nothing was loaded") as caught:
+        runner.state.load_state_dict(saved)
+    lines = str(caught.value).splitlines()
+    assert lines[1:] == [
+        "  missing: 2.weight, 2.bias",
+        "  unexpected: 4.weight, 4.bias",
+        "  shape: 0.weight (8, 4) -> (9, 4), 0.bias (8,) -> (9,), 1.weight (8,) -> (9,), 1.bias (8,) -> (9,), "
+        "1.running_mean (8,) -> (9,), 1.running_var (8,) -> (9,)",
+    ]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_state_of_a_newer_format_is_refused():
+    save = Snapshots()
+    make([save]).fit(loaders("shuffled", 0)[0])
+    saved = load(save.saved[-1])
+    saved["format"] = 3
+    with pytest.raises(ValueError, match="has format 3, and this fit-core reads up to 1: upgrade fit-core"):
+        make().state.load_state_dict(saved)
+
+
+def test_the_saved_model_has_bare_names():
+    model = nn.Sequential(nn.Linear(4, 4), torch.compile(nn.Linear(4, 3), backend="eager"))
+    compiled = torch.compile(model, backend="eager")
+    runner = Runner(compiled, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
+    runner.fit(loaders("shuffled", 0)[0])
+    saved = runner.state.state_dict()
+    assert list(saved["model"]) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    plain = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    plain.load_state_dict(saved["model"])
+    again = Runner(torch.compile(plain, backend="eager"), torch.optim.SGD(plain.parameters(), lr=0.1), nn.MSELoss())
+    again.state.load_state_dict(saved)
+
+
+def test_there_is_no_state_before_fit():
+    with pytest.raises(RuntimeError, match="once fit has begun"):
+        make().state.state_dict()
