@@ -13,10 +13,10 @@ hatch run bench
 
 Measured on {machine}.
 
-Each program runs in a fresh process, pinned to one core, with one thread. All run in turn for {rounds} rounds ({few} with other
-libraries), and a ratio compares two times of the same round. The tables show the median and, in brackets, the range. A
-ratio below 1 is faster than the hand-written loop. On another machine the times differ, the ratios differ less, and
-the counted instructions least.
+Each program runs in a fresh process, pinned to one core, with one thread. All run in turn for {rounds} rounds
+({few} with other libraries), and a ratio compares two times of the same round. The tables show the median and, in
+brackets, the range. A ratio below 1 is faster than the hand-written loop. On another machine the times differ, the
+ratios differ less, and the counted instructions least.
 """
 
 NAMES = {"mlp": "MLP 32-64-10, batch 32", "conv": "small convnet, batch 32", "mnist1d": "MNIST-1D to 91%"}
@@ -163,9 +163,11 @@ def scale(result, ratios):
     return (
         "## Scale\n\n"
         + table(["", "hand-written loop, us per step", "Runner", "ratio"], rows)
-        + f"\n\nTen callbacks with a hook at every batch, compared with none: {shown(ratios(ten['ten'], ten['lean']))}.\n\n"
-        f"In a run of {long['steps']} steps, a step took {first:.0f} us in the first tenth and {last:.0f} us in the last. "
-        f"Peak memory was {long['memory'][0]:.1f} MB after the first tenth and {long['memory'][1]:.1f} MB at the end.\n"
+        + f"\n\nTen callbacks with a hook at every batch, compared with none: "
+        f"{shown(ratios(ten['ten'], ten['lean']))}.\n\n"
+        f"In a run of {long['steps']} steps, a step took {first:.0f} us in the first tenth and {last:.0f} us in the "
+        f"last. Peak memory was {long['memory'][0]:.1f} MB after the first tenth and {long['memory'][1]:.1f} MB at the "
+        "end.\n"
     )
 
 
