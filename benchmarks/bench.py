@@ -42,7 +42,7 @@ FEATURES = {  # what: the Runner with it, the loop by hand with it
     "TensorBoard, every 50 steps": ("tensorboard", "tensorboard-by-hand"),
     "Timer": ("timer", "timer-by-hand"),
     "ModelEma": ("ema", "ema-by-hand"),
-    "CheckpointSaver, an epoch": ("saver", "idle-by-hand"),
+    "CheckpointSaver, once per epoch": ("saver", "idle-by-hand"),
 }
 
 

@@ -1,10 +1,10 @@
-"""Trains on a stream of lines, an IterableDataset, stops in the middle of an epoch and goes on with the same bits.
+"""Train on a stream of lines, an IterableDataset. Stop mid-epoch, and resume with the same weights, bit for bit.
 
-A stream has no length, so ``steps_per_epoch`` says what an epoch is; the stream is read on from epoch to epoch and
-starts over at its end. A resumed run starts the pass anew with the random numbers it began with, and drops the batches
-it has had; that costs the reading of one pass at most. For the order to come back, the shuffle buffer draws from a
-generator of its own, seeded at the start of the pass: dropped batches are not trained on, so what dropout drew between
-them is missing. Measured: the same hash of the weights, the same history, with no workers and with two.
+A stream does not have a length, so ``steps_per_epoch`` says how many batches make an epoch. The stream continues from
+epoch to epoch and starts over at its end. A resumed run starts the pass again from the same random state and drops the
+batches that were used, so it reads at most one pass again. The shuffle buffer draws from its own generator, seeded at
+the start of the pass. The global generator would not do: dropout draws from it too, but not for dropped batches.
+Measured: the same hash of the weights and the same history, without workers and with two.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 
 class Lines(IterableDataset):
-    """Images and classes from a file, a digit a line, shuffled through a buffer; each worker takes its own lines."""
+    """Read images and classes from a file, one digit per line, and shuffle them in a buffer. Workers share the file."""
 
     def __init__(self, path: Path, buffer_size: int = 300) -> None:
         self.path, self.buffer_size = path, buffer_size
@@ -49,7 +49,7 @@ class Lines(IterableDataset):
 
 
 class StopAt(Callback):
-    """Ends the run after an optimizer step, in the middle of an epoch."""
+    """Stop the run after an optimizer step, mid-epoch."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -97,7 +97,7 @@ def main() -> None:
         torch.save(stopped.state.state_dict(), saved)
         print(f"stopped      {digest(stopped)}  in step {stopped.state.global_step}")
 
-        resumed = make(1)  # Another seed: what counts comes from the file.
+        resumed = make(1)  # With another seed: everything that matters comes from the file.
         resumed.state.load_state_dict(torch.load(saved, weights_only=True))
         again = resumed.fit(loader(), epochs=arguments.epochs, steps_per_epoch=40)
         print(f"resumed      {digest(resumed)}  train accuracy {again[-1]['train/accuracy']:.1%}")

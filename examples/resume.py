@@ -1,7 +1,7 @@
-"""Trains in a process of its own, kills it at random moments, resumes it each time, and compares the end bit by bit.
+"""Kill a training process at random moments, resume it each time, and compare the final weights bit for bit.
 
-A run that nobody disturbs goes first; its hash is what the killed one must arrive at. Nothing is prepared for the kill,
-which is SIGKILL: no program can catch it.
+An undisturbed run comes first, and the killed run has to end with the same hash. The signal is SIGKILL, which a program
+cannot catch, so nothing is saved at the moment of the kill.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class NoisyDigits(Dataset):
-    """Handwritten digits, each time with other noise: augmentation that a resumed run has to repeat."""
+    """Add new noise to a digit each time it is read: augmentation that a resumed run has to repeat."""
 
     def __init__(self):
         digits = load_digits()
@@ -37,14 +37,14 @@ class NoisyDigits(Dataset):
 
 
 class Hello(Callback):
-    """Tells the parent that a batch has been trained."""
+    """Print the step after each batch, for the parent process."""
 
     def on_batch_end(self, state):
         print(state.global_step, flush=True)
 
 
 def train(folder: Path, epochs: int) -> None:
-    """One run, which goes on where the last one in this folder was interrupted."""
+    """Train, or resume the interrupted run in the folder."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 10))

@@ -1,7 +1,7 @@
-"""Trains on two processes, of which one is killed again and again; ``launch`` restarts them, and no bit is lost.
+"""Train on two processes and kill one of them again and again. ``launch`` restarts them, and the weights are the same.
 
-The killer is a process of its own, which sends SIGKILL to a worker at random moments. What the survivors leave behind,
-the checkpoint, is where all go on.
+A separate process sends SIGKILL to a worker at random moments. After each kill, both workers are restarted and resume
+from the last checkpoint.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Hello(Callback):
-    """Leaves the number of this process where the killer finds it."""
+    """Write the id of this process to a file, where the killer finds it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class Hello(Callback):
 
 
 def train(folder: Path, epochs: int) -> str:
-    """The run, as anybody would write it; returns a hash of the weights and of their average."""
+    """Train as usual, and return a hash of the weights and of their average."""
     torch.manual_seed(rank())
     digits = load_digits()
     dataset = TensorDataset(torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target))
@@ -52,7 +52,7 @@ def train(folder: Path, epochs: int) -> str:
 
 
 def kill_workers(folder: Path, kills: int) -> None:
-    """Kill a worker, wait until there are new ones that train, and again."""
+    """Kill a worker, wait until the new workers train, and repeat."""
     killed = set()
     for number in range(kills):
         victim = folder / f"worker-{random.randrange(2)}"

@@ -149,7 +149,7 @@ def test_arguments_that_are_refused():
         ValueError, match="expected average to be one of 'micro', 'macro', 'weighted', None, got 'samples'"
     ):
         F1(5, average="samples")
-    with pytest.raises(ValueError, match=r"average=.micro. needs the number of classes\. Pass num_classes="):
+    with pytest.raises(ValueError, match=r"expected num_classes with average=.micro., got None\. Pass num_classes="):
         F1(average="micro")
     with pytest.raises(ValueError, match="expected num_classes to be 2 or more, got 1"):
         ConfusionMatrix(1)

@@ -61,7 +61,7 @@ def test_no_images_are_nan(metric):
 
 @pytest.mark.parametrize("metric", [PSNR, SSIM])
 def test_images_that_do_not_fit(metric):
-    with pytest.raises(ValueError, match=r"expected output and target of one shape, got .* target \(4, 3, 20, 17\)"):
+    with pytest.raises(ValueError, match=r"output and target of the same shape, got .* target \(4, 3, 20, 17\)"):
         metric().update(OUTPUT, TARGET[:4])
     with pytest.raises(
         ValueError, match=r"expected images \(N, C, H, W\), got output \(3, 20, 17\) .* Call unsqueeze\(1\)"

@@ -139,7 +139,7 @@ def test_accuracy_of_masks_that_overlap():
     )
     expected = value(Accuracy(task="multilabel", exact_match=True), (LOGITS, TARGET))
     assert value(Accuracy(task="multilabel", exact_match=True, class_dim=1), (MASKS, TRUE_MASKS)) == expected
-    with pytest.raises(ValueError, match=r"cannot tell which dimension .* Pass class_dim=1 for \(N, C, \.\.\.\)"):
+    with pytest.raises(ValueError, match=r"expected one dimension .* Pass class_dim=1 for \(N, C, \.\.\.\)"):
         Accuracy(task="multilabel", exact_match=True).update(MASKS, TRUE_MASKS)
 
 
@@ -200,13 +200,13 @@ def test_shapes_that_do_not_fit(make, target, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: F1(task="multilabel"), 'task="multilabel" needs the number of labels'),
-        (lambda: AUROC(task="multilabel"), 'task="multilabel" needs the number of labels'),
-        (lambda: Accuracy(5, task="multilabel"), 'task="multilabel" has no top-k accuracy'),
-        (lambda: Accuracy(exact_match=True), 'exact_match is about labels. Pass task="multilabel" too'),
-        (lambda: BalancedAccuracy(5, task="multilabel"), "BalancedAccuracy has no value for labels. Use Recall"),
+        (lambda: F1(task="multilabel"), 'expected num_classes with task="multilabel", got None'),
+        (lambda: AUROC(task="multilabel"), 'expected num_classes with task="multilabel", got None'),
+        (lambda: Accuracy(5, task="multilabel"), 'expected topk=1 with task="multilabel", got'),
+        (lambda: Accuracy(exact_match=True), 'with exact_match=True, got None. Pass task="multilabel"'),
+        (lambda: BalancedAccuracy(5, task="multilabel"), 'for BalancedAccuracy, got "multilabel". Use Recall'),
         (lambda: F1(5, task="multi-label"), "expected task to be one of 'binary', 'multiclass', 'multilabel' or None"),
-        (lambda: F1(5, task="binary"), 'task="binary" has 2 classes, got num_classes=5'),
+        (lambda: F1(5, task="binary"), 'expected 2 classes with task="binary", got num_classes=5'),
     ],
 )
 def test_arguments_that_are_refused(make, message):
@@ -222,5 +222,5 @@ def test_labels_need_the_task_when_it_cannot_be_inferred():
         ):
             metric.compute()
     for predicted in (LOGITS > 0, (LOGITS > 0).long()):
-        with pytest.raises(ValueError, match=r'cannot tell predicted labels from .* Pass task="multilabel" if'):
+        with pytest.raises(ValueError, match=r'expected either predicted labels or .* Pass task="multilabel" if'):
             F1(5).update(predicted, TARGET)

@@ -89,7 +89,7 @@ def test_too_few_samples_are_nan():
 def test_shapes_that_differ():
     for metric, _ in PAIRS:
         with pytest.raises(
-            ValueError, match=r"expected output and target of one shape, got output \(50,\) and target \(49,\)"
+            ValueError, match=r"expected output and target of the same shape, got output \(50,\) and target \(49,\)"
         ):
             metric().update(OUTPUT, TARGET[1:])
 

@@ -161,8 +161,8 @@ def test_overlapping_masks_are_not_read_as_classes():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"class_dim": 0}, ValueError, r"class_dim=0 is the dimension of samples\. Pass 1 for .* or -1 for"),
-        ({"class_dim": "last"}, TypeError, "class_dim must be a whole number, got 'last'"),
+        ({"class_dim": 0}, ValueError, r"expected class_dim other than 0.*\. Pass 1 for .* or -1 for"),
+        ({"class_dim": "last"}, TypeError, "expected class_dim to be a whole number, got 'last'"),
         ({"task": "classes"}, ValueError, "expected task to be one of 'binary', 'multiclass', 'multilabel' or None"),
     ],
 )

@@ -44,10 +44,10 @@ def test_a_confidence_of_one_is_in_the_last_bin():
 
 
 def test_a_state_of_other_bins_is_refused():
-    with pytest.raises(ValueError, match="the state has 15 bins, this metric 10"):
+    with pytest.raises(ValueError, match=r"expected a state with 10 bins, got 15\. Create the metric with bins=15"):
         CalibrationError(10).load_state_dict(CalibrationError(15).state_dict())
 
 
 def test_there_must_be_a_bin():
-    with pytest.raises(ValueError, match="bins must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="expected bins of 1 or more, got 0"):
         CalibrationError(0)

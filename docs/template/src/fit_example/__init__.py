@@ -1,4 +1,4 @@
-"""A callback and a metric for fit: the start of a package of your own."""
+"""Provide a callback and a metric for fit, as a start for your own package."""
 
 from .calibration import CalibrationError
 from .milestones import Milestones

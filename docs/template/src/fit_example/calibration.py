@@ -9,7 +9,7 @@ __all__ = ["CalibrationError"]
 
 
 class CalibrationError:
-    """The expected calibration error: the distance between confidence and accuracy, 0 for a perfectly calibrated model.
+    """Compute the expected calibration error: the distance between confidence and accuracy, 0 for perfect calibration.
 
     Samples are sorted into bins by their confidence, which is the largest probability. The error is the mean over
     samples of the distance between the mean confidence and the accuracy of their bin.
@@ -36,7 +36,7 @@ class CalibrationError:
 
     def __init__(self, bins: int = 15, name: str = "ECE") -> None:
         if bins < 1:
-            raise ValueError(f"bins must be 1 or more, got {bins}")
+            raise ValueError(f"expected bins of 1 or more, got {bins}. Pass bins=15")
         self.bins = bins
         self.name = name
         self._sums = torch.zeros(3, bins, dtype=torch.float64)  # samples, their confidence, how many were right
@@ -91,5 +91,8 @@ class CalibrationError:
         """
         sums = state_dict["sums"]
         if sums.shape != self._sums.shape:
-            raise ValueError(f"the state has {sums.shape[1]} bins, this metric {self.bins}: create it with as many")
+            raise ValueError(
+                f"expected a state with {self.bins} bins, got {sums.shape[1]}. "
+                f"Create the metric with bins={sums.shape[1]}"
+            )
         self._sums.copy_(sums.to(self._sums.dtype))

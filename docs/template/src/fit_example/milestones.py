@@ -48,7 +48,7 @@ class Milestones(Callback):
             if self.monitor.startswith("val/") and "val/loss" not in state.logs:
                 return
             seen = ", ".join(state.logs)
-            raise ValueError(f"Milestones cannot find {self.monitor!r}. The results of this epoch are {seen}")
+            raise ValueError(f"expected a result of the epoch as monitor, got {self.monitor!r}. Pass one of {seen}")
         for value in self.values:
             if value not in self.reached and state.logs[self.monitor] >= value:
                 self.reached[value] = state.epoch + 1

@@ -1,4 +1,4 @@
-"""Exact metrics that stay on the device, for fit_core.Runner and for loops of your own."""
+"""Provide exact metrics that are computed on the device, for fit_core.Runner and for hand-written loops."""
 
 from .accuracy import Accuracy
 from .base import SumMetric

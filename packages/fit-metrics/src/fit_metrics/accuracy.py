@@ -1,4 +1,4 @@
-"""Top-k accuracy, and the accuracy of yes-or-no decisions."""
+"""Provide top-k accuracy, and the accuracy of yes-or-no decisions."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Accuracy(ClassMetric, SumMetric):
 
     Args:
         topk: how many guesses a sample has, 1 or more.
-        *more: further numbers of guesses, each with a value of its own.
+        *more: further numbers of guesses. Each has a separate value.
         task: ``"binary"``, ``"multiclass"`` or ``"multilabel"``. None infers binary or multiclass from the shapes.
         class_dim: the dimension of the output with the classes, such as -1 for ``(N, T, C)``. None infers it.
         threshold: a single logit above it means class 1. 0 for logits, 0.5 for probabilities.
         ignore_index: a target that is not counted, such as -100 for padding or 255 for the border of a segmentation.
         exact_match: count the samples whose labels are all right, and not the labels. Needs ``task="multilabel"``.
         name: the name in the logs. Without it ``Acc@k``, or ``Acc`` for labels. With several k it is the part before
-            the ``@``, ``Acc`` if not given.
+            the ``@``, by default ``Acc``.
 
     Shapes:
         * output ``(N, C)``, ``(N, C, ...)`` or ``(N, ..., C)``, floating scores. The target has class indices
@@ -96,9 +96,9 @@ class Accuracy(ClassMetric, SumMetric):
         if len(set(self._all_k)) < len(self._all_k):
             raise ValueError(f"expected each k once, got {self._all_k}")
         if exact_match and task != "multilabel":
-            raise ValueError('exact_match is about labels. Pass task="multilabel" too')
+            raise ValueError(f'expected task="multilabel" with exact_match=True, got {task!r}. Pass task="multilabel"')
         if task == "multilabel" and self._all_k != (1,):
-            raise ValueError(f'task="multilabel" has no top-k accuracy, got topk={self._all_k}. Leave topk out')
+            raise ValueError(f'expected topk=1 with task="multilabel", got {self._all_k}. Leave topk out')
         count = torch.long
         ClassMetric.__init__(self, None, task=task, class_dim=class_dim, ignore_index=ignore_index)
         SumMetric.__init__(

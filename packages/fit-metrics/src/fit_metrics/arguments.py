@@ -1,4 +1,4 @@
-"""The arguments that several metrics take, and their checks."""
+"""Check the arguments that several metrics have in common."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fit_core import at_least_one
 __all__ = ["Average", "Task", "check_average", "check_class_dim", "check_num_classes", "check_task"]
 
 Task = Literal["binary", "multiclass", "multilabel"]
-"""What an entry of the target says: yes or no, which class, or yes or no for each label."""
+"""The meaning of an entry of the target: yes or no, a class, or yes or no for each label."""
 
 Average = Literal["micro", "macro", "weighted"] | None
-"""How the values of classes become one number. ``"micro"`` takes all samples of all classes together, ``"macro"`` takes
-the mean over classes, ``"weighted"`` the mean weighted by the samples of each class. None keeps the values apart."""
+"""The way to average over classes. ``"micro"`` counts all samples of all classes together, ``"macro"`` is the mean over
+classes, ``"weighted"`` the mean weighted by the samples of each class. None keeps the value of each class."""
 
 
 def check_task(task: Any, num_classes: int | None = None) -> None:
@@ -26,7 +26,7 @@ def check_task(task: Any, num_classes: int | None = None) -> None:
     if task is not None and task not in known:
         raise ValueError(f"expected task to be one of {', '.join(map(repr, known))} or None, got {task!r}")
     if task == "binary" and num_classes not in (None, 2):
-        raise ValueError(f'task="binary" has 2 classes, got num_classes={num_classes}. Leave num_classes out')
+        raise ValueError(f'expected 2 classes with task="binary", got num_classes={num_classes}. Leave num_classes out')
 
 
 def check_average(average: Any, num_classes: int | None) -> None:
@@ -39,7 +39,7 @@ def check_average(average: Any, num_classes: int | None) -> None:
     if average not in known:
         raise ValueError(f"expected average to be one of {', '.join(map(repr, known))}, got {average!r}")
     if num_classes is None and average != "macro":
-        raise ValueError(f"average={average!r} needs the number of classes. Pass num_classes=, 2 or more")
+        raise ValueError(f"expected num_classes with average={average!r}, got None. Pass num_classes=, 2 or more")
 
 
 def check_num_classes(num_classes: Any, task: Task | None) -> None:
@@ -53,7 +53,7 @@ def check_num_classes(num_classes: Any, task: Task | None) -> None:
     if num_classes == 1:
         raise ValueError("expected num_classes to be 2 or more, got 1. Leave it out for a single logit")
     if num_classes is None and task == "multilabel":
-        raise ValueError('task="multilabel" needs the number of labels. Pass num_classes=')
+        raise ValueError('expected num_classes with task="multilabel", got None. Pass the number of labels')
 
 
 def check_class_dim(class_dim: Any) -> None:
@@ -66,6 +66,8 @@ def check_class_dim(class_dim: Any) -> None:
     if class_dim is None:
         return
     if isinstance(class_dim, bool) or not isinstance(class_dim, int):
-        raise TypeError(f"class_dim must be a whole number, got {class_dim!r}")
+        raise TypeError(f"expected class_dim to be a whole number, got {class_dim!r}. Pass 1 or -1")
     if class_dim == 0:
-        raise ValueError("class_dim=0 is the dimension of samples. Pass 1 for (N, C, ...) or -1 for (N, ..., C)")
+        raise ValueError(
+            "expected class_dim other than 0, the samples, got 0. Pass 1 for (N, C, ...) or -1 for (N, ..., C)"
+        )

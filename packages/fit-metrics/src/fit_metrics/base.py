@@ -1,4 +1,4 @@
-"""The base classes of metrics: a name, a direction and a repr, and a formula over sums on the device."""
+"""Provide the base classes of metrics: a name, a direction, a repr, and sums on the device."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 class BaseMetric(Metric):
-    """The name, the direction and the repr that every metric of this package has."""
+    """Base of all metrics of this package: name, direction and repr."""
 
     name: str
     """The name in the logs. You may change it."""
     higher_is_better: bool | None = None
-    """Whether a larger value is better. None means that the metric has no better and worse."""
+    """Whether a larger value is better. None if a metric cannot be better or worse."""
 
     def __repr__(self) -> str:
         """Return the call that makes such a metric, with the arguments that are not the defaults. Read no tensor."""
@@ -51,17 +51,17 @@ class SumMetric(BaseMetric):
     """Base of metrics that are a formula over sums. They are exact on any split of the data and number of processes.
 
     A subclass names its sums, adds to them in ``update`` and divides in ``compute``. Set ``higher_is_better`` to True
-    or False, so that callbacks that look for the best epoch know which way is better.
+    or False, so that callbacks can find the best epoch.
 
-    :class:`fit_core.Runner` moves a metric to the model's device, and calls ``update`` without gradients. In a loop of
-    your own, move it like the model, and ``detach()`` what you add to a floating sum. The metrics of this package
-    detach it themselves.
+    :class:`fit_core.Runner` moves a metric to the model's device, and calls ``update`` without gradients. In a
+    hand-written loop, move it like the model, and ``detach()`` what you add to a floating sum. The metrics of this
+    package detach it themselves.
 
     Args:
         name: the name in the logs. It becomes an attribute, which you may change.
         **sums: the dtype of each sum, or a tuple of the dtype and its sizes. Each becomes an attribute of the metric,
-            a tensor of zeros. The sizes must not depend on the data, because a process without any batch takes part
-            in :meth:`all_reduce` too. On Apple's MPS, which has no float64, float32 is used in its place.
+            a tensor of zeros. The sizes must not depend on the data, because a process without any batches takes part
+            in :meth:`all_reduce` too. On Apple's MPS, which does not have float64, float32 is used instead.
 
     Example:
         >>> class ErrorRate(SumMetric):
@@ -132,7 +132,7 @@ class SumMetric(BaseMetric):
         return {name: total.clone() for name, total in self._sums().items()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Take the sums from what :meth:`state_dict` returned, on any device.
+        """Restore the sums that :meth:`state_dict` returned, on any device.
 
         Raises:
             ValueError: the state belongs to another metric, or its sums have other sizes. Nothing is changed then.
@@ -141,11 +141,11 @@ class SumMetric(BaseMetric):
         saved = {name: tuple(total.shape) for name, total in state_dict.items()}
         if expected != saved:
             raise ValueError(
-                f"the state is of another metric: expected {expected} for {self.name}, got {saved}. "
+                f"expected a state of {self.name} with the sums {expected}, got {saved}. "
                 "Create the metric with the arguments that it had when the state was saved"
             )
         for name, total in self._sums().items():
-            total.copy_(state_dict[name].to(total.dtype))  # Cast before it moves: MPS takes no float64.
+            total.copy_(state_dict[name].to(total.dtype))  # Cast before the copy: MPS does not accept float64.
 
     def _sums(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self._dtypes}

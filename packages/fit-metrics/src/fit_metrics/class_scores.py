@@ -1,4 +1,4 @@
-"""Precision, recall and F1: scores of a class, averaged over classes."""
+"""Provide precision, recall and F1: scores of a class, averaged over classes."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class ClassScore(MatrixMetric):
 
 
 class Precision(ClassScore):
-    """Compute the share of right ones among the samples predicted to be of a class: ``tp / predicted``. 0 without any.
+    """Compute the share of the samples predicted to be of a class that are: ``tp / predicted``. 0 without any.
 
     It equals scikit-learn's ``precision_score``. :class:`ClassScore` describes arguments and value.
 
@@ -109,7 +109,7 @@ class Precision(ClassScore):
 
 
 class Recall(ClassScore):
-    """Compute the share of recognized ones among the samples of a class: ``tp / actual``. 0 without any.
+    """Compute the share of the samples of a class that were recognized: ``tp / actual``. 0 without any.
 
     It equals scikit-learn's ``recall_score``. :class:`ClassScore` describes arguments and value.
     """

@@ -49,10 +49,10 @@ class ClassBatch(NamedTuple):
 
 
 class ClassMetric(BaseMetric):
-    """Base of metrics of classes: read a batch, whatever form its targets have.
+    """Base of classification metrics: read batches with targets of any form.
 
     Args:
-        classes: C, the number of classes or labels. None if any number will do.
+        classes: C, the number of classes or labels. None for any number.
         task: what the targets are. None to infer it.
         class_dim: the dimension of the output with the classes. None to infer it.
         ignore_index: a target that is not counted.
@@ -79,7 +79,7 @@ class ClassMetric(BaseMetric):
             output: floating ``(N, C, ...)`` or ``(N, ..., C)``: scores. Floating ``(N, ...)``: single logits. Integer
                 or bool, of the target's shape: predicted classes or labels.
             target: class indices, one-hot or soft classes, or labels.
-            needs_labels: whether the dimension of labels must be known.
+            needs_labels: whether the metric has to know the dimension of the labels.
 
         Raises:
             TypeError: one is not a tensor, or has the wrong dtype.
@@ -154,7 +154,7 @@ class ClassMetric(BaseMetric):
         )
 
     def report(self, outside: int, unclear: int, classes: int | None = None) -> None:
-        """Report invalid targets, which were counted separately.
+        """Raise an error for invalid targets, which were counted separately.
 
         Args:
             outside: how many targets or predictions were not one of the classes.

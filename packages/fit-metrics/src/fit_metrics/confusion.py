@@ -1,4 +1,4 @@
-"""The confusion matrix, and the base of metrics that are computed from it."""
+"""Provide the confusion matrix, and the base of metrics that are computed from it."""
 
 from __future__ import annotations
 
@@ -184,8 +184,8 @@ class BalancedAccuracy(MatrixMetric):
     ) -> None:
         if task == "multilabel":
             raise ValueError(
-                'BalancedAccuracy has no value for labels. Use Recall(num_classes, task="multilabel"), the mean over '
-                "labels of tp / actual"
+                'expected task="binary" or "multiclass" for BalancedAccuracy, got "multilabel". Use '
+                'Recall(num_classes, task="multilabel"), the mean over labels of tp / actual'
             )
         super().__init__(
             name, num_classes, task=task, class_dim=class_dim, threshold=threshold, ignore_index=ignore_index

@@ -1,4 +1,4 @@
-"""Areas under curves: AUROC and average precision."""
+"""Provide areas under curves: AUROC and average precision."""
 
 from __future__ import annotations
 

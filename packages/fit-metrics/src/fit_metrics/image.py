@@ -1,4 +1,4 @@
-"""How similar an image and its reconstruction are."""
+"""Measure how similar an image and its reconstruction are."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class SSIM(ImageMetric):
         if min(target.shape[2:]) < 6:
             raise ValueError(
                 f"SSIM expected images of 6 x 6 pixels or more, got {tuple(target.shape)}. "
-                "It mirrors 5 pixels at each border: use PSNR, or enlarge the images"
+                "Use PSNR, or enlarge the images"
             )
         c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
         maps = torch.cat([output, target, output * output + target * target, output * target], 1)

@@ -29,7 +29,7 @@ def check_tensors(metric: str, output: Any, target: Any) -> None:
 
 
 def number_inputs(metric: str, output: Any, target: Any) -> tuple[Tensor, Tensor]:
-    """Return output and target without their graph, in one shape and in a floating dtype that holds both.
+    """Return output and target without their graph, in one shape and in a floating dtype that can represent both.
 
     Args:
         metric: its name, for messages.
@@ -47,7 +47,7 @@ def number_inputs(metric: str, output: Any, target: Any) -> tuple[Tensor, Tensor
         flat_output, flat_target = output, target
     if flat_output.shape != flat_target.shape:
         raise ValueError(
-            f"{metric} expected output and target of one shape, got output {tuple(output.shape)} and target "
+            f"{metric} expected output and target of the same shape, got output {tuple(output.shape)} and target "
             f"{tuple(target.shape)}. Return one output for each target from the model"
         )
     is_wide = output.dtype in WIDE or target.dtype in WIDE

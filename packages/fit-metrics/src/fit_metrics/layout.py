@@ -1,4 +1,4 @@
-"""Infer from shapes and dtypes what a classification batch means. Ask the user where they allow two readings."""
+"""Infer from shapes and dtypes how to read a classification batch. Raise an error if there are two ways."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["Expected", "Layout", "align", "find_layout", "shapes"]
 
 
 class Expected(NamedTuple):
-    """What is known about the batches of a metric.
+    """Describe what is known about the batches of a metric.
 
     Attributes:
         metric: its name, for messages.
         task: what the user said that the targets are.
-        num_classes: C, the number of classes or labels. None if any number will do.
-        class_dim: the dimension of the output that the user said holds the classes.
-        usual_dim: the dimension that held them in an earlier batch, 1 or -1.
-        needs_labels: whether the dimension of labels must be known.
+        num_classes: C, the number of classes or labels. None for any number.
+        class_dim: the dimension of the classes in the output, if the user has passed it.
+        usual_dim: the dimension of the classes in an earlier batch, 1 or -1.
+        needs_labels: whether the metric has to know the dimension of the labels.
     """
 
     metric: str
@@ -33,7 +33,7 @@ class Expected(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How to read a batch.
+    """Describe how to read a batch.
 
     Attributes:
         task: what the targets are.
@@ -73,9 +73,9 @@ def find_layout(output: Tensor, target: Tensor, expected: Expected) -> Layout:
         raise ValueError(_unfitting(output, target, [], expected))
     if expected.task is None and any(output.size(dim) == expected.num_classes for dim in dims):
         raise ValueError(
-            f"{expected.metric} cannot tell predicted labels from predicted classes, got {shapes(output, target)} and "
-            f'{expected.num_classes} classes. Pass task="multilabel" if the entries are yes or no for each label, or '
-            'task="multiclass" if they are classes'
+            f"{expected.metric} expected either predicted labels or predicted classes, got {shapes(output, target)} "
+            f'and {expected.num_classes} classes, which could be both. Pass task="multilabel" if the entries are yes '
+            'or no for each label, or task="multiclass" if they are classes'
         )
     return Layout("binary" if expected.task == "binary" else "multiclass", None)
 
@@ -103,7 +103,7 @@ def shapes(output: Tensor, target: Tensor) -> str:
 
 
 def _candidate_dims(output: Tensor, target: Tensor, expected: Expected) -> list[int]:
-    """Return the dimensions that may hold the classes."""
+    """Return the dimensions that may be the classes."""
     if not output.dim():
         raise ValueError(
             f"{expected.metric} expected an output with a dimension of samples, got {shapes(output, target)}. "
@@ -180,7 +180,7 @@ def _labels(output: Tensor, target: Tensor, dims: list[int], expected: Expected)
 
 def _ask_for_class_dim(output: Tensor, target: Tensor, expected: Expected) -> str:
     return (
-        f"{expected.metric} cannot tell which dimension of the output holds the classes, got "
+        f"{expected.metric} expected one dimension of the output that can be the classes, got several: "
         f"{shapes(output, target)}. Pass class_dim=1 for (N, C, ...) or class_dim=-1 for (N, ..., C)"
     )
 
@@ -206,5 +206,5 @@ def _unfitting(output: Tensor, target: Tensor, dims: list[int], expected: Expect
         wanted = f"class indices of shape {' or '.join(of_indices)}, or one-hot classes of shape {tuple(output.shape)}"
         advice = "Return one output for each target from the model"
         if output.dim() > 2:
-            advice = "Pass class_dim= if another dimension of the output holds the classes"
+            advice = "Pass class_dim= if another dimension of the output is that of the classes"
     return f"{expected.metric} expected {wanted}, got {shapes(output, target)}. {advice}"

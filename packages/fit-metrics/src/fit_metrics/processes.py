@@ -19,7 +19,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     lengths = [torch.empty_like(length) for _ in range(distributed.get_world_size())]
     distributed.all_gather(lengths, length)
     counts = [int(length) for length in lengths]
-    # all_gather wants equal shapes: pad to the longest, and cut the padding off afterwards.
+    # all_gather needs equal shapes: pad to the longest, and remove the padding afterwards.
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
     gathered = [torch.empty_like(padded) for _ in counts]

@@ -1,4 +1,4 @@
-"""How well scores put the right samples first, over all thresholds at once."""
+"""Measure how well scores rank samples, over all thresholds."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class RankingMetric(ClassMetric):
         return self
 
     def all_reduce(self) -> None:
-        """Take the scores of all processes. Every process calls it once, before :meth:`compute`.
+        """Gather the scores of all processes. Every process calls it once, before :meth:`compute`.
 
         A process may have any number of samples, or none. Does nothing without a process group.
         """
@@ -179,7 +179,7 @@ class RankingMetric(ClassMetric):
         return {"scores": torch.cat(self._scores), "targets": torch.cat(self._targets)}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Take scores and targets from what :meth:`state_dict` returned, on any device.
+        """Restore the scores and targets that :meth:`state_dict` returned, on any device.
 
         Raises:
             ValueError: the state belongs to another metric, or has another number of classes. Nothing is changed then.
@@ -188,7 +188,7 @@ class RankingMetric(ClassMetric):
         saved = {name: value.shape[1:] for name, value in state_dict.items()}
         if saved != expected:
             raise ValueError(
-                f"the state is of another metric: expected columns {expected} for {self.name}, got {saved}. "
+                f"expected a state of {self.name} with the columns {expected}, got {saved}. "
                 "Create the metric with the arguments that it had when the state was saved"
             )
         self._scores = [state_dict["scores"].to(self._device)]

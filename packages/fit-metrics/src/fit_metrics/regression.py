@@ -1,4 +1,4 @@
-"""How far numbers are from their targets."""
+"""Measure how far numbers are from their targets."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class R2(SumMetric):
     """Compute the share of the targets' variance that is explained.
 
     ``1 - sum((target - output) ** 2) / sum((target - mean) ** 2)``. It equals scikit-learn's ``r2_score``: nan for less
-    than two samples, 1 for constant targets that are all met and 0 for others, the plain mean over several columns.
+    than two samples, 1 for constant targets that are all met and 0 otherwise, and the mean over several columns.
 
     Args:
         num_outputs: D, the number of columns, 1 or more.
@@ -137,7 +137,7 @@ class R2(SumMetric):
         column = (torch.float64, num_outputs)
         super().__init__("R2", shift=column, first=column, second=column, residual=column, count=torch.long)
         self.num_outputs = num_outputs
-        self._is_shifted = False  # Kept on the host, so that not every batch has to look for the first one.
+        self._is_shifted = False  # Kept on the host, so that later batches need not look for the first one.
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch. The class describes the shapes."""
@@ -166,7 +166,7 @@ class R2(SumMetric):
         self._is_shifted = False
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Take the sums from a state, which includes the shift. See :meth:`SumMetric.load_state_dict`."""
+        """Restore the sums of a state, including the shift. See :meth:`SumMetric.load_state_dict`."""
         super().load_state_dict(state_dict)
         self._is_shifted = False
 

@@ -1,4 +1,4 @@
-"""How well predicted regions overlap with true ones. All pixels of all images count alike."""
+"""Measure how well predicted regions overlap with true ones. All pixels of all images have the same weight."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Dice(ClassScore):
 
     Dice, "Measures of the Amount of Ecologic Association Between Species", Ecology 26(3), 1945. It equals torchmetrics'
     ``DiceScore(aggregation_level="global")``. The areas are summed over all images before the division, so an image
-    without the class does no harm. For regions that overlap, pass ``task="multilabel"``. :class:`ClassScore` describes
+    may be without the class. For regions that overlap, pass ``task="multilabel"``. :class:`ClassScore` describes
     arguments and value.
 
     Example:
