@@ -29,7 +29,7 @@ SQUARE = LOGITS[:36].view(6, 6, 6), TARGET[:36].view(6, 6)  # (N, T, C) with T =
 
 @each_metric
 def test_as_many_tokens_as_classes_need_class_dim(make):
-    message = r"cannot tell which dimension .* \(6, 6, 6\) and target \(6, 6\)\. Pass class_dim=1 for .* class_dim=-1"
+    message = r"expected one dimension .* \(6, 6, 6\) and target \(6, 6\)\. Pass class_dim=1 for .* class_dim=-1"
     with pytest.raises(ValueError, match=message):
         make().update(*SQUARE)
     expected = value(make(), (LOGITS[:36], TARGET[:36]))
@@ -64,7 +64,7 @@ def test_one_hot_rows_of_tokens():
     expected = value(F1(6), (LOGITS, TARGET))
     for output, target in ((LOGITS.view(4, 10, 6), rows), (LOGITS.view(4, 10, 6).mT, rows.mT)):
         same(value(F1(6), (output, target)), expected)  # num_classes shows where they are
-    with pytest.raises(ValueError, match="cannot tell which dimension of the output holds the classes"):
+    with pytest.raises(ValueError, match="expected one dimension of the output that can be the classes"):
         Accuracy().update(LOGITS.view(4, 10, 6), rows)
     expected = value(Accuracy(), (LOGITS, TARGET))
     same(value(Accuracy(class_dim=-1), (LOGITS.view(4, 10, 6), rows)), expected)
@@ -122,6 +122,6 @@ def test_predicted_tokens():
         ours = value(metric, (predicted.view(4, 10), TARGET.view(4, 10)))
         same(ours, value(expected, (LOGITS, TARGET)))
     square = predicted[:36].view(6, 6), TARGET[:36].view(6, 6)
-    with pytest.raises(ValueError, match="cannot tell predicted labels from predicted classes"):
+    with pytest.raises(ValueError, match="expected either predicted labels or predicted classes"):
         F1(6).update(*square)
     same(value(F1(6, task="multiclass"), square), value(F1(6), (LOGITS[:36], TARGET[:36])))
