@@ -10,19 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["copy_to_cpu", "size_of", "why_not_loadable"]
+__all__ = ["size_of", "to_cpu", "why_not_loadable"]
 
 _PLAIN = {dict, OrderedDict, list, tuple, torch.Size, Tensor, nn.Parameter, bool, int, float, str, type(None)}
 
 
-def copy_to_cpu(value: Any) -> Any:
-    """Return a copy of a nested state on the CPU, which later steps do not change."""
+def to_cpu(value: Any, *, copy: bool = False, seen: dict[Any, Tensor] | None = None) -> Any:
+    """Return a nested state with its tensors on the CPU, so that a machine without an accelerator can load it.
+
+    Args:
+        value: the state. It is left as it is.
+        copy: copy the tensors that are on the CPU already, so that later steps do not change them.
+        seen: the tensors so far. One that occurs twice, such as a tied weight, is copied once.
+    """
+    seen = {} if seen is None else seen
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        key = (
+            id(value) if value.layout != torch.strided else (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        )
+        if key not in seen or not value.numel():
+            seen[key] = value.detach().to("cpu", copy=copy)
+        return seen[key]
     if type(value) in _PLAIN and isinstance(value, Mapping):
-        return {key: copy_to_cpu(part) for key, part in value.items()}
+        return {key: to_cpu(part, copy=copy, seen=seen) for key, part in value.items()}
     if type(value) in _PLAIN and isinstance(value, (list, tuple)):
-        return type(value)(copy_to_cpu(part) for part in value)
+        return type(value)(to_cpu(part, copy=copy, seen=seen) for part in value)
     return value
 
 

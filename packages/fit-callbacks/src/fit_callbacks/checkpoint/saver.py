@@ -23,7 +23,7 @@ from ..hints import hints
 from ..monitor import Monitor
 from ..paths import local_folder, local_path
 from ..ranks import print_line
-from .content import copy_to_cpu
+from .content import to_cpu
 from .files import CheckpointError, add_name, explained, fingerprint, newest_whole, read_same, sync_folder, write
 from .finite import not_finite
 from .folder import checkpoints, is_same, name_of, set_aside, values_after
@@ -260,10 +260,10 @@ class CheckpointSaver(Callback):
         content["monitor"] = {"name": self.monitor.key, "value": value, "weights": self._weights(state)}
         if self._peers is not None:
             ranks: list[Any] | None = [None] * state.world_size if state.rank == 0 else None
-            torch.distributed.gather_object(content["ranks"][0], ranks, dst=0, group=self._peers)
+            torch.distributed.gather_object(to_cpu(content["ranks"][0]), ranks, dst=0, group=self._peers)
             content["ranks"] = ranks
-        if self.background and state.rank == 0:
-            content = copy_to_cpu(content)
+        if state.rank == 0:
+            content = to_cpu(content, copy=self.background)
         self._attempt(state, lambda: self._writer.run(lambda: self._write(content, names, dropped), self.background))
 
     def _attempt(self, state: RunnerState, write: Callable[[], None]) -> None:
