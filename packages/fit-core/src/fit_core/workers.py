@@ -27,13 +27,10 @@ def open_loader(loader: Any) -> Iterator[Any]:
     Schedulers, containers and terminals send a signal to all processes at once. A handler in this process lets the run
     reach the next batch and be saved, for which its workers must live.
     """
-    try:
-        own, count = loader.worker_init_fn, loader.num_workers
-    except AttributeError:  # not a DataLoader
-        return iter(loader)
-    numbers = _handled() if count else []
+    numbers = _handled() if hasattr(loader, "worker_init_fn") and loader.num_workers else []
     if not numbers:
         return iter(loader)
+    own = loader.worker_init_fn
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # Workers inherit it, until they ignore the signals.
     loader.worker_init_fn = partial(_ignore, numbers, _shared_flag(), own)
     try:
