@@ -1,38 +1,38 @@
 """Two processes agree on what is saved, and both learn what could not be."""
 
-import os
+from functools import partial
 
 import fit_callbacks.checkpoint.saver
 import pytest
-import torch
-import torch.multiprocessing as mp
 from fit_callbacks import CheckpointError, CheckpointSaver
 from fit_callbacks.checkpoint import read
 from fit_core import Callback
+from processes import on_two_processes
 from scene import batches, make
 from torch import nn
 
 pytestmark = pytest.mark.timeout(120)
 
 
-def on_rank(rank, folder, function, *arguments):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(function(rank, f"{folder}/run", *arguments), f"{folder}/{rank}")
-    torch.distributed.barrier()
-    os._exit(0)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
 
 
-def on_two(folder, function, *arguments):
-    mp.spawn(on_rank, (str(folder), function, *arguments), nprocs=2)
-    return [torch.load(folder / str(rank)) for rank in range(2)]
+@pytest.fixture(scope="module")
+def ranks(folder):
+    """What both ranks returned, by case."""
+    cases = {"nan": partial(nan_on_rank_1, folder=folder / "nan")}
+    for background in (False, True):
+        cases["full", background] = partial(full_disk, folder=folder / f"full-{background}", background=background)
+    return on_two_processes(cases, folder)
 
 
 def full_disk(rank, folder, background):
     def fail(content, part):
         raise OSError(28, "No space left on device")
 
-    fit_callbacks.checkpoint.saver.write = fail
+    fit_callbacks.checkpoint.saver.write = fail  # for the rest of this process
     model = nn.parallel.DistributedDataParallel(nn.Linear(6, 3))
     try:
         make(CheckpointSaver(folder, background=background), model=model).fit(batches(), epochs=2)
@@ -41,8 +41,8 @@ def full_disk(rank, folder, background):
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_every_process_learns_that_the_disk_is_full(tmp_path, background):
-    first, second = on_two(tmp_path, full_disk, background)
+def test_every_process_learns_that_the_disk_is_full(ranks, background):
+    first, second = ranks["full", background]
     assert "No space left on device" in first
     assert second == first
 
@@ -59,8 +59,8 @@ def nan_on_rank_1(rank, folder):
     return True
 
 
-def test_a_nan_on_one_process_is_not_saved(tmp_path):
-    assert on_two(tmp_path, nan_on_rank_1) == [True, True]
-    saved = read(tmp_path / "run" / "last.pt")
+def test_a_nan_on_one_process_is_not_saved(ranks, folder):
+    assert ranks["nan"] == (True, True)
+    saved = read(folder / "nan" / "last.pt")
     assert saved["epoch"] == 1
     assert len(saved["ranks"]) == 2

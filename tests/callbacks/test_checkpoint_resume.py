@@ -2,13 +2,14 @@
 
 import os
 import warnings
+from functools import partial
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from checkpoints import Values
 from fit_callbacks import CheckpointSaver, ModelEma
 from fit_callbacks.checkpoint import read
+from processes import on_two_processes
 from scene import Watch, batches, flat, make, network
 from torch import nn
 
@@ -103,10 +104,11 @@ def test_what_the_monitored_value_was_measured_with_is_said_in_the_file(tmp_path
     assert read(tmp_path / "best.pt")["monitor"]["weights"] == "model"  # that of train/loss
 
 
+PLACES = ["same", "empty", "other"]
+
+
 def resume_on_rank(rank, folder, place):
     """Resume on a rank that sees the file of rank 0, none, or one of another run under the same name."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     os.chdir(folder if rank == 0 or place == "same" else f"{folder}/{place}")
     sent, real = [], torch.distributed.broadcast_object_list
 
@@ -119,18 +121,27 @@ def resume_on_rank(rank, folder, place):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the number of processes
         make(CheckpointSaver("new", resume="run/last.pt"), model=model).fit(batches(), epochs=1)
-    torch.save([model.module.weight.detach(), any(sent)], f"{folder}/{rank}")
-    torch.distributed.barrier()
-    os._exit(0)
+    torch.distributed.broadcast_object_list = real
+    return model.module.weight.detach().clone(), any(sent)
 
 
-@pytest.mark.parametrize("place", ["same", "empty", "other"])
-def test_each_process_reads_the_file_that_rank_0_reads(tmp_path, place):
-    first = make(CheckpointSaver(tmp_path / "run"), model=nn.Linear(6, 3))
-    first.fit(batches())
-    make(CheckpointSaver(tmp_path / "other" / "run"), model=nn.Linear(6, 3)).fit(batches(seed=1))
-    (tmp_path / "empty").mkdir()
-    mp.spawn(resume_on_rank, (str(tmp_path), place), nprocs=2)
-    weights, was_sent = zip(*[torch.load(tmp_path / str(rank)) for rank in range(2)], strict=True)
-    assert all(torch.equal(weight, first.state.model.weight.detach()) for weight in weights)
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """For each place, the weights in the file of rank 0, and what both ranks returned."""
+    folder, cases, expected = tmp_path_factory.mktemp("ranks"), {}, {}
+    for place in PLACES:
+        first = make(CheckpointSaver(folder / place / "run"), model=nn.Linear(6, 3))
+        first.fit(batches())
+        expected[place] = first.state.model.weight.detach()
+        cases[place] = partial(resume_on_rank, folder=folder / place, place=place)
+        make(CheckpointSaver(folder / place / "other" / "run"), model=nn.Linear(6, 3)).fit(batches(seed=1))
+        (folder / place / "empty").mkdir()
+    return expected, on_two_processes(cases, folder)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_each_process_reads_the_file_that_rank_0_reads(resumed, place):
+    expected, results = resumed
+    weights, was_sent = zip(*results[place], strict=True)
+    assert all(torch.equal(weight, expected[place]) for weight in weights)
     assert was_sent[0] == (place != "same")

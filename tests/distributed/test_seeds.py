@@ -46,8 +46,13 @@ def draw():
     return model.module.weight.tolist(), first, numbers()
 
 
-def test_ranks_draw_different_numbers_and_rank_0_what_one_process_draws():
-    (weight, *drawn), (other_weight, *other_drawn) = launch(draw, nproc=2, backend="gloo", timeout=60)
+@pytest.fixture(scope="module")
+def runs():
+    return [launch(draw, nproc=2, backend="gloo", timeout=60) for _ in range(2)]
+
+
+def test_ranks_draw_different_numbers_and_rank_0_what_one_process_draws(runs):
+    (weight, *drawn), (other_weight, *other_drawn) = runs[0]
     assert weight == other_weight
     for here, there in zip(drawn, other_drawn, strict=True):
         for name in here:
@@ -59,6 +64,5 @@ def test_ranks_draw_different_numbers_and_rank_0_what_one_process_draws():
     assert drawn[0] == numbers()
 
 
-def test_the_numbers_are_the_same_in_each_run():
-    first, second = (launch(draw, nproc=2, backend="gloo", timeout=60) for _ in range(2))
-    assert first == second
+def test_the_numbers_are_the_same_in_each_run(runs):
+    assert runs[0] == runs[1]

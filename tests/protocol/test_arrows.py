@@ -66,18 +66,16 @@ def test_no_imports_inside_a_package_go_in_a_circle(package):
 @pytest.mark.parametrize("package", ALLOWED)
 def test_no_module_uses_a_private_name_of_another(package):
     folder = ROOT / package.replace("_", "-") / "src" / package
-    own = {path: path.read_text() for path in folder.rglob("*.py")}
-    for path, text in own.items():
-        tree = ast.parse(text)
+    trees = {path: ast.parse(path.read_text()) for path in folder.rglob("*.py")}
+    own = {path: privates(tree) for path, tree in trees.items()}
+    for path, tree in trees.items():
         imported = [a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level for a in n.names]
         reached = {
             node.attr
             for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
         }
-        defined = {
-            name for other, other_text in own.items() if other != path for name in privates(ast.parse(other_text))
-        } - privates(tree)
+        defined = set().union(*(names for other, names in own.items() if other != path)) - own[path]
         assert not [name for name in imported if name.startswith("_")]
         assert not reached & defined, path
 

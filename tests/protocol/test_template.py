@@ -36,15 +36,23 @@ def built(folder):
     return folder.joinpath("dist")
 
 
+def copied(folder):
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "dist", "*.egg-info")
+    return shutil.copytree(TEMPLATE, folder / "template", ignore=ignored)
+
+
 @pytest.fixture
 def template(tmp_path):
-    ignored = shutil.ignore_patterns("__pycache__", ".*", "dist", "*.egg-info")
-    return shutil.copytree(TEMPLATE, tmp_path / "template", ignore=ignored)
+    return copied(tmp_path)
 
 
-def test_it_is_built_installed_and_passes_its_own_tests(template, tmp_path):
-    dist = built(template)
-    (wheel,) = dist.glob("*.whl")
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    (wheel,) = built(copied(tmp_path_factory.mktemp("built"))).glob("*.whl")
+    return wheel
+
+
+def test_it_is_built_installed_and_passes_its_own_tests(wheel, template, tmp_path):
     site = tmp_path / "site"
     run("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(site), str(wheel), cwd=tmp_path)
     shutil.rmtree(template / "src")
@@ -56,9 +64,7 @@ def test_it_is_built_installed_and_passes_its_own_tests(template, tmp_path):
     assert "skipped" not in told
 
 
-def test_its_wheel_holds_the_package_its_types_and_its_licence(template):
-    dist = built(template)
-    (wheel,) = dist.glob("*.whl")
+def test_its_wheel_holds_the_package_its_types_and_its_licence(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = email.message_from_bytes(archive.read("fit_example-0.1.0.dist-info/METADATA"))

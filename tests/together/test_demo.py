@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -100,8 +101,11 @@ def test_ctrl_c_is_resumed_by_the_same_command(tmp_path):
         (["--out", f"{DEMO}/runs"], f"--out {DEMO}/runs cannot be written to: Not a directory"),
     ],
 )
-def test_what_cannot_work_is_refused_in_a_line(arguments, message):
-    result = demo(*arguments)
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1] == f"demo.py: error: {message}"
-    assert result.stdout == ""
+def test_what_cannot_work_is_refused_in_a_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(DEMO), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(DEMO), run_name="__main__")
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert err.splitlines()[-1] == f"demo.py: error: {message}"
+    assert out == ""

@@ -76,9 +76,15 @@ def train_all():
 
 
 @pytest.fixture(scope="module")
-def runs():
+def on_ranks():
+    """What both processes returned, started once for all tests."""
     pytest.importorskip("torchmetrics")
-    one, two = launch(train_all, nproc=2, backend="gloo", timeout=120)
+    return launch(everything, nproc=2, backend="gloo", timeout=120)
+
+
+@pytest.fixture(scope="module")
+def runs(on_ranks):
+    one, two = (results["training"] for results in on_ranks)
     return launch(train_all, nproc=1)[0], one, two
 
 
@@ -123,9 +129,9 @@ def evaluate_all():
     return results
 
 
-def test_evaluation_counts_each_sample_once_also_on_ranks_without_a_batch():
+def test_evaluation_counts_each_sample_once_also_on_ranks_without_a_batch(on_ranks):
     alone = launch(evaluate_all, nproc=1)[0]
-    first, second = launch(evaluate_all, nproc=2, backend="gloo", timeout=60)
+    first, second = (results["evaluation"] for results in on_ranks)
     assert second[0][1] == 0
     for mine, theirs, (expected, _) in zip(first, second, alone, strict=True):
         assert mine[0] == theirs[0]
@@ -166,12 +172,12 @@ def buffers():
     return float(model.module[1].running_mean[0]), trained
 
 
-def separate():
-    return unequal(), buffers()
+def everything():
+    return {"training": train_all(), "evaluation": evaluate_all(), "separate": (unequal(), buffers())}
 
 
-def test_unequal_loaders_are_refused_and_evaluation_exchanges_nothing():
-    results = launch(separate, nproc=2, backend="gloo", timeout=60)
+def test_unequal_loaders_are_refused_and_evaluation_exchanges_nothing(on_ranks):
+    results = [result["separate"] for result in on_ranks]
     for (message, steps), _ in results:
         assert "the training loaders of the processes differ in length (rank 0: 5, rank 1: 4 batches)" in message
         assert steps == 0
