@@ -3,12 +3,9 @@
 What any callback must keep, of whomever, is in tests/protocol; here they are tried at every point and together.
 """
 
-import os
-
 import fit_callbacks
 import pytest
 import torch
-import torch.multiprocessing as mp
 from fit_callbacks import (
     AdaptiveGradientClipping,
     BatchOverfit,
@@ -33,6 +30,7 @@ from fit_callbacks import (
     Timer,
 )
 from fit_core import Callback
+from fit_core.testing import in_two_processes
 from scene import Matrix, Snapshots, batches, flat, load, make, network
 from torch import nn
 from torch.optim import lr_scheduler
@@ -180,9 +178,7 @@ class RankLoss(Callback):
         state.logs["own"] = float((state.epoch + 1) * (1 if state.rank else -1))
 
 
-def _on_a_process(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def on_a_rank(rank, folder):
     torch.manual_seed(rank)
     board = TensorBoard(folder / "board", every=1)
     callbacks = [
@@ -206,30 +202,24 @@ def _on_a_process(rank, folder):
     runner = make(*callbacks, model=model, metrics=[Matrix()], accumulate_steps=2)
     history = runner.fit(batches(seed=rank), epochs=8, val_loader=batches(seed=5)[: 2 * rank + 1])
     counts = callbacks[3].matrix
-    torch.save(
-        {
-            "model": runner.state.state_dict()["model"],
-            "ema": callbacks[5].model.state_dict(),
-            "epochs": len(history),
-            "counts": counts,
-            "norms": [row["grad_norm"] for row in history],
-        },
-        folder / f"{rank}.pt",
-    )
+    results = {
+        "model": runner.state.state_dict()["model"],
+        "ema": callbacks[5].model.state_dict(),
+        "epochs": len(history),
+        "counts": counts,
+        "norms": [row["grad_norm"] for row in history],
+    }
     bad = batches()
     if rank == 1:
         bad[2][0][:] = torch.nan
     with pytest.raises(FloatingPointError, match=rf"in epoch 1, batch 3 .* on rank {rank}"):
         make(StopOnNonFinite(), model=nn.parallel.DistributedDataParallel(nn.Linear(6, 3))).fit(bad)
-    torch.distributed.barrier()
-    # torch with gloo and DistributedDataParallel aborts now and then as the interpreter ends; so it does not end.
-    os._exit(0)
+    return results
 
 
 @pytest.mark.timeout(200)
 def test_two_processes_agree_and_one_writes(tmp_path):
-    mp.spawn(_on_a_process, (tmp_path,), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = in_two_processes(on_a_rank, tmp_path)
     assert first["epochs"] == second["epochs"] == 3  # rank 0's value falls: best in the first epoch, two without
     names = [name for name in first["model"] if "running" not in name and "num_batches" not in name]
     for key in ("model", "ema"):  # the statistics of batch norm are each process's own

@@ -2,13 +2,14 @@
 
 import os
 import warnings
+from functools import partial
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from fit_callbacks import CheckpointSaver, LRScheduler
 from fit_core import Callback, Runner
 from fit_distributed import shard
+from processes import on_two_processes
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -50,38 +51,50 @@ def train(folder, batch_size, stop_after=0):
     return seen.epochs, runner.state.global_step, runner.state.samples_seen
 
 
-def process(rank, store, folder, *arguments):
-    torch.set_num_threads(1)
+def on_rank(rank, **arguments):
     os.environ["RANK"] = str(rank)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.save(train(folder, *arguments), f"{store}-{rank}")
-    torch.distributed.barrier()
-    os._exit(0)
+    return train(**arguments)
 
 
-def on_two(tmp_path, *arguments):
-    store = tmp_path / f"store-{len(list(tmp_path.iterdir()))}"
-    mp.spawn(process, (str(store), str(tmp_path / "run"), *arguments), nprocs=2)
-    return [torch.load(f"{store}-{rank}") for rank in range(2)]
+FROM_TWO = [((2, 4), 5), ((4, 4), 4)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    return [train(folder / "one", 4, 6)]
+
+
+@pytest.fixture(scope="module")
+def ranks(folder, alone):
+    """What both ranks returned: of runs that one process resumes, and of the run that one process has begun."""
+    cases = {"one": partial(on_rank, folder=folder / "one", batch_size=4)}
+    for (size, _), stop_after in FROM_TWO:
+        arguments = {"folder": folder / f"two-{size}", "batch_size": size, "stop_after": stop_after}
+        cases["two", size] = partial(on_rank, **arguments)
+    return on_two_processes(cases, folder)
 
 
 def together(results, epoch):
     return [sample for epochs, _, _ in results for sample in epochs.get(epoch, [])]
 
 
-@pytest.mark.parametrize(("sizes", "stop_after"), [((2, 4), 5), ((4, 4), 4)])
-def test_from_two_processes_to_one(tmp_path, sizes, stop_after):
+@pytest.mark.parametrize(("sizes", "stop_after"), FROM_TWO)
+def test_from_two_processes_to_one(ranks, folder, sizes, stop_after):
     before, after = sizes
-    first = on_two(tmp_path, before, stop_after)
-    second = [train(tmp_path / "run", after)]
+    first = ranks["two", before]
+    second = [train(folder / f"two-{before}", after)]
     assert sorted(together(first, 0) + together(second, 0)) == list(range(48))
     assert sorted(together(second, 1)) == list(range(48))
     assert second[0][1:] == (stop_after + (48 - 2 * before * stop_after) // after + 48 // after, 96)
 
 
-def test_from_one_process_to_two(tmp_path):
-    first = [train(tmp_path / "run", 4, 6)]
-    second = on_two(tmp_path, 4)
+def test_from_one_process_to_two(alone, ranks):
+    first, second = alone, ranks["one"]
     assert sorted(together(first, 0) + together(second, 0)) == list(range(48))
     assert sorted(together(second, 1)) == list(range(48))
     assert [result[1:] for result in second] == [(6 + 3 + 6, 96)] * 2
