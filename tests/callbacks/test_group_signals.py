@@ -10,7 +10,7 @@ from programs import environment
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="forks processes"),
-    pytest.mark.timeout(280),
+    pytest.mark.timeout(600),
 ]
 
 

@@ -174,7 +174,10 @@ def used(folder):
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names if alias.name.startswith("fit_core")}
+                imported = {alias.asname or alias.name for alias in node.names if alias.name.startswith("fit_core")}
+                names |= imported - {"fit_core"}  # of which each attribute counts
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "fit_core":
+                names |= {node.attr} - {"__file__"}
             elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fit_core":
                 names |= {alias.name if node.module == "fit_core" else node.module for alias in node.names}
             elif isinstance(node, ast.FunctionDef):
@@ -202,8 +205,11 @@ def test_what_a_dependent_uses_is_found(tmp_path):
         "import fit_core.state\n"
         "def on_end(self, state: RunnerState, other: int):\n"
         "    return state._stream, state.epoch, other.real\n"
+        "import fit_core\n"
+        "fit_core.hidden, fit_core.__file__\n"
     )
-    assert used(tmp_path) == ({"Callback", "secret", "fit_core.stream", "fit_core.state"}, {"_stream", "epoch"})
+    names = {"Callback", "secret", "hidden", "fit_core.stream", "fit_core.state"}
+    assert used(tmp_path) == (names, {"_stream", "epoch"})
     promised_names, promised_fields = promised()
     assert {"Callback", "HOOKS", "RunnerState"} <= promised_names
     assert "secret" not in promised_names
