@@ -116,7 +116,7 @@ def test_ddp_must_have_seen_what_is_unfrozen():
     with pytest.raises(ValueError, match=r"average the gradients of all 6 trainable parameters, got 4, since .* Wrap"):
         freezing(Freeze("0.", until=1), model=ddp(model)).fit(batches(), epochs=2)
     with pytest.raises(
-        ValueError, match=r"4 trainable parameters, but .* waits for the gradients of 6, since .* Make it"
+        ValueError, match=r"to wait for the gradients of the 4 trainable parameters, got 6, since .* Create it"
     ):
         freezing(Freeze("0."), model=ddp(network())).fit(batches())
     wrapped = ddp(network(), find_unused_parameters=True)

@@ -121,7 +121,7 @@ def test_what_cannot_be_mixed_is_refused():
     for callback, data, message in (
         (Mixup(), (x, y), r"class indices, got \(6,\) of torch.int64. Pass num_classes"),
         (Cutmix(3), (x.flatten(1), y), r"images \(N, C, H, W\), got input \(6, 126\)"),
-        (SegmCutmix(), (x, y), "expected a mask of the image's height and width"),
+        (SegmCutmix(), (x, y), "expected masks of the images' height and width"),
     ):
         with pytest.raises(ValueError, match=message):
             make(callback, model=nn.Sequential(nn.Flatten(), nn.Linear(126, 3))).fit([data])

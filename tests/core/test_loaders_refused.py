@@ -70,7 +70,7 @@ def test_a_len_that_lies_is_named_when_it_would_lose_a_window():
             return iter(numbered(3))
 
     run, _ = runner(accumulate_steps=2)
-    with pytest.raises(ValueError, match=r"len\(train_loader\) is 5, but it ended after 3 batches"):
+    with pytest.raises(ValueError, match=r"expected 5 batches, the len of train_loader, got 3"):
         run.fit(Lies())
     runner()[0].fit(Lies())  # without accumulation nothing is lost
 

@@ -81,5 +81,5 @@ def test_the_saved_model_has_bare_names():
 
 
 def test_there_is_no_state_before_fit():
-    with pytest.raises(RuntimeError, match="once fit has begun"):
+    with pytest.raises(RuntimeError, match="expected a run to save, got none yet"):
         make().state.state_dict()

@@ -80,7 +80,7 @@ def test_processes_of_mpirun_on_several_hosts_ask_where_to_meet(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
     monkeypatch.setattr(os, "environ", dict(os.environ))  # launch adds to it
-    with pytest.raises(RuntimeError, match="4 processes were started, but MASTER_ADDR and MASTER_PORT do not say"):
+    with pytest.raises(RuntimeError, match="expected MASTER_ADDR and MASTER_PORT, where the 4 processes meet"):
         launch(never)
 
 

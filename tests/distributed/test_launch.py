@@ -70,10 +70,10 @@ def nested():
         ({"timeout": "60"}, ValueError, "expected timeout to be a finite number of seconds above 0, got '60'"),
         ({"backend": 3}, TypeError, "expected backend to be a string or None, got 3"),
         ({"rdzv": 3}, TypeError, "expected rdzv to be a string or None, got 3"),
-        ({"nnodes": 2}, ValueError, 'pass nnodes=2, rdzv="host:port", the same on each machine'),
+        ({"nnodes": 2}, ValueError, 'Pass nnodes=2, rdzv="host:port", the same on each machine'),
         ({"rdzv": "host:29400"}, ValueError, "got nnodes=1, rdzv='host:29400'"),
         ({"nnodes": 2, "rdzv": "host"}, ValueError, "got nnodes=2, rdzv='host'"),
-        ({"backend": "carrier pigeon"}, ValueError, "backend 'carrier pigeon' is not in this build of torch"),
+        ({"backend": "carrier pigeon"}, ValueError, "a backend of this build of torch, got 'carrier pigeon'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_before_anything_starts(arguments, error, said):
@@ -93,7 +93,7 @@ def test_a_nested_launch_is_refused_in_one_process_and_in_two():
     with pytest.raises(RuntimeError, match="expected one launch, got one inside another"):
         launch(nested, nproc=1)
     error, _ = failed(nested)
-    assert "RuntimeError: expected one launch, got one inside another: call the inner function" in str(error)
+    assert "RuntimeError: expected one launch, got one inside another. Call the inner function" in str(error)
 
 
 def test_what_is_no_function_and_a_parameter_of_launch_itself_are_refused():
@@ -122,7 +122,7 @@ def test_a_script_without_a_main_guard_says_so(tmp_path):
     process = start(tmp_path, UNGUARDED)
     _, err = process.communicate()
     assert process.returncode == 1
-    assert "put the call below 'if __name__ == \"__main__\":'" in err
+    assert "Put it below 'if __name__ == \"__main__\":'" in err
 
 
 # Functions without a name to import them by.
@@ -150,7 +150,7 @@ def test_without_cloudpickle_there_is_one_clear_sentence(monkeypatch):
     with pytest.raises(TypeError) as caught:
         launch(lambda: 3, nproc=2, backend="gloo")
     assert "launch cannot send test_without" in str(caught.value)
-    assert str(caught.value).endswith("pass it what can be pickled, or pip install cloudpickle")
+    assert str(caught.value).endswith("pass arguments that can be pickled, or pip install cloudpickle")
 
 
 CELL = """

@@ -191,7 +191,7 @@ def test_what_cannot_be_sharded_is_refused(monkeypatch):
         shard(theirs)
     with pytest.raises(ValueError, match="a loader that is not sharded, got one with a ShardSampler"):
         shard(shard(DataLoader(torch.arange(4))))
-    with pytest.raises(ValueError, match="pass pad=True for training"):
+    with pytest.raises(ValueError, match="Pass pad=True for training"):
         shard(DataLoader(Whole(4)))
 
 
