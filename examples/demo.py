@@ -91,7 +91,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     for name in ("steps", "nproc"):
         if getattr(arguments, name) < 1:
-            parser.error(f"--{name} must be 1 or more, got {getattr(arguments, name)}")
+            parser.error(f"expected --{name} to be 1 or more, got {getattr(arguments, name)}")
     arguments.folder = arguments.out / f"{arguments.model}-{arguments.steps}"
     try:
         arguments.folder.mkdir(parents=True, exist_ok=True)

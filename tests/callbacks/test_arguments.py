@@ -75,25 +75,28 @@ def test_a_wrong_argument_is_named(kind, parameter, tmp_path):
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("value", ["many", None, -1, float("nan"), object()])
 def test_an_option_of_reduce_lr_on_plateau(option, value):
-    with pytest.raises((TypeError, ValueError), match=f"{option} must be"):
+    with pytest.raises((TypeError, ValueError), match=f"{option} to be"):
         fit_callbacks.ReduceLROnPlateau(**{option: value})
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: fit_callbacks.ModelEma(1.0), "decay must be 0 or more and below 1, got 1.0"),
-        (lambda: fit_callbacks.ModelEma("0.9"), "decay must be a number, got '0.9'"),
-        (lambda: fit_callbacks.Mixup(p=1.5), "p must be 0 or more and at most 1, got 1.5"),
-        (lambda: fit_callbacks.GradientClipping(0), "max_norm must be above 0, got 0"),
-        (lambda: fit_callbacks.Freeze(3), 'names must be a name such as "head", or a list of names, got 3'),
-        (lambda: fit_callbacks.Report(3), "log must be a function such as wandb.log, got 3"),
-        (lambda: fit_callbacks.CheckpointSaver("runs", keep=0), "keep must be 1 or more, got 0"),
-        (lambda: fit_callbacks.ReduceLROnPlateau(factor=2), "factor must be above 0 and below 1, got 2"),
-        (lambda: Phase(2, 1, lr=0.1), "end must be above 2, got 1"),
-        (lambda: fit_callbacks.GradientClipping(1.0, norm_type=float("nan")), "norm_type must be above 0, got nan"),
-        (lambda: fit_callbacks.Mixup(alpha=float("inf")), "alpha must be above 0 and finite, got inf"),
-        (lambda: Phase(0, 1, lr=(0.1, "0")), "lr must be a number, got '0'"),
+        (lambda: fit_callbacks.ModelEma(1.0), "expected decay to be 0 or more and below 1, got 1.0"),
+        (lambda: fit_callbacks.ModelEma("0.9"), "expected decay to be a number, got '0.9'"),
+        (lambda: fit_callbacks.Mixup(p=1.5), "expected p to be 0 or more and at most 1, got 1.5"),
+        (lambda: fit_callbacks.GradientClipping(0), "expected max_norm to be above 0, got 0"),
+        (lambda: fit_callbacks.Freeze(3), 'expected names to be a name such as "head", or a list of names, got 3'),
+        (lambda: fit_callbacks.Report(3), "expected log to be a function such as wandb.log, got 3"),
+        (lambda: fit_callbacks.CheckpointSaver("runs", keep=0), "expected keep to be 1 or more, got 0"),
+        (lambda: fit_callbacks.ReduceLROnPlateau(factor=2), "expected factor to be above 0 and below 1, got 2"),
+        (lambda: Phase(2, 1, lr=0.1), "expected end to be above 2, got 1"),
+        (
+            lambda: fit_callbacks.GradientClipping(1.0, norm_type=float("nan")),
+            "expected norm_type to be above 0, got nan",
+        ),
+        (lambda: fit_callbacks.Mixup(alpha=float("inf")), "expected alpha to be above 0 and finite, got inf"),
+        (lambda: Phase(0, 1, lr=(0.1, "0")), "expected lr to be a number, got '0'"),
     ],
 )
 def test_what_the_message_says(call, message):

@@ -37,7 +37,7 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(tmp_path, spoi
         runner.fit(batches(), epochs=3)
     message = str(caught[0].message)
     assert "last.pt cannot be used: " in message
-    assert "before-last.pt is used in its place" in message
+    assert "before-last.pt instead" in message
     assert flat(runner.state.model.state_dict()) == flat(gold.state.model.state_dict())
 
 
@@ -55,7 +55,7 @@ def test_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path, resume):
     for path in tmp_path.iterdir():
         spoil_by_truncation(path)
     steps = Snapshots()
-    with pytest.raises(CheckpointError, match=r"no checkpoint can be used: .*last\.pt .*before-last\.pt .*best\.pt"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be used\. .*last\.pt .*before-last\.pt .*best\.pt"):
         make(CheckpointSaver(tmp_path, resume=resume), steps).fit(batches())
     assert steps.saved == []
 
@@ -73,10 +73,10 @@ def test_code_in_a_file_is_not_run(tmp_path):
     with pytest.raises(CheckpointError, match=r"last\.pt cannot be used"):
         make(CheckpointSaver(tmp_path, resume=True)).fit(batches())
     (tmp_path / "last.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
-    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         make(CheckpointSaver(tmp_path, resume="auto")).fit(batches())
     torch.save([1, 2], tmp_path / "last.pt")
-    with pytest.raises(CheckpointError, match="holds a list and not a run"):
+    with pytest.raises(CheckpointError, match="contains a list and not a run"):
         read(tmp_path / "last.pt")
     assert not (tmp_path / "exploded").exists()
 

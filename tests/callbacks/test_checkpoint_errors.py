@@ -83,7 +83,7 @@ def test_a_folder_that_is_gone_is_named(tmp_path, background):
     folder = tmp_path / "run"
     gone = Act(folder, lambda: shutil.move(folder, tmp_path / "moved"))
     with pytest.raises(
-        CheckpointError, match=r"cannot save .*run: the folder has been moved or deleted. Make it again"
+        CheckpointError, match=r"cannot save .*run: the folder has been moved or deleted. Create it again"
     ):
         make(CheckpointSaver(folder, background=background), gone).fit(batches(), epochs=3)
     assert read(tmp_path / "moved" / "last.pt")["epoch"] >= 1
@@ -99,7 +99,7 @@ def test_a_rename_that_fails_is_named_and_leaves_the_last_checkpoint(tmp_path, b
         real(source, target)
 
     deny = Act(tmp_path, lambda: monkeypatch.setattr(os, "replace", replace))
-    with pytest.raises(CheckpointError, match=r"not today.*the checkpoints before it are intact"):
+    with pytest.raises(CheckpointError, match=r"not today.*The checkpoints before it are intact"):
         make(CheckpointSaver(tmp_path, background=background), deny).fit(batches(), epochs=3)
     assert read(tmp_path / "last.pt")["epoch"] == 1
     assert not list(tmp_path.glob(".last.pt.part"))
@@ -182,7 +182,7 @@ def test_a_stop_by_a_signal_does_not_promise_what_was_not_saved(tmp_path, monkey
 
 
 def test_on_error_has_two_values(tmp_path):
-    with pytest.raises(ValueError, match="on_error must be 'raise' or 'warn', got 'ignore'"):
+    with pytest.raises(ValueError, match="expected on_error to be 'raise' or 'warn', got 'ignore'"):
         CheckpointSaver(tmp_path, on_error="ignore")
 
 
@@ -221,4 +221,4 @@ class Parts(nn.Module):
 def test_nan_in_buffers_and_complex_weights_is_not_saved(tmp_path, name, capsys):
     make(CheckpointSaver(tmp_path), Spoil(name), model=Parts()).fit(batches(), epochs=3)
     assert read(tmp_path / "last.pt")["epoch"] == 1  # and the mask of -inf was no hindrance
-    assert "has weights that are nan or infinite; it is not saved" in capsys.readouterr().out
+    assert "is not saved, because its weights are nan or infinite" in capsys.readouterr().out

@@ -127,9 +127,11 @@ def test_another_number_of_processes_takes_the_steps_that_are_left(tmp_path):
 
 def test_nothing_to_resume_from_is_an_error_or_a_new_start(tmp_path, capsys):
     steps = Snapshots()
-    with pytest.raises(FileNotFoundError, match=r'no checkpoint in .* to resume from. Pass resume="auto" to start'):
+    with pytest.raises(
+        FileNotFoundError, match=r'a checkpoint in .* to resume from, got none. Pass resume="auto" to start'
+    ):
         make(CheckpointSaver(tmp_path, resume=True), steps).fit(batches())
-    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*other\.pt to resume from"):
+    with pytest.raises(FileNotFoundError, match=r"a checkpoint to resume from, got .*other\.pt"):
         make(CheckpointSaver(tmp_path, resume=tmp_path / "other.pt"), steps).fit(batches())
     assert steps.saved == []
     assert len(make(CheckpointSaver(tmp_path, resume="auto")).fit(batches())) == 1

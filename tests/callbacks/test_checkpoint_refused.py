@@ -15,7 +15,7 @@ from torch import nn
 
 
 def test_two_savers_in_one_folder_are_refused(tmp_path):
-    with pytest.raises(RuntimeError, match=r"two CheckpointSavers write to .*: give each a folder of its own"):
+    with pytest.raises(RuntimeError, match=r"one CheckpointSaver per folder, got two for .*\. Use different folders"):
         make(CheckpointSaver(tmp_path), CheckpointSaver(tmp_path / "." / "")).fit(batches())
     make(CheckpointSaver(tmp_path)).fit(batches())  # the folder is free again
 
@@ -36,7 +36,7 @@ def test_a_folder_of_another_process_is_refused_until_that_is_killed(tmp_path):
     command = [sys.executable, "-c", ELSEWHERE, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(RuntimeError, match=rf"another run is writing to .* \(process {other.pid}\): wait for it"):
+        with pytest.raises(RuntimeError, match=rf"another run is writing to .* \(process {other.pid}\)\. Wait for it"):
             make(CheckpointSaver(tmp_path)).fit(batches())
         other.kill()
         other.wait()
@@ -47,7 +47,7 @@ def test_a_folder_of_another_process_is_refused_until_that_is_killed(tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path):
     steps = Snapshots()
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="must be a folder, got the file"):
+    with pytest.raises(ValueError, match="to be a folder, got the file"):
         make(steps, CheckpointSaver(tmp_path / "file")).fit(batches())
     assert steps.saved == []
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     model = nn.Sequential(nn.Linear(6, 3))
     before = flat(model.state_dict())
     with pytest.raises(
-        ValueError, match=r"another model\. Nothing was loaded:(?s:.*)unexpected: 1\.weight(?s:.*)shape: 0"
+        ValueError, match=r"got one of another\. Nothing was loaded:(?s:.*)unexpected: 1\.weight(?s:.*)shape: 0"
     ):
         make(CheckpointSaver(tmp_path, resume=True), model=model).fit(batches())
     assert flat(model.state_dict()) == before
@@ -83,15 +83,15 @@ def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path):
     make(CheckpointSaver(tmp_path)).fit(batches())
     saved = read(tmp_path / "last.pt")
     torch.save({**saved, "format": 7}, tmp_path / "last.pt")
-    with pytest.raises(ValueError, match=r"has format 7, and this fit-core reads up to 1: upgrade"):
+    with pytest.raises(ValueError, match=r"format 1 or older, got 7\. Upgrade fit-core"):
         make(CheckpointSaver(tmp_path, resume=True)).fit(batches())
 
 
 def test_arguments_that_mean_nothing(tmp_path):
     for options, message in (
-        ({"keep": 0}, "keep must be 1 or more"),
-        ({"every_steps": 0}, "every_steps must be a number"),
-        ({"mode": "best"}, "mode must be 'min'"),
+        ({"keep": 0}, "expected keep to be 1 or more"),
+        ({"every_steps": 0}, "expected every_steps to be a number"),
+        ({"mode": "best"}, "expected mode to be 'min'"),
     ):
         with pytest.raises(ValueError, match=message):
             CheckpointSaver(tmp_path, **options)

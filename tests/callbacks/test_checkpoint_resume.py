@@ -80,7 +80,7 @@ def test_evaluation_before_fit_warns_that_nothing_was_loaded(tmp_path, resume, o
     resume = tmp_path / "best.pt" if resume == "file" else resume
     runner = make(CheckpointSaver(tmp_path, resume=resume))
     with pytest.warns(
-        UserWarning, match=r"resumes a run in fit, and not in evaluate or predict.*Load others before: mod"
+        UserWarning, match=r"resumes a run in fit, and not in evaluate or predict.*To use others, call mod"
     ):
         getattr(runner, of)(batches())
     with warnings.catch_warnings():

@@ -119,5 +119,5 @@ def test_clipping_refuses_what_means_nothing():
     with pytest.raises(ValueError, match="above 0, got -1"):
         GradientClipping(-1)
     assert AdaptiveGradientClipping(exclude="fc").exclude == ("fc",)
-    with pytest.raises(ValueError, match=r"exclude names 'fc', which no parameter begins with; there are 0.weight"):
+    with pytest.raises(ValueError, match=r"exclude to match parameters, got 'fc'\. Pass the start of one of 0.weight"):
         make(AdaptiveGradientClipping(exclude=["fc"])).fit(batches())

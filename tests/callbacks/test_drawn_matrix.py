@@ -38,14 +38,16 @@ def test_the_matrix_of_torchmetrics_is_drawn_by_its_name(tmp_path):
 def test_a_matrix_that_cannot_be_drawn_is_refused(tmp_path):
     board = TensorBoard(tmp_path)
     with pytest.raises(
-        ValueError, match=r"a metric called 'ConfusionMatrix', .* \(there are: none\)\. Add it: metrics="
+        ValueError, match=r"a metric of the Runner named 'ConfusionMatrix', got none\. Add it: metrics="
     ):
         make(board, ConfusionMatrix(board)).fit(batches())
     with pytest.warns(UserWarning, match=r"could not draw the matrix: .*\(2, 2\), as classes has, got \(3, 3\)"):
         make(ConfusionMatrix(board, ["cat", "dog"]), metrics=[Matrix()]).evaluate(batches())
-    with pytest.raises(ValueError, match="there is no matrix yet: validate or evaluate first"):
+    with pytest.raises(ValueError, match=r"expected a matrix, got none yet. Validate or evaluate first"):
         ConfusionMatrix(board).draw()
-    with pytest.raises(TypeError, match=r'classes must be a list of names such as \["cat", "dog"\], or None, got 3'):
+    with pytest.raises(
+        TypeError, match=r'expected classes to be a list of names such as \["cat", "dog"\], or None, got 3'
+    ):
         ConfusionMatrix(board, 3)
-    with pytest.raises(TypeError, match="board must be the run's TensorBoard callback, got list"):
+    with pytest.raises(TypeError, match="expected board to be the run's TensorBoard callback, got list"):
         ConfusionMatrix(["cat", "dog"])

@@ -34,17 +34,17 @@ def test_epochs_without_validation_do_not_count():
 
 def test_monitoring_validation_without_one_is_refused_before_the_first_step():
     steps = Watch("on_batch_end", lambda state: state.batch_idx)
-    with pytest.raises(ValueError, match=r"pass val_loader=... to fit, or monitor 'train/loss'"):
+    with pytest.raises(ValueError, match=r"Pass val_loader=... to fit, or monitor 'train/loss'"):
         make(steps, EarlyStopping("val/loss")).fit(batches())
     assert steps.seen == []
 
 
 def test_arguments_out_of_range():
-    with pytest.raises(ValueError, match=r"mode must be 'min' .* got 'maximum'"):
+    with pytest.raises(ValueError, match=r"expected mode to be 'min' .* got 'maximum'"):
         EarlyStopping("loss", "maximum")
-    with pytest.raises(ValueError, match="patience must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="expected patience to be 1 or more, got 0"):
         EarlyStopping(patience=0)
-    with pytest.raises(ValueError, match="min_delta must be 0 or more"):
+    with pytest.raises(ValueError, match="expected min_delta to be 0 or more"):
         EarlyStopping(min_delta=-1)
 
 

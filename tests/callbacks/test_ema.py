@@ -125,12 +125,12 @@ def test_ema_follows_buffers_that_grow_and_asks_for_the_weights_of_a_lazy_model(
     make(ema, model=model).fit(batches())
     assert torch.equal(ema.model.seen, model.seen)
     lazy = nn.Sequential(nn.LazyLinear(3))
-    with pytest.raises(ValueError, match=r"but 0.weight, 0.bias of the lazy .* Run it once before fit: model\(i"):
+    with pytest.raises(ValueError, match=r"a lazy one: 0.weight, 0.bias do not .* Run it once before fit: model\(i"):
         make(ModelEma(), model=lazy).fit(batches())
     lazy(batches()[0][0])
     make(ModelEma(), model=lazy).fit(batches())
 
 
 def test_ema_refuses_a_decay_of_one():
-    with pytest.raises(ValueError, match="decay must be 0 or more and below 1, got 1"):
+    with pytest.raises(ValueError, match="expected decay to be 0 or more and below 1, got 1"):
         ModelEma(1)

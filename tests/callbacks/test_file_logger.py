@@ -43,11 +43,11 @@ def test_the_file_of_an_earlier_run_is_set_aside(tmp_path, capsys):
     assert (tmp_path / "log-previous-1.csv").read_text() == texts[0]
     assert (tmp_path / "log-previous-2.csv").read_text() == texts[1]
     assert len(set(texts)) == 3
-    assert "log.csv is of an earlier run, and is log-previous-1.csv now" in capsys.readouterr().out
+    assert "log.csv of an earlier run to log-previous-1.csv" in capsys.readouterr().out
 
 
 def test_other_endings_are_refused():
-    with pytest.raises(ValueError, match=r"must end in .jsonl or .csv, got 'log.txt'"):
+    with pytest.raises(ValueError, match=r"that ends in .jsonl or .csv, got 'log.txt'"):
         FileLogger("log.txt")
 
 

@@ -139,7 +139,7 @@ def test_what_cannot_be_drawn_is_named_once(tmp_path):
     said = [str(warning.message) for warning in seen if str(warning.message).startswith("TensorBoard")]
     assert len(said) == 3
     assert said[0].startswith("TensorBoard could not draw the graph: ")
-    assert said[1].startswith("TensorBoard could not show the inputs: ValueError('TensorBoard(images=...) shows inputs")
+    assert said[1].startswith("TensorBoard could not show the inputs: ValueError('expected inputs (N, 1, H, W)")
     assert said[2].startswith("TensorBoard could not draw a histogram: ")
     assert curves(tmp_path)["val/loss"] == [(5 * row["epoch"], close(row["val/loss"])) for row in history]
     assert len(events(tmp_path).Histograms("linear/weight")) == 2

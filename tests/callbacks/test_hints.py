@@ -12,19 +12,19 @@ from torch import nn
     [
         (
             lambda: EarlyStopping(restore_best_weights=True),
-            r"no argument restore_best_weights\. CheckpointSaver keeps the b",
+            r"got restore_best_weights\. CheckpointSaver keeps the b",
         ),
         (lambda: EarlyStopping(5), r"got 5\. Write EarlyStopping\(patience=5\)"),
-        (lambda: CheckpointSaver("runs", save_best_only=True), r"no argument save_best_only\. best.pt is always kept"),
+        (lambda: CheckpointSaver("runs", save_best_only=True), r"got save_best_only\. best.pt is always kept"),
         (
             lambda: CheckpointSaver(filepath="runs"),
-            r"no argument filepath\. Pass the folder: CheckpointSaver\(save_dir\)",
+            r"got filepath\. Pass the folder: CheckpointSaver\(save_dir\)",
         ),
         (
             lambda: CheckpointSaver("runs", patience=3),
-            r"no argument patience\. To stop when nothing improves, add EarlyStopping\('val/loss', patience=3\)",
+            r"got patience\. To stop when nothing improves, add EarlyStopping\('val/loss', patience=3\)",
         ),
-        (lambda: ModelEma(nn.Linear(1, 1)), r"got a model\. ModelEma finds the model in the run: ModelEma\(0.999\)"),
+        (lambda: ModelEma(nn.Linear(1, 1)), r"got a model\. Pass only the decay: ModelEma\(0.999\)"),
     ],
 )
 def test_an_argument_of_another_library(call, message):
@@ -38,7 +38,7 @@ KINDS = [CheckpointSaver, TensorBoard, FileLogger]
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("path", [None, b"runs", 3])
 def test_a_path_that_is_not_one(kind, path):
-    with pytest.raises(TypeError, match=r'must be a path such as "runs/a", got'):
+    with pytest.raises(TypeError, match=r'to be a path such as "runs/a", got'):
         kind(path)
 
 
@@ -46,8 +46,8 @@ def test_a_path_that_is_not_one(kind, path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("", 'must be a path such as "runs/a", got an empty one'),
-        ("s3://bucket/a.csv", "must be a folder of this machine, got 's3://bucket/a.csv'. Write to a local folder"),
+        ("", 'to be a path such as "runs/a", got an empty one'),
+        ("s3://bucket/a.csv", "to be a folder of this machine, got 's3://bucket/a.csv'. Write to a local folder"),
     ],
 )
 def test_a_path_that_is_not_on_this_machine(kind, path, message):
@@ -58,16 +58,16 @@ def test_a_path_that_is_not_on_this_machine(kind, path, message):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_path_below_a_file_or_too_long(kind, tmp_path):
     (tmp_path / "notes").write_text("a file")
-    with pytest.raises(ValueError, match=f"'{tmp_path}/notes' is a file, not a folder. Choose another path"):
+    with pytest.raises(ValueError, match=f"'{tmp_path}/notes' is a file. Choose another path"):
         kind(tmp_path / "notes" / "a.csv")
-    with pytest.raises(ValueError, match="has a part that is too long for the file system"):
+    with pytest.raises(ValueError, match="got a part that is too long"):
         kind(tmp_path / f"{'x' * 300}.csv")
 
 
 @pytest.mark.parametrize("kind", [CheckpointSaver, TensorBoard])
 def test_a_folder_that_is_a_file(kind, tmp_path):
     (tmp_path / "notes").write_text("a file")
-    with pytest.raises(ValueError, match=f"must be a folder, got the file '{tmp_path}/notes'"):
+    with pytest.raises(ValueError, match=f"to be a folder, got the file '{tmp_path}/notes'"):
         kind(tmp_path / "notes")
 
 

@@ -99,7 +99,9 @@ def test_training_after_a_search_is_the_same_as_without_one():
 
 def test_a_search_asks_for_the_weights_of_a_lazy_model():
     model = nn.Sequential(nn.LazyLinear(3))
-    with pytest.raises(ValueError, match=r"LRFinder needs the weights, .* Run it once before fit: model\(input\)"):
+    with pytest.raises(
+        ValueError, match=r"LRFinder expected a model with weights, .* Run it once before fit: model\(input\)"
+    ):
         make(LRFinder(steps=10), model=model).fit(batches(), steps_per_epoch=10)
 
 
@@ -149,12 +151,12 @@ def test_smoothing_and_accumulation():
 
 
 def test_the_finder_draws_and_refuses(tmp_path):
-    with pytest.raises(ValueError, match="this run has 5: pass steps_per_epoch=100"):
+    with pytest.raises(ValueError, match=r"got 5. Pass steps_per_epoch=100"):
         make(LRFinder()).fit(batches())
-    with pytest.raises(ValueError, match=r"max_lr must be above 1, got 0\.1"):
+    with pytest.raises(ValueError, match=r"expected max_lr to be above 1, got 0\.1"):
         LRFinder(1.0, 0.1)
     finder = LRFinder(steps=10)
-    with pytest.raises(ValueError, match="there is no curve yet"):
+    with pytest.raises(ValueError, match="expected a curve, got none yet"):
         finder.plot()
     make(finder).fit(batches(), epochs=2)
     figure = finder.plot(tmp_path / "new" / "lr.png")

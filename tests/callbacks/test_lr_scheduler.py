@@ -45,7 +45,7 @@ def test_a_scheduler_that_is_made_is_told_the_steps_of_the_run():
 
 def test_a_schedule_that_needs_the_total_says_what_to_pass():
     schedule = LRScheduler(lambda optimizer, steps: lr_scheduler.LinearLR(optimizer, total_iters=steps))
-    with pytest.raises(ValueError, match="has no len: pass steps_per_epoch"):
+    with pytest.raises(ValueError, match=r"without. Pass steps_per_epoch"):
         make(schedule).fit(iter(batches()))
 
 
@@ -66,7 +66,7 @@ def test_schedulers_that_do_not_fit_are_refused():
     other = torch.optim.SGD(network().parameters(), lr=0.1)
     with pytest.raises(ValueError, match="another optimizer than the Runner's"):
         make(LRScheduler(lr_scheduler.StepLR(other, 1))).fit(batches())
-    with pytest.raises(ValueError, match="interval must be 'step' or 'epoch', got 'batch'"):
+    with pytest.raises(ValueError, match="expected interval to be 'step' or 'epoch', got 'batch'"):
         LRScheduler(lr_scheduler.StepLR(other, 1), interval="batch")
-    with pytest.raises(ValueError, match=r"use fit_callbacks.ReduceLROnPlateau"):
+    with pytest.raises(ValueError, match=r"Use fit_callbacks.ReduceLROnPlateau"):
         LRScheduler(lr_scheduler.ReduceLROnPlateau(other))

@@ -119,15 +119,15 @@ def test_both_after_each_other_keep_targets_that_sum_to_one():
 def test_what_cannot_be_mixed_is_refused():
     x, y = images()
     for callback, data, message in (
-        (Mixup(), (x, y), r"class indices, \(6,\) of torch.int64: pass num_classes"),
+        (Mixup(), (x, y), r"class indices, got \(6,\) of torch.int64. Pass num_classes"),
         (Cutmix(3), (x.flatten(1), y), r"images \(N, C, H, W\), got input \(6, 126\)"),
-        (SegmCutmix(), (x, y), "expected a mask of the image's height and width"),
+        (SegmCutmix(), (x, y), "expected masks of the images' height and width"),
     ):
         with pytest.raises(ValueError, match=message):
             make(callback, model=nn.Sequential(nn.Flatten(), nn.Linear(126, 3))).fit([data])
-    with pytest.raises(TypeError, match="Mixup mixes tensors, but the input is a dict"):
+    with pytest.raises(TypeError, match="Mixup expected the input to be a tensor, got dict"):
         make(Mixup(3)).fit([({"x": x}, y)])
-    with pytest.raises(ValueError, match="alpha must be above 0, got 0"):
+    with pytest.raises(ValueError, match="expected alpha to be above 0, got 0"):
         Mixup(alpha=0)
-    with pytest.raises(ValueError, match="p must be 0 or more and at most 1, got 2"):
+    with pytest.raises(ValueError, match="expected p to be 0 or more and at most 1, got 2"):
         Cutmix(p=2)

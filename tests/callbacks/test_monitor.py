@@ -41,7 +41,7 @@ def test_a_wrong_monitor_is_refused_before_the_first_step(kind, monitor, mode, s
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_metric_whose_direction_nobody_knows_is_refused_before_the_first_step(kind, tmp_path, monkeypatch):
     said = refusal(kind("train/accuracy"), tmp_path, monkeypatch, [accuracy])
-    assert said.startswith("nothing says whether a higher or a lower train/accuracy is better: pass mode='max'")
+    assert said.startswith("it is unknown whether a higher or a lower train/accuracy is better. Pass mode='max'")
 
 
 class Shares:
@@ -117,5 +117,5 @@ def test_an_improving_accuracy_does_not_stop_the_run():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("monitor", [b"loss", None, 0.5])
 def test_a_monitor_that_is_not_a_name(kind, monitor):
-    with pytest.raises(TypeError, match=r'monitor must be a name in the logs, such as "val/loss", got'):
+    with pytest.raises(TypeError, match=r'expected monitor to be a name in the logs, such as "val/loss", got'):
         kind(monitor)

@@ -42,8 +42,14 @@ class Spoils(nn.Module):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("gradient", "the gradient of linear.weight is not finite in epoch 1, batch 3 .* weights are those before it"),
-        ("complex gradient", "the gradient of phase is not finite in epoch 1, batch 3 .* weights are those before it"),
+        (
+            "gradient",
+            "the gradient of linear.weight is not finite in epoch 1, batch 3 .* weights are those before this batch",
+        ),
+        (
+            "complex gradient",
+            "the gradient of phase is not finite in epoch 1, batch 3 .* weights are those before this batch",
+        ),
         ("seen", "the buffer seen is nan in epoch 1, batch 3"),
         ("spectrum", "the buffer spectrum is nan in epoch 1, batch 3"),
     ],
@@ -78,7 +84,9 @@ def test_weights_that_were_lost_before_are_named():
                 with torch.no_grad():
                     state.model.bias[0] = math.nan
 
-    with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 1, batch 3 .*; bias was so before it\."):
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is nan in epoch 1, batch 3 .*\. bias was not finite before it\."
+    ):
         make(StopOnNonFinite(), Loses(), model=nn.Linear(6, 3)).fit(batches())
 
 

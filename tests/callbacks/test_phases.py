@@ -39,10 +39,13 @@ def test_phases_know_groups_and_accumulation_and_parts_of_an_epoch():
 @pytest.mark.parametrize(
     ("phases", "message"),
     [
-        ([Phase(0, 2, 0.1), Phase(3, 4, 0.1)], "a gap between epochs 2 and 3: expected a phase that starts at 2"),
-        ([Phase(0, 2, 0.1), Phase(1, 4, 0.1)], "an overlap between epochs 1 and 2"),
+        (
+            [Phase(0, 2, 0.1), Phase(3, 4, 0.1)],
+            "expected a phase that starts at 2, got .* with a gap between epochs 2 and 3",
+        ),
+        ([Phase(0, 2, 0.1), Phase(1, 4, 0.1)], "with an overlap between epochs 1 and 2"),
         ([Phase(1, 2, 0.1)], "a gap between epochs 0 and 1"),
-        ([], "phases is empty"),
+        ([], "expected one phase or more"),
     ],
 )
 def test_gaps_and_overlaps_are_refused(phases, message):
@@ -51,13 +54,13 @@ def test_gaps_and_overlaps_are_refused(phases, message):
 
 
 def test_phases_that_do_not_fit_the_run_are_refused():
-    with pytest.raises(ValueError, match="the phases end with epoch 2, the run has 3"):
+    with pytest.raises(ValueError, match="expected phases for 3 epochs, got 2"):
         make(PhasesScheduler([Phase(0, 2, 0.1)])).fit(batches(), epochs=3)
-    with pytest.raises(ValueError, match=r"got 2 factors and 1 parameter groups\. Make all groups before fit"):
+    with pytest.raises(ValueError, match=r"got 2 factors and 1 parameter groups\. Create all groups before fit"):
         make(PhasesScheduler([Phase(0, 2, 0.1)], factors=[1, 2])).fit(batches())
-    with pytest.raises(ValueError, match="mode must be one of linear, cos, poly, got 'cosine'"):
+    with pytest.raises(ValueError, match="expected mode to be one of linear, cos, poly, got 'cosine'"):
         Phase(0, 1, 0.1, "cosine")
-    with pytest.raises(ValueError, match="end must be above 2, got 2"):
+    with pytest.raises(ValueError, match="expected end to be above 2, got 2"):
         Phase(2, 2, 0.1)
 
 
@@ -90,7 +93,7 @@ def test_another_fit_of_the_callback_keeps_the_ratios():
     runner.fit(batches())
     assert used.seen[5:] == used.seen[:5]
     runner.state.callbacks[1] = PhasesScheduler([Phase(0, 1, 0.1)])
-    with pytest.raises(ValueError, match=r"all 2 parameter groups have a learning rate of 0, so their ratios"):
+    with pytest.raises(ValueError, match=r"got 0 in all 2 parameter groups, so their ratios"):
         runner.fit(batches())
 
 
@@ -100,7 +103,7 @@ def test_a_group_that_is_added_while_phases_run_is_refused():
             if state.epoch == 1:
                 state.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
 
-    with pytest.raises(ValueError, match=r"got 1 factors and 2 parameter groups\. Make all groups before fit"):
+    with pytest.raises(ValueError, match=r"got 1 factors and 2 parameter groups\. Create all groups before fit"):
         make(Add(), PhasesScheduler([Phase(0, 2, 0.1)])).fit(batches(), epochs=2)
 
 

@@ -41,5 +41,5 @@ def test_each_group_has_a_least_rate_of_its_own():
 def test_a_plateau_refuses_wrong_options_at_once():
     with pytest.raises(TypeError, match="patiense"):
         ReduceLROnPlateau(patiense=3)
-    with pytest.raises(ValueError, match=r"factor must be above 0 and below 1, got 2\.0"):
+    with pytest.raises(ValueError, match=r"expected factor to be above 0 and below 1, got 2\.0"):
         ReduceLROnPlateau(factor=2.0)

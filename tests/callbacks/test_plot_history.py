@@ -27,7 +27,7 @@ def test_plot_history_takes_a_runner_and_is_a_picture():
 
 
 def test_plot_history_of_nothing_says_so():
-    with pytest.raises(ValueError, match="no epoch was completed"):
+    with pytest.raises(ValueError, match="expected a history of one epoch or more"):
         plot_history([])
-    with pytest.raises(ValueError, match="no epoch was completed"):
+    with pytest.raises(ValueError, match="expected a history of one epoch or more"):
         plot_history(runner())

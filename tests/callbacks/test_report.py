@@ -281,5 +281,5 @@ def test_a_checkpoint_from_before_report_was_added():
 
 
 def test_every_is_a_number_of_steps():
-    with pytest.raises(ValueError, match="every must be a number of optimizer steps"):
+    with pytest.raises(ValueError, match="expected every to be a number of optimizer steps"):
         Report(print, every=0)

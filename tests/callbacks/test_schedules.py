@@ -202,7 +202,7 @@ def test_what_is_no_scheduler_is_refused(scheduler, message):
 def test_a_function_that_makes_no_scheduler_is_refused():
     with pytest.raises(TypeError, match="expected a scheduler from the function, got None"):
         make(LRScheduler(lambda optimizer, steps: None)).fit(batches())
-    with pytest.raises(ValueError, match=r"use fit_callbacks\.ReduceLROnPlateau"):
+    with pytest.raises(ValueError, match=r"Use fit_callbacks\.ReduceLROnPlateau"):
         make(LRScheduler(lambda optimizer, steps: lr_scheduler.ReduceLROnPlateau(optimizer))).fit(batches())
 
 

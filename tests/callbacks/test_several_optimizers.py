@@ -203,18 +203,18 @@ def test_wrong_optimizers_are_refused():
         Optimizers([adam, sgd])
     with pytest.raises(ValueError, match="got none"):
         Optimizers()
-    with pytest.raises(ValueError, match="optimizer 1, SGD, has 4 parameters that another has too"):
+    with pytest.raises(ValueError, match="got 4 parameters in optimizer 1, SGD, that another one has too"):
         Optimizers(adam, torch.optim.SGD(model.parameters()))
-    with pytest.raises(ValueError, match=r"call optimizers\[0\].add_param_group"):
+    with pytest.raises(ValueError, match=r"Call optimizers\[0\].add_param_group"):
         Optimizers(adam, sgd).add_param_group({"params": [torch.zeros(1)]})
-    with pytest.raises(AttributeError, match=r"set them in optimizers\[0\]"):
+    with pytest.raises(AttributeError, match=r"Set optimizers\[0\]\.param_groups"):
         Optimizers(adam, sgd).param_groups = [{}]
-    with pytest.raises(AttributeError, match=r"set it in optimizers\[0\]"):
+    with pytest.raises(AttributeError, match=r"Set optimizers\[0\]\.state"):
         Optimizers(adam, sgd).state = {1: 2}
     swapped = Optimizers(torch.optim.SGD(parts_of(model)[0]), torch.optim.AdamW(parts_of(model)[1]))
-    with pytest.raises(ValueError, match=r"saved with Optimizers\(AdamW, SGD\), and this is Optimizers\(SGD, AdamW\)"):
+    with pytest.raises(ValueError, match=r"Optimizers\(AdamW, SGD\) as in the state, got Optimizers\(SGD, AdamW\)"):
         swapped.load_state_dict(Optimizers(adam, sgd).state_dict())
     lbfgs = torch.optim.LBFGS(parts_of(model)[1])
-    with pytest.raises(ValueError, match="LBFGS computes the loss several times"):
+    with pytest.raises(ValueError, match="LBFGS, which computes the loss several times"):
         Runner(model, Optimizers(adam, lbfgs), nn.CrossEntropyLoss()).fit(batches())
     assert float(Optimizers(adam, sgd).step(lambda: torch.ones(()))) == 1

@@ -27,9 +27,9 @@ def test_dropout_goes_from_start_to_end():
 
 
 def test_dropout_that_is_not_there():
-    with pytest.raises(ValueError, match=r"no dropout layer is called head\.\.\.; there are: 3"):
+    with pytest.raises(ValueError, match=r"names that match dropout layers, got head\. Pass the start of one of 3"):
         make(ScheduledDropout(0, 0.5, names="head")).fit(batches())
-    with pytest.raises(ValueError, match="end must be 0 or more and at most 1, got 50"):
+    with pytest.raises(ValueError, match="expected end to be 0 or more and at most 1, got 50"):
         ScheduledDropout(0, 50)
 
 
@@ -37,7 +37,7 @@ def test_the_optimizer_forgets_after_given_epochs():
     seen = Watch("on_epoch_begin", lambda state: len(state.optimizer.state))
     make(seen, ResetOptimizer([1, 3]), model=nn.Linear(6, 3)).fit(batches(), epochs=5)
     assert seen.seen == [0, 0, 2, 0, 2]
-    with pytest.raises(ValueError, match="after must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="expected after to be 1 or more, got 0"):
         ResetOptimizer(0)
 
 

@@ -62,6 +62,8 @@ def test_file_sizes_have_the_unit_that_fits():
 
 def test_a_lazy_model_needs_an_input():
     model = nn.Sequential(nn.LazyLinear(4))
-    with pytest.raises(ValueError, match=r"0.weight, 0.bias of the lazy .*\. Pass an input: summary\(model, input\)"):
+    with pytest.raises(
+        ValueError, match=r"got a lazy one: 0.weight, 0.bias .*\. Pass an input: summary\(model, input\)"
+    ):
         summary(model)
     assert "20" in summary(model, torch.zeros(1, 4))

@@ -93,12 +93,12 @@ def test_graph_histograms_and_images_do_not_change_the_run(tmp_path):
 
 
 def test_wrong_settings_are_refused_at_once(tmp_path):
-    with pytest.raises(ValueError, match="x must be 'steps', 'samples' or 'epochs', got 'batches'"):
+    with pytest.raises(ValueError, match="expected x to be 'steps', 'samples' or 'epochs', got 'batches'"):
         TensorBoard(tmp_path, x="batches")
-    with pytest.raises(ValueError, match="every must be a number of optimizer steps"):
+    with pytest.raises(ValueError, match="expected every to be a number of optimizer steps"):
         TensorBoard(tmp_path, every=0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="must be a folder, got the file"):
+    with pytest.raises(ValueError, match="to be a folder, got the file"):
         make(TensorBoard(tmp_path / "file")).fit(batches())
 
 

@@ -81,7 +81,9 @@ def test_advice_depends_on_the_loader():
         )
     ]
     for text, part in zip(
-        advice, ("in a DataLoader", "num_workers=4", "persistent_workers=True", "2 workers are not enough"), strict=True
+        advice,
+        ("use a DataLoader", "num_workers=4", "persistent_workers=True", "2 workers are not enough"),
+        strict=True,
     ):
         assert part in text
 
@@ -138,7 +140,7 @@ def test_the_profiler_writes_a_trace_of_the_steps_asked_for(tmp_path, capsys):
 
 def test_a_run_too_short_to_trace_says_so(tmp_path, capsys):
     make(Profiler(tmp_path, wait=50)).fit(batches())
-    assert "Profiler: the run ended before the steps that were to be traced" in capsys.readouterr().out
+    assert "Profiler: the run ended before any step was recorded" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="active must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="expected active to be 1 or more, got 0"):
         Profiler(tmp_path, active=0)

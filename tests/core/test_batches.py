@@ -61,7 +61,10 @@ def test_what_cannot_be_moved_is_named(value):
     model = nn.Linear(1, 1)
     runner = Runner(model, torch.optim.SGD(model.parameters()), nn.MSELoss())
     kind = type(value).__name__
-    with pytest.raises(TypeError, match=f"a batch contains a .*{kind}, which cannot be moved to cpu. Make it a tensor"):
+    with pytest.raises(
+        TypeError,
+        match=f"expected tensors in the batch, got a .*{kind}, which cannot be moved to cpu. Convert it to a tensor",
+    ):
         runner.fit([(value, torch.zeros(2))])
 
 
@@ -141,7 +144,7 @@ def test_a_batch_whose_samples_cannot_be_counted_is_refused_before_the_first_ste
     before = model.weight.clone()
     runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda output, target: output.mean())
     with pytest.raises(
-        ValueError, match=r"cannot tell how many samples .* Set state.batch_size in a callback's on_batch"
+        ValueError, match=r"expected input and target of one length.* Set state.batch_size in a callback's on_batch"
     ):
         getattr(runner, method)([(torch.ones(9, 2, 4), torch.ones(2))])
     assert torch.equal(model.weight, before)
@@ -261,7 +264,7 @@ def test_several_outputs_of_a_model_are_joined_each(sizes):
 
 def test_a_list_that_may_be_samples_or_outputs_is_refused():
     outputs = [[torch.ones(2, 1), torch.ones(2, 9)]] * 2
-    with pytest.raises(ValueError, match=r"a list of 2 tensors, .* Return a tuple of outputs, or a list of dicts"):
+    with pytest.raises(ValueError, match=r"a list of 2 tensors, .* to a tuple of outputs, or to a list of dicts"):
         concat(outputs, [2, 2])
     first, second = concat([tuple(output) for output in outputs], [2, 2])
     assert (first.shape, second.shape) == ((4, 1), (4, 9))

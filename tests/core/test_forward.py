@@ -114,13 +114,17 @@ def test_the_mean_of_a_loss_that_some_batches_have_is_over_those():
 @pytest.mark.parametrize(
     ("criterion", "error", "message"),
     [
-        (lambda output, target: {"kl": output.mean()}, ValueError, "the dict of losses has no 'loss', .* it has kl"),
+        (
+            lambda output, target: {"kl": output.mean()},
+            ValueError,
+            "expected the key 'loss' in the dict of losses, got kl",
+        ),
         (
             lambda output, target: {"loss": output.mean(), "error": output.mean()},
             ValueError,
-            "a loss and a metric are both called 'error'",
+            "different names for losses and metrics, got 'error' twice",
         ),
-        (lambda output, target: {"loss": 3.0}, TypeError, r"criterion returned 3\.0, expected a scalar tensor"),
+        (lambda output, target: {"loss": 3.0}, TypeError, r"expected criterion to return a scalar tensor, got 3\.0"),
     ],
 )
 def test_a_dict_of_losses_that_cannot_be_trained_on(criterion, error, message):
@@ -185,7 +189,7 @@ def test_a_model_without_a_loss_in_evaluation():
 
 def test_a_criterion_of_none_needs_a_forward():
     model = network()
-    with pytest.raises(TypeError, match="criterion must be a function"):
+    with pytest.raises(TypeError, match="expected criterion to be a function"):
         Runner(model, sgd(model), None)
 
 
@@ -197,7 +201,7 @@ def test_a_forward_that_sets_no_loss_is_named():
     model = network()
     pairs = [(batch["x"], batch["y"]) for batch in dicts(4)]
     with pytest.raises(
-        TypeError, match=r"forward set state\.loss to None, expected a scalar tensor: set it in forward"
+        TypeError, match=r"expected forward to set state\.loss to a scalar tensor, got None. Set it in forward"
     ):
         Forgets(model, sgd(model), nn.MSELoss()).fit(pairs)
 

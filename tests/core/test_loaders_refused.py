@@ -15,7 +15,7 @@ def test_a_schedule_over_a_loader_without_len_says_to_pass_steps_per_epoch():
 
     run, _ = runner()
     run.state.callbacks.append(Schedule())
-    with pytest.raises(ValueError, match="the training DataLoader has no len: pass steps_per_epoch="):
+    with pytest.raises(ValueError, match=r"got a DataLoader without. Pass steps_per_epoch="):
         run.fit(DataLoader(Stream(3), batch_size=None))
 
 
@@ -49,9 +49,9 @@ def test_empty_loaders_are_refused_wherever_they_are():
 
 def test_a_generator_for_several_epochs_is_refused():
     run, _ = runner()
-    with pytest.raises(ValueError, match="train_loader is a generator, which can be read only once, and 2 passes"):
+    with pytest.raises(ValueError, match="train_loader to be an iterable for 2 passes, got a generator"):
         run.fit((pair for pair in numbered(3)), epochs=2)
-    with pytest.raises(ValueError, match=r"val_loader is a list_iterator, .*\(val_steps for validation\)"):
+    with pytest.raises(ValueError, match=r"got a list_iterator, .*\(val_steps for validation\)"):
         run.fit(numbered(3), epochs=2, val_loader=iter(numbered(3)))
 
 
@@ -70,7 +70,7 @@ def test_a_len_that_lies_is_named_when_it_would_lose_a_window():
             return iter(numbered(3))
 
     run, _ = runner(accumulate_steps=2)
-    with pytest.raises(ValueError, match=r"len\(train_loader\) is 5, but it ended after 3 batches"):
+    with pytest.raises(ValueError, match=r"expected 5 batches, the len of train_loader, got 3"):
         run.fit(Lies())
     runner()[0].fit(Lies())  # without accumulation nothing is lost
 
@@ -92,7 +92,7 @@ class Samples(IterableDataset):
         ),
         (Samples(), r"got Samples, a dataset\. Wrap it: DataLoader\(dataset, batch_size=32\), or .*batch_size=None\)"),
         (torch.zeros(4, 1), r"got Tensor\. Wrap them: DataLoader\(TensorDataset\(inputs, targets\), batch_size=32"),
-        (np.zeros((4, 1)), r"got ndarray\. Make tensors of your arrays, torch\.as_tensor\(array\)\. Wrap them: Data"),
+        (np.zeros((4, 1)), r"got ndarray\. Convert the arrays to tensors, torch\.as_tensor\(array\)\. Wrap them: Data"),
     ],
 )
 def test_what_is_not_a_loader_is_refused_with_the_line_to_type(loader, message):
@@ -103,6 +103,8 @@ def test_what_is_not_a_loader_is_refused_with_the_line_to_type(loader, message):
         (run.evaluate, "loader"),
         (run.predict, "loader"),
     ):
-        with pytest.raises(TypeError, match=f"{name} must be a DataLoader or another iterable of batches, {message}"):
+        with pytest.raises(
+            TypeError, match=f"expected {name} to be a DataLoader or another iterable of batches, {message}"
+        ):
             call(loader)
     assert seen.train == []

@@ -130,7 +130,7 @@ def test_values_of_one_name_come_behind_the_name_of_their_metric():
     result = runner(metrics).evaluate(batches(2))
     del result["val/loss"]
     assert result == {"val/a": 1, "val/b/a": 2, "val/c": 3, "val/f/a": 4, "val/f/loss": 5, "val/d/e": 6}
-    with pytest.raises(ValueError, match="two results are called 'b/a'"):
+    with pytest.raises(ValueError, match="results with different names, got two named 'b/a'"):
         runner([Constant({"a": 1, "b/a": 2}, "b"), Constant({"a": 3}, "c")]).evaluate(batches(2))
 
 

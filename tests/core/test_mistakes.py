@@ -73,7 +73,7 @@ def embedding():
         (three, CE, (INPUT.double(), LABELS), r"expected an input of torch.float32, .* input.to\(torch.float32\)"),
         (three, CE, (INPUT.long(), LABELS), r"got torch.int64. Convert it: input.to\(torch.float32\)"),
         (embedding, CE, (LABELS.float(), LABELS), r"an input of indices, got torch.float32. .* input.long\(\)"),
-        (embedding, CE, (LABELS + 7, LABELS), r"embedding, got 7..7. .* make it larger: nn.Embedding\(8, ...\)"),
+        (embedding, CE, (LABELS + 7, LABELS), r"embedding, got 7..7. .* enlarge it: nn.Embedding\(8, ...\)"),
         (lambda: FirstOf(dict), CE, (INPUT, LABELS), r"a dict of 1. .* = state.model\(state.input\)\['logits'\]"),
         (lambda: FirstOf(list), CE, (INPUT, LABELS), r"a list of 2. .* = state.model\(state.input\)\[0\]"),
         (LeftBehind, CE, (INPUT, LABELS), r"every tensor on cpu, got one .* self.register_buffer\(name, tensor\)"),

@@ -46,7 +46,7 @@ def test_outputs_that_cannot_be_joined_are_refused_at_their_batch(first, second)
             fetched.append(number)
             yield torch.zeros(2, 1)
 
-    with pytest.raises(ValueError, match=r"expected one like that of batch 0, .* in batch 1\. Pad the outputs"):
+    with pytest.raises(ValueError, match=r"such as that of batch 0, .* in batch 1\. Pad the outputs"):
         make(Returns(first, second)).predict(inputs())
     assert fetched == [0, 1]
 

@@ -121,7 +121,7 @@ LENGTHS = {(3, 2): "rank 0: 3, rank 1: 2", (3, 0): "rank 0: 3, rank 1: 0"}
 @pytest.mark.parametrize(("lengths", "said"), LENGTHS.items())
 def test_training_loaders_of_unequal_length_are_refused_before_the_first_step(ranks, lengths, said):
     for message, steps in ranks["unequal", lengths]:
-        assert f"the training loaders of the processes differ in length ({said} batches)" in message
+        assert f"as many training batches on every process, got {said}," in message
         assert steps == 0
 
 
@@ -156,7 +156,7 @@ def test_torchmetrics_synchronise_themselves_and_a_local_metric_is_named(ranks):
     for result, warned in results:
         assert result["val/MulticlassAccuracy"] == pytest.approx(result["val/accuracy"], abs=1e-6)
         assert len(warned) == 1
-        assert "Local cannot be summed over them" in warned[0]
+        assert "Local cannot be summed over processes" in warned[0]
     assert [result["val/Local"] for result, _ in results] == [9.0, 8.0]
 
 

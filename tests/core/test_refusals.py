@@ -18,7 +18,7 @@ def sgd(model):
 
 
 def test_an_optimizer_over_none_of_the_parameters_is_refused():
-    with pytest.raises(ValueError, match="the optimizer has none of the model's 2 trainable parameters"):
+    with pytest.raises(ValueError, match="an optimizer of the model's 2 trainable parameters, got one"):
         Runner(nn.Linear(1, 1), sgd(nn.Linear(1, 1)), LOSS)
 
 
@@ -39,7 +39,7 @@ def test_a_frozen_model_can_be_evaluated_and_not_trained():
     runner = Runner(model, sgd(model), LOSS)
     assert runner.evaluate(BATCHES)["val/loss"] == pytest.approx(float(model.bias) ** 2)
     assert runner.predict(BATCHES).shape == (2, 1)
-    with pytest.raises(ValueError, match=r"nothing to train: .* what should train: model.requires_grad_\(True\)"):
+    with pytest.raises(ValueError, match=r"got only frozen ones. .* to train: model.requires_grad_\(True\)"):
         runner.fit(BATCHES)
     model.requires_grad_(True)
     assert len(runner.fit(BATCHES)) == 1
@@ -58,7 +58,7 @@ def test_a_model_on_two_devices_is_refused():
     model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1, device="meta"))
     with pytest.raises(
         ValueError,
-        match=r"is spread over 2 devices \(0.weight on cpu, 1.weight on meta\)\. Move it: model.to\(device\)",
+        match=r"got it on 2 devices \(0.weight on cpu, 1.weight on meta\)\. Move it: model.to\(device\)",
     ):
         Runner(model, sgd(model), LOSS)
 
@@ -66,10 +66,10 @@ def test_a_model_on_two_devices_is_refused():
 @pytest.mark.parametrize(
     ("criterion", "error", "message"),
     [
-        (lambda output, target: None, TypeError, "criterion returned None, expected a scalar tensor"),
-        (lambda output, target: 0.5, TypeError, "criterion returned 0.5, expected a scalar tensor"),
-        (nn.MSELoss(reduction="none"), ValueError, r"a tensor of shape \(2, 1\), expected a scalar: take its mean"),
-        (lambda output, target: output.detach().mean(), ValueError, "the loss has no graph to go backward through"),
+        (lambda output, target: None, TypeError, "expected criterion to return a scalar tensor, got None"),
+        (lambda output, target: 0.5, TypeError, "expected criterion to return a scalar tensor, got 0.5"),
+        (nn.MSELoss(reduction="none"), ValueError, r"a scalar tensor, got shape \(2, 1\). Use its mean"),
+        (lambda output, target: output.detach().mean(), ValueError, "expected a loss with a graph"),
     ],
 )
 def test_a_loss_that_cannot_be_trained_on_is_refused(criterion, error, message):
@@ -84,17 +84,17 @@ def test_a_loss_that_cannot_be_trained_on_is_refused(criterion, error, message):
         (
             lambda output: {"loss": {"loss": output.mean(), "kl": output}},
             ValueError,
-            r"the loss 'kl' is a tensor of shape \(4, 1\), expected a scalar: take its mean",
+            r"the loss 'kl' to be a scalar, got a tensor of shape \(4, 1\). Use its mean",
         ),
         (
             lambda output: {"batch_size": torch.tensor(4)},
             TypeError,
-            r"state.batch_size is a tensor, expected an int, .* set state.weight",
+            r"state.batch_size to be an int, .* got a tensor. Set state.weight",
         ),
         (
             lambda output: {"weight": torch.ones(4)},
             ValueError,
-            r"state.weight is a tensor of shape \(4,\), expected a number or a 0-dim tensor: take its sum\(\)",
+            r"state.weight to be a number or a 0-dim tensor, got shape \(4,\). Use its sum\(\)",
         ),
     ],
     ids=["a part of the loss", "batch_size", "weight"],
@@ -126,15 +126,19 @@ def mae(output, target):
 @pytest.mark.parametrize(
     ("metrics", "error", "message"),
     [
-        ([mae, mae], ValueError, "two metrics are called 'mae': give each a name of its own"),
-        ([type("loss", (), {"__call__": mae})()], ValueError, "a metric is called 'loss', which is the criterion's"),
-        (mae, TypeError, r"metrics must be a list of metrics, got function: write metrics=\[...\]"),
+        ([mae, mae], ValueError, "metrics with different names, got two named 'mae'"),
+        (
+            [type("loss", (), {"__call__": mae})()],
+            ValueError,
+            "metrics with names other than 'loss', the name of the criterion",
+        ),
+        (mae, TypeError, r"expected metrics to be a list of metrics, got function. Write metrics=\[...\]"),
         (
             [3],
             TypeError,
-            r"metrics contains a int. A metric has update\(output, target\), compute\(\) and reset\(\), or",
+            r"expected metrics, got a int. Pass an object with update\(output, target\), compute\(\) and reset\(\), or",
         ),
-        ([nn.L1Loss], TypeError, r"metrics contains the class L1Loss: pass an object, L1Loss\(...\)"),
+        ([nn.L1Loss], TypeError, r"expected metrics, got the class L1Loss. Pass an object: L1Loss\(...\)"),
     ],
 )
 def test_metrics_that_are_wrong_or_share_a_name_are_refused(metrics, error, message):
@@ -145,11 +149,11 @@ def test_metrics_that_are_wrong_or_share_a_name_are_refused(metrics, error, mess
 
 def test_wrong_precision_and_accumulation_are_refused():
     model = nn.Linear(1, 1)
-    with pytest.raises(ValueError, match="use_fp16 and use_bf16 exclude each other: choose one"):
+    with pytest.raises(ValueError, match="expected use_fp16 or use_bf16, got both"):
         Runner(model, sgd(model), LOSS, use_fp16=True, use_bf16=True)
-    with pytest.raises(ValueError, match="accumulate_steps must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="expected accumulate_steps to be 1 or more, got 0"):
         Runner(model, sgd(model), LOSS, accumulate_steps=0)
-    with pytest.raises(TypeError, match=r"accumulate_steps must be a whole number, got 2\.0"):
+    with pytest.raises(TypeError, match=r"expected accumulate_steps to be a whole number, got 2\.0"):
         Runner(model, sgd(model), LOSS, accumulate_steps=2.0)
 
 
@@ -157,7 +161,7 @@ def test_wrong_precision_and_accumulation_are_refused():
 @pytest.mark.parametrize("value", [0, -1])
 def test_wrong_numbers_of_epochs_and_steps_are_refused(name, value):
     model = nn.Linear(1, 1)
-    with pytest.raises(ValueError, match=f"{name} must be 1 or more, got {value}"):
+    with pytest.raises(ValueError, match=f"expected {name} to be 1 or more, got {value}"):
         Runner(model, sgd(model), LOSS).fit(BATCHES, **{name: value})
 
 
@@ -165,25 +169,25 @@ def test_wrong_steps_of_evaluate_and_predict_are_refused():
     model = nn.Linear(1, 1)
     runner = Runner(model, sgd(model), LOSS)
     for call in (runner.evaluate, runner.predict):
-        with pytest.raises(ValueError, match="steps must be 1 or more, got 0"):
+        with pytest.raises(ValueError, match="expected steps to be 1 or more, got 0"):
             call(BATCHES, steps=0)
 
 
 def test_arguments_in_another_order_are_named():
     model = nn.Linear(1, 1)
-    order = r"the order is Runner\(model, optimizer, criterion, metrics, callbacks\)"
-    with pytest.raises(TypeError, match=f"optimizer must be a torch.optim.Optimizer, got MSELoss; {order}"):
+    order = r"Pass Runner\(model, optimizer, criterion, metrics, callbacks\) in this order"
+    with pytest.raises(TypeError, match=f"expected optimizer to be a torch.optim.Optimizer, got MSELoss. {order}"):
         Runner(model, LOSS, sgd(model))
-    with pytest.raises(TypeError, match=f"criterion must be a function .* got SGD; {order}"):
+    with pytest.raises(TypeError, match=f"expected criterion to be a function .* got SGD. {order}"):
         Runner(model, sgd(model), sgd(model))
-    with pytest.raises(TypeError, match=f"model must be a torch.nn.Module, got SGD; {order}"):
+    with pytest.raises(TypeError, match=f"expected model to be a torch.nn.Module, got SGD. {order}"):
         Runner(sgd(model), model, LOSS)
-    with pytest.raises(TypeError, match=f"callbacks contains a L1Loss: pass objects of .*Callback; {order}"):
+    with pytest.raises(TypeError, match=f"expected callbacks, got a L1Loss. Pass objects of .*Callback. {order}"):
         Runner(model, sgd(model), LOSS, [], [nn.L1Loss()])
-    with pytest.raises(TypeError, match="callbacks contains the class Callback: pass objects"):
+    with pytest.raises(TypeError, match=r"expected callbacks, got the class Callback. Pass objects"):
         Runner(model, sgd(model), LOSS, [], [Callback])
     with pytest.raises(
-        TypeError, match=r"callbacks must be a list of callbacks, got Callback: write callbacks=\[...\]"
+        TypeError, match=r"expected callbacks to be a list of callbacks, got Callback: write callbacks=\[...\]"
     ):
         Runner(model, sgd(model), LOSS, [], Callback())
 
@@ -191,16 +195,22 @@ def test_arguments_in_another_order_are_named():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (lambda m, o: (nn.Linear, o, LOSS), r"model is the class Linear, expected an object of it, such as Net\(\)"),
-        (lambda m, o: (m, torch.optim.Adam, LOSS), r"optimizer is the class Adam, .* torch.optim.Adam\(model.param"),
+        (lambda m, o: (nn.Linear, o, LOSS), r"model to be an object, got the class Linear. Pass Net\(\)"),
+        (
+            lambda m, o: (m, torch.optim.Adam, LOSS),
+            r"optimizer to be an object, got the class Adam. Pass torch.optim.Adam\(model.param",
+        ),
         (
             lambda m, o: (m, o, nn.CrossEntropyLoss),
-            r"criterion is the class CrossEntropyLoss, .*nn.CrossEntropyLoss\(\)",
+            r"criterion to be an object, got the class CrossEntropyLoss. Pass nn.CrossEntropyLoss\(\)",
         ),
-        (lambda m, o: (m, "adam", LOSS), r"optimizer is the string 'adam', expected an object"),
-        (lambda m, o: (m, o, "mse"), r"criterion is the string 'mse', expected an object, such as nn.CrossEntropyLoss"),
-        (lambda m, o: (m, o, LOSS, ["accuracy"]), r"metrics contains the name 'accuracy': pass .*fit_metrics.Accuracy"),
-        (lambda m, o: (m, o, LOSS, "accuracy"), r"metrics must be a list of metrics, got str"),
+        (lambda m, o: (m, "adam", LOSS), r"optimizer to be an object, got the string 'adam'"),
+        (lambda m, o: (m, o, "mse"), r"criterion to be an object, got the string 'mse'. Pass nn.CrossEntropyLoss"),
+        (
+            lambda m, o: (m, o, LOSS, ["accuracy"]),
+            r"expected metrics, got the string 'accuracy'. Pass .*fit_metrics.Accuracy",
+        ),
+        (lambda m, o: (m, o, LOSS, "accuracy"), r"expected metrics to be a list of metrics, got str"),
     ],
 )
 def test_classes_and_names_in_place_of_objects(arguments, message):
@@ -215,20 +225,20 @@ def test_classes_and_names_in_place_of_objects(arguments, message):
         (
             (BATCHES,),
             {"batch_size": 32},
-            r"fit has no argument batch_size: the loader has it: DataLoader\(dataset, batch",
+            r"expected an argument of fit, got batch_size. Pass it to the loader: DataLoader\(dataset, batch",
         ),
-        ((BATCHES,), {"validation_data": BATCHES}, r"no argument validation_data: write val_loader=DataLoader"),
-        ((BATCHES,), {"validation_split": 0.1}, r"no argument validation_split: .*random_split, and pass val_loader="),
-        ((BATCHES,), {"verbose": 1}, r"no argument verbose: .*Runner\(..., callbacks=\[ConsoleLogger\(\)\]\)"),
-        ((BATCHES,), {"callbacks": []}, r"no argument callbacks: pass them to the Runner"),
-        ((BATCHES,), {"epoch": 3}, r"fit has no argument epoch: did you mean epochs=\?"),
-        ((BATCHES,), {"colour": 3}, r"fit has no argument colour$"),
+        ((BATCHES,), {"validation_data": BATCHES}, r"got validation_data. Write val_loader=DataLoader"),
+        ((BATCHES,), {"validation_split": 0.1}, r"got validation_split. .*random_split, and pass val_loader="),
+        ((BATCHES,), {"verbose": 1}, r"got verbose. .*Runner\(..., callbacks=\[ConsoleLogger\(\)\]\)"),
+        ((BATCHES,), {"callbacks": []}, r"got callbacks. Pass them to the Runner"),
+        ((BATCHES,), {"epoch": 3}, r"argument of fit, got epoch. Did you mean epochs=\?"),
+        ((BATCHES,), {"colour": 3}, r"argument of fit, got colour. See help"),
         (
             (torch.zeros(2, 1), torch.zeros(2, 1)),
             {},
-            r"got Tensor: pass one loader of pairs: fit\(DataLoader\(TensorDat",
+            r"got Tensor. Pass one loader of pairs: fit\(DataLoader\(TensorDat",
         ),
-        ((BATCHES, BATCHES), {}, r"got list: pass it by name, fit\(train_loader, val_loader=...\)"),
+        ((BATCHES, BATCHES), {}, r"got list. Pass it by name: fit\(train_loader, val_loader=...\)"),
     ],
 )
 def test_arguments_of_other_libraries_get_the_line_to_type(arguments, options, message):
@@ -244,7 +254,7 @@ def test_fit_inside_a_hook_of_the_same_run_is_refused():
 
     model = nn.Linear(1, 1)
     runner = Runner(model, sgd(model), LOSS, (), [Again()])
-    with pytest.raises(RuntimeError, match="fit was called while this Runner is training: a hook may call evaluate"):
+    with pytest.raises(RuntimeError, match=r"got a call of fit inside a run of it. A hook may call evaluate"):
         runner.fit(BATCHES)
     runner.state.callbacks.clear()
     assert len(runner.fit(BATCHES)) == 1
@@ -265,7 +275,7 @@ def test_a_second_thread_is_refused(outer, inner):
     expected = getattr(runner, outer)(BATCHES)
     (error,) = errors
     assert isinstance(error, RuntimeError)
-    assert re.search("another thread is using this Runner|fit was called while this Runner is training", str(error))
+    assert re.search("one thread to use this Runner|got a call of fit inside a run of it", str(error))
     assert expected
     runner.state.callbacks.clear()
     with futures.ThreadPoolExecutor(1) as pool:  # one after the other is fine

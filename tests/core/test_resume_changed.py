@@ -242,5 +242,5 @@ def test_callbacks_and_metrics_that_are_new_or_gone_are_named():
         history = runner.fit(LISTS[8], 2)
     callbacks, metrics = (str(warning.message) for warning in caught)
     assert callbacks.endswith("callbacks: Renamed starts from scratch, and the saved state of Counter is not used")
-    assert metrics == "Average of the interrupted epoch will miss the batches before the interruption: it is new"
+    assert metrics == "Average of the interrupted epoch will miss the batches before the interruption. It is new"
     assert [row["train/Average"] for row in history] == [40, 64]

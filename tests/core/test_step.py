@@ -111,7 +111,7 @@ def test_metrics_are_left_out_where_no_batch_has_an_output():
 def test_an_evaluation_that_measures_nothing_warns():
     runner = make(Runner)
     runner._make_step = lambda: None
-    with pytest.warns(UserWarning, match=r"error could not be computed, .* set state.output"):
+    with pytest.warns(UserWarning, match=r"error could not be computed, .* Set state.output"):
         assert runner.evaluate([(torch.ones(4, 3), torch.ones(4, 1))]) == {}
 
 

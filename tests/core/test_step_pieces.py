@@ -68,7 +68,7 @@ def trained(cls, callbacks=(), **options):
     ],
 )
 def test_a_step_that_ignores_callbacks_and_settings_is_told_once(callbacks, options, ignored):
-    with pytest.warns(UserWarning, match=f"your _make_step does not reach {ignored}: ") as caught:
+    with pytest.warns(UserWarning, match=f"your _make_step does not use {ignored}, ") as caught:
         trained(Least, callbacks, **options)
     assert len([warning for warning in caught if "_make_step" in str(warning.message)]) == 1
 
@@ -151,7 +151,7 @@ class Accumulates(Runner):
             state.optimizer.step()
 
 
-@pytest.mark.filterwarnings("ignore:your _make_step does not reach accumulate_steps")
+@pytest.mark.filterwarnings("ignore:your _make_step does not use accumulate_steps")
 def test_gradients_that_a_step_of_ones_own_has_accumulated_are_saved():
     saved = []
 

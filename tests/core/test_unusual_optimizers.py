@@ -12,12 +12,14 @@ from torch.optim import lr_scheduler
 def test_lbfgs_is_refused_before_the_first_step_and_works_in_a_step_of_ones_own():
     lbfgs = lambda model: torch.optim.LBFGS(model.parameters(), max_iter=4)  # noqa: E731
     steps = Snapshots()
-    with pytest.raises(ValueError, match=r"LBFGS computes the loss several times .* Override Runner._make_step"):
+    with pytest.raises(
+        ValueError, match=r"got LBFGS, which computes the loss several times .* Override Runner._make_step"
+    ):
         make(steps, optimizer=lbfgs).fit(batches())
     assert steps.saved == []
     scheduled = make(optimizer=lbfgs)
     lr_scheduler.StepLR(scheduled.state.optimizer, 1)
-    with pytest.raises(ValueError, match="LBFGS computes"):
+    with pytest.raises(ValueError, match="LBFGS, which computes"):
         scheduled.fit(batches())
 
     class Closure(Runner):
@@ -134,9 +136,9 @@ def test_a_scheduler_among_the_callbacks_is_to_be_wrapped():
     for scheduler, message in (
         (
             lr_scheduler.StepLR(optimizer, 1),
-            r"callbacks contains a StepLR: wrap it, fit_callbacks.LRScheduler\(scheduler\)",
+            r"expected callbacks, got a StepLR. Wrap it: fit_callbacks.LRScheduler\(scheduler\)",
         ),
-        (lr_scheduler.ReduceLROnPlateau(optimizer), r"write fit_callbacks.ReduceLROnPlateau\(monitor\)"),
+        (lr_scheduler.ReduceLROnPlateau(optimizer), r"Write fit_callbacks.ReduceLROnPlateau\(monitor\)"),
     ):
         with pytest.raises(TypeError, match=message):
             Runner(model, optimizer, nn.CrossEntropyLoss(), callbacks=[scheduler])

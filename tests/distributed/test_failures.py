@@ -71,7 +71,7 @@ def test_a_process_that_exits_without_a_word_and_one_that_calls_exit_are_named()
     assert "ended with exit code 3" in str(error)
     error, _ = failed(train, "training", 1, functools.partial(sys.exit, 4), timeout=60)
     assert error.rank == 1
-    assert str(error).endswith("RuntimeError: the function called sys.exit(4): let it return instead")
+    assert str(error).endswith("RuntimeError: the function called sys.exit(4). Let it return instead")
 
 
 @pytest.mark.parametrize("place", ["training", "save"])

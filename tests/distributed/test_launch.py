@@ -58,22 +58,22 @@ def nested():
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        ({"nproc": 0}, ValueError, 'nproc must be "auto" or a whole number, 1 or more, got 0'),
+        ({"nproc": 0}, ValueError, 'expected nproc to be "auto" or a whole number, 1 or more, got 0'),
         ({"nproc": -2}, ValueError, "got -2"),
         ({"nproc": 2.0}, ValueError, "got 2.0"),
         ({"nproc": True}, ValueError, "got True"),
         ({"nproc": "all"}, ValueError, "got 'all'"),
-        ({"nnodes": 0}, ValueError, "nnodes must be a whole number, 1 or more, got 0"),
-        ({"max_restarts": -1}, ValueError, "max_restarts must be a whole number, 0 or more, got -1"),
-        ({"timeout": 0}, ValueError, "timeout must be a finite number of seconds above 0, got 0"),
-        ({"timeout": float("inf")}, ValueError, "timeout must be a finite number of seconds above 0, got inf"),
-        ({"timeout": "60"}, ValueError, "timeout must be a finite number of seconds above 0, got '60'"),
-        ({"backend": 3}, TypeError, "backend must be a string or None, got 3"),
-        ({"rdzv": 3}, TypeError, "rdzv must be a string or None, got 3"),
-        ({"nnodes": 2}, ValueError, 'pass nnodes=2, rdzv="host:port", the same on each machine'),
+        ({"nnodes": 0}, ValueError, "expected nnodes to be a whole number, 1 or more, got 0"),
+        ({"max_restarts": -1}, ValueError, "expected max_restarts to be a whole number, 0 or more, got -1"),
+        ({"timeout": 0}, ValueError, "expected timeout to be a finite number of seconds above 0, got 0"),
+        ({"timeout": float("inf")}, ValueError, "expected timeout to be a finite number of seconds above 0, got inf"),
+        ({"timeout": "60"}, ValueError, "expected timeout to be a finite number of seconds above 0, got '60'"),
+        ({"backend": 3}, TypeError, "expected backend to be a string or None, got 3"),
+        ({"rdzv": 3}, TypeError, "expected rdzv to be a string or None, got 3"),
+        ({"nnodes": 2}, ValueError, 'Pass nnodes=2, rdzv="host:port", the same on each machine'),
         ({"rdzv": "host:29400"}, ValueError, "got nnodes=1, rdzv='host:29400'"),
         ({"nnodes": 2, "rdzv": "host"}, ValueError, "got nnodes=2, rdzv='host'"),
-        ({"backend": "carrier pigeon"}, ValueError, "backend 'carrier pigeon' is not in this build of torch"),
+        ({"backend": "carrier pigeon"}, ValueError, "a backend of this build of torch, got 'carrier pigeon'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_before_anything_starts(arguments, error, said):
@@ -85,21 +85,21 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_starts(arguments,
 def test_more_processes_than_devices_are_refused(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match="nproc is 3, but this machine has 2 accelerators: pass at most that"):
+    with pytest.raises(ValueError, match="nproc to be at most the 2 accelerators of this machine, got 3"):
         launch(never, nproc=3)
 
 
 def test_a_nested_launch_is_refused_in_one_process_and_in_two():
-    with pytest.raises(RuntimeError, match="launch was called by a function that runs in a launch"):
+    with pytest.raises(RuntimeError, match="expected one launch, got one inside another"):
         launch(nested, nproc=1)
     error, _ = failed(nested)
-    assert "RuntimeError: launch was called by a function that runs in a launch: call the inner function" in str(error)
+    assert "RuntimeError: expected one launch, got one inside another. Call the inner function" in str(error)
 
 
 def test_what_is_no_function_and_a_parameter_of_launch_itself_are_refused():
-    with pytest.raises(TypeError, match=r"fn must be a function, got NoneType: launch\(train, ...\)"):
+    with pytest.raises(TypeError, match=r"expected fn to be a function, got NoneType: launch\(train, ...\)"):
         launch(None)
-    with pytest.raises(TypeError, match="takes has parameters which are launch's own too: rdzv, timeout"):
+    with pytest.raises(TypeError, match="takes to have other parameters than launch, got rdzv, timeout"):
         launch(takes, 3)
     with pytest.raises(AssertionError, match="it was started"):
         launch(functools.partial(takes, timeout=3, rdzv=None))
@@ -122,7 +122,7 @@ def test_a_script_without_a_main_guard_says_so(tmp_path):
     process = start(tmp_path, UNGUARDED)
     _, err = process.communicate()
     assert process.returncode == 1
-    assert "put the call below 'if __name__ == \"__main__\":'" in err
+    assert "Put it below 'if __name__ == \"__main__\":'" in err
 
 
 # Functions without a name to import them by.
@@ -150,7 +150,7 @@ def test_without_cloudpickle_there_is_one_clear_sentence(monkeypatch):
     with pytest.raises(TypeError) as caught:
         launch(lambda: 3, nproc=2, backend="gloo")
     assert "launch cannot send test_without" in str(caught.value)
-    assert str(caught.value).endswith("pass it what can be pickled, or pip install cloudpickle")
+    assert str(caught.value).endswith("pass arguments that can be pickled, or pip install cloudpickle")
 
 
 CELL = """
@@ -182,7 +182,7 @@ def test_a_cell_of_a_notebook_works(tmp_path):
 def test_several_processes_without_a_group_are_told_how_to_get_one(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="there are 2 processes, but no process group"):
+    with pytest.raises(RuntimeError, match="expected a process group for 2 processes"):
         parallel(nn.Linear(2, 1))
 
 

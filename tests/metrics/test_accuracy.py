@@ -94,11 +94,11 @@ def test_more_guesses_than_classes(topk, output, message):
 @pytest.mark.parametrize(
     ("topk", "error", "message"),
     [
-        ((0,), ValueError, "topk must be 1 or more, got 0"),
-        ((1, -1), ValueError, "topk must be 1 or more, got -1"),
-        ((1.5,), TypeError, r"topk must be a whole number, got 1\.5"),
-        ((True,), TypeError, "topk must be a whole number, got True"),
-        (([1, 5],), TypeError, r"topk must be a whole number, got \[1, 5\]"),
+        ((0,), ValueError, "expected topk to be 1 or more, got 0"),
+        ((1, -1), ValueError, "expected topk to be 1 or more, got -1"),
+        ((1.5,), TypeError, r"expected topk to be a whole number, got 1\.5"),
+        ((True,), TypeError, "expected topk to be a whole number, got True"),
+        (([1, 5],), TypeError, r"expected topk to be a whole number, got \[1, 5\]"),
         ((5, 5), ValueError, r"expected each k once, got \(5, 5\)"),
     ],
 )

@@ -153,7 +153,7 @@ def test_arguments_that_are_refused():
         F1(average="micro")
     with pytest.raises(ValueError, match="expected num_classes to be 2 or more, got 1"):
         ConfusionMatrix(1)
-    with pytest.raises(TypeError, match=r"num_classes must be a whole number, got 2\.0"):
+    with pytest.raises(TypeError, match=r"expected num_classes to be a whole number, got 2\.0"):
         ConfusionMatrix(2.0)
     with pytest.raises(ValueError, match="expected normalize to be 'true', 'pred', 'all' or None, got 'rows'"):
         ConfusionMatrix(3, normalize="rows")

@@ -75,7 +75,7 @@ def test_r2_of_columns_is_their_mean():
         ValueError, match=r"R2 expected output and target of shape \(N, 1\), got \(25, 2\)\. Pass the number of columns"
     ):
         R2().update(output, target)
-    with pytest.raises(ValueError, match="num_outputs must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="expected num_outputs to be 1 or more, got 0"):
         R2(0)
 
 

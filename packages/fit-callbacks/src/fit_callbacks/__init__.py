@@ -1,4 +1,4 @@
-"""Callbacks that let one see, steer and record a run of fit_core.Runner."""
+"""Provide callbacks that watch, log, save and change a run of fit_core.Runner."""
 
 from .checkpoint import CheckpointError, CheckpointSaver
 from .clipping import AdaptiveGradientClipping, GradientClipping

@@ -14,8 +14,8 @@ def check_number(name: str, value: Any, interval: str) -> None:
     """Check that a number lies in an interval.
 
     Args:
-        name: what to call the argument in the message.
-        value: what was passed for it.
+        name: the name of the argument, for the message.
+        value: its value.
         interval: such as ``"[0, 1)"`` for 0 or more and below 1, or ``"(0, inf)"`` for above 0.
 
     Raises:
@@ -23,7 +23,7 @@ def check_number(name: str, value: Any, interval: str) -> None:
         ValueError: it is outside, or NaN.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"expected {name} to be a number, got {value!r}")
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     number = float(value)
     above = number >= low if interval[0] == "[" else number > low
@@ -34,7 +34,7 @@ def check_number(name: str, value: Any, interval: str) -> None:
             bounds.append(f"at most {high:g}" if interval[-1] == "]" else f"below {high:g}")
         elif math.isinf(number):
             bounds.append("finite")
-        raise ValueError(f"{name} must be {' and '.join(bounds)}, got {value!r}")
+        raise ValueError(f"expected {name} to be {' and '.join(bounds)}, got {value!r}")
 
 
 def check_whole(name: str, value: Any, at_least: int) -> None:
@@ -45,19 +45,19 @@ def check_whole(name: str, value: Any, at_least: int) -> None:
         ValueError: it is below.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
+        raise TypeError(f"expected {name} to be a whole number, got {value!r}")
     if value < at_least:
-        raise ValueError(f"{name} must be {at_least} or more, got {value}")
+        raise ValueError(f"expected {name} to be {at_least} or more, got {value}")
 
 
 def check_callable(name: str, value: Any, example: str) -> None:
     """Check that something is a function or another callable.
 
     Raises:
-        TypeError: it is not. The message has the example.
+        TypeError: it is not. The message contains the example.
     """
     if not callable(value):
-        raise TypeError(f"{name} must be a function such as {example}, got {value!r}")
+        raise TypeError(f"expected {name} to be a function such as {example}, got {value!r}")
 
 
 def names_of(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
@@ -71,4 +71,4 @@ def names_of(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
     names = tuple(value) if isinstance(value, Iterable) else ()
     if isinstance(value, Iterable) and all(isinstance(part, str) for part in names):
         return names
-    raise TypeError(f'{name} must be a name such as "head", or a list of names, got {value!r}')
+    raise TypeError(f'expected {name} to be a name such as "head", or a list of names, got {value!r}')

@@ -1,4 +1,4 @@
-"""Gradients kept within bounds."""
+"""Clip gradients."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ __all__ = ["AdaptiveGradientClipping", "GradientClipping"]
 
 
 class GradientClipping(Callback):
-    """Scales gradients down to a norm, by torch's ``clip_grad_norm_``, or cuts them off at a value.
+    """Clip gradients by norm, with torch's ``clip_grad_norm_``, or by value.
 
-    Gradients are whole (all of an accumulation window, all processes) and unscaled (fp16) when they are clipped. The
-    mean norm before clipping is in the logs as ``grad_norm``; it is kept on the device, and read once an epoch.
+    Gradients are complete (of the whole accumulation window and all processes) and unscaled (fp16) when they are
+    clipped. The mean norm before clipping is logged as ``grad_norm``. It stays on the device and is read once per
+    epoch.
 
     Args:
-        max_norm: the norm of all gradients together that is not exceeded, above 0; None not to clip by norm.
-        value: the absolute value that no entry exceeds, above 0; None not to clip by value.
-        norm_type: the order p of the norm; ``inf`` for the largest absolute value.
+        max_norm: the largest norm of all gradients together, above 0. None does not clip by norm.
+        value: the largest absolute value of an entry, above 0. None does not clip by value.
+        norm_type: the order p of the norm. ``inf`` means the largest absolute value.
 
     Raises:
-        ValueError: neither or both of ``max_norm`` and ``value`` are given, or one is not above 0.
+        ValueError: neither or both of ``max_norm`` and ``value`` are passed, or one is not above 0.
 
     Example:
         >>> GradientClipping(1.0)
@@ -34,7 +35,9 @@ class GradientClipping(Callback):
 
     def __init__(self, max_norm: float | None = None, *, value: float | None = None, norm_type: float = 2.0) -> None:
         if (max_norm is None) == (value is None):
-            raise ValueError(f"give either max_norm or value, got max_norm={max_norm}, value={value}")
+            raise ValueError(
+                f"expected either max_norm or value, got max_norm={max_norm}, value={value}. Pass one of them"
+            )
         check_number("value", 1 if value is None else value, "(0, inf]")
         check_number("max_norm", 1 if max_norm is None else max_norm, "(0, inf]")
         check_number("norm_type", norm_type, "(0, inf]")
@@ -43,14 +46,14 @@ class GradientClipping(Callback):
         self.norm_type = norm_type
 
     def on_loader_begin(self, state: RunnerState) -> None:
-        """Begin a mean anew, unless the run was interrupted in this epoch."""
+        """Reset the mean, unless the run was interrupted in this epoch."""
         if state.is_train:
             if not state.batch_idx:
                 self._total, self._count = torch.zeros(()), torch.zeros((), dtype=torch.long)
             self._total, self._count = self._total.to(state.device), self._count.to(state.device)
 
     def on_before_step(self, state: RunnerState) -> None:
-        """Clip."""
+        """Clip the gradients."""
         parameters = list(_stepped(state.optimizer))
         if self.max_norm is None:
             assert self.value is not None
@@ -58,7 +61,7 @@ class GradientClipping(Callback):
             nn.utils.clip_grad_value_(parameters, self.value)
         else:
             norm = nn.utils.clip_grad_norm_(parameters, self.max_norm, self.norm_type)
-        is_finite = torch.isfinite(norm)  # not in a step that the scaler skips
+        is_finite = torch.isfinite(norm)  # infinite in steps that the scaler skips
         self._total += torch.where(is_finite, norm, 0.0)
         self._count += is_finite
 
@@ -68,28 +71,28 @@ class GradientClipping(Callback):
             state.logs["grad_norm"] = float(self._total / self._count)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Sum and number of the norms of this epoch."""
+        """Return the sum and the number of the norms in this epoch."""
         return {"total": self._total, "count": self._count}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Go on with that mean."""
+        """Restore the mean."""
         self._total, self._count = state_dict["total"].clone(), state_dict["count"].clone()
 
 
 class AdaptiveGradientClipping(Callback):
-    """Clips the gradient of each unit to a share of the norm of its weights (Brock et al. 2021, arXiv:2102.06171).
+    """Clip the gradient of each unit to a share of the norm of its weights (Brock et al. 2021, arXiv:2102.06171).
 
     The gradient ``g`` of a unit (a row of a weight matrix, a filter of a convolution, a whole bias or gain) becomes
-    ``g * clip * max(|w|, eps) / |g|`` where ``|g| / max(|w|, eps)`` exceeds ``clip``; norms are Euclidean.
+    ``g * clip * max(|w|, eps) / |g|`` if ``|g| / max(|w|, eps)`` exceeds ``clip``. Norms are Euclidean.
 
     Args:
         clip: the share, above 0. The paper uses 0.01 for batches of 4096, more for smaller ones.
-        eps: what counts as the least norm of weights, so that those which begin at zero can move.
-        exclude: the names of parameters, or their beginnings, that are not clipped; the paper leaves out the last
+        eps: the smallest norm of weights to divide by, so that weights that start at zero can change.
+        exclude: names of parameters that are not clipped, or the start of their names. The paper excludes the last
             linear layer (``exclude=["fc."]``).
 
     Raises:
-        ValueError: ``clip`` or ``eps`` is not above 0; a name in ``exclude`` fits no parameter.
+        ValueError: ``clip`` or ``eps`` is not above 0, or ``exclude`` does not match any parameter.
     """
 
     def __init__(self, clip: float = 0.01, *, eps: float = 1e-3, exclude: Iterable[str] = ()) -> None:
@@ -109,13 +112,13 @@ class AdaptiveGradientClipping(Callback):
         for start in self.exclude:
             if not any(name.startswith(start) for name in names):
                 raise ValueError(
-                    f"exclude names {start!r}, which no parameter begins with; there are {', '.join(names)}"
+                    f"expected exclude to match parameters, got {start!r}. Pass the start of one of {', '.join(names)}"
                 )
         self._parameters = [parameter for name, parameter in names.items() if not name.startswith(self.exclude or "\0")]
 
     def on_before_step(self, state: RunnerState) -> None:
-        """Clip."""
-        stepped = {id(parameter) for parameter in _stepped(state.optimizer)}  # by this optimizer, if there are several
+        """Clip the gradients."""
+        stepped = {id(parameter) for parameter in _stepped(state.optimizer)}  # by this optimizer of several
         for parameter in self._parameters:
             if parameter.grad is not None and id(parameter) in stepped:
                 limit = self.clip * _unit_norm(parameter.detach()).clamp_min(self.eps)
@@ -128,6 +131,6 @@ def _stepped(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 
 def _unit_norm(values: Tensor) -> Tensor:
-    """The norm of each unit, in a shape that multiplies ``values``."""
+    """Return the norm of each unit, in a shape that broadcasts with ``values``."""
     norm: Tensor = torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())) or None, keepdim=values.dim() > 1)
     return norm

@@ -1,4 +1,4 @@
-"""Draw which classes a model takes for which, as a picture in TensorBoard."""
+"""Draw the confusion matrix as a picture in TensorBoard."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ConfusionMatrix(Callback):
     Raises:
         ModuleNotFoundError: matplotlib is not installed (before the first step).
         TypeError: ``board`` or ``classes`` is something else.
-        ValueError: the Runner has no such metric. Raised before the first step. If the matrix has another size than
+        ValueError: the Runner does not have the metric (before the first step). If the matrix has another size than
             ``classes``, a warning says so.
 
     Example:
@@ -50,11 +50,11 @@ class ConfusionMatrix(Callback):
         self, board: TensorBoard, classes: Sequence[str] | None = None, metric: str = "ConfusionMatrix"
     ) -> None:
         if not isinstance(board, TensorBoard):
-            raise TypeError(f"board must be the run's TensorBoard callback, got {type(board).__name__}")
+            raise TypeError(f"expected board to be the run's TensorBoard callback, got {type(board).__name__}")
         if isinstance(classes, str) or not isinstance(classes, (Iterable, type(None))):
-            raise TypeError(f'classes must be a list of names such as ["cat", "dog"], or None, got {classes!r}')
+            raise TypeError(f'expected classes to be a list of names such as ["cat", "dog"], or None, got {classes!r}')
         if not isinstance(metric, str):
-            raise TypeError(f'metric must be a name such as "ConfusionMatrix", got {metric!r}')
+            raise TypeError(f'expected metric to be a name such as "ConfusionMatrix", got {metric!r}')
         self.board = board
         self.classes = None if classes is None else list(map(str, classes))
         self.metric = metric
@@ -62,21 +62,21 @@ class ConfusionMatrix(Callback):
         self._harmless = Harmless("ConfusionMatrix")
 
     def on_begin(self, state: RunnerState) -> None:
-        """Check that the Runner has the metric, and that there is matplotlib to draw it."""
+        """Check that the Runner has the metric, and that matplotlib is installed."""
         from . import figure  # noqa: F401
 
         self._harmless.begin()
         if self._find(state) is None:
             names = ", ".join(map(metric_name, state.metrics)) or "none"
             raise ValueError(
-                f"ConfusionMatrix draws the matrix of a metric called {self.metric!r}, and the Runner has no such "
-                f"metric (there are: {names}). Add it: metrics=[fit_metrics.ConfusionMatrix(num_classes)]"
+                f"expected a metric of the Runner named {self.metric!r}, got {names}. "
+                "Add it: metrics=[fit_metrics.ConfusionMatrix(num_classes)]"
             )
 
     def on_loader_end(self, state: RunnerState) -> None:
-        """Draw the matrix, which is over all processes here."""
+        """Draw the matrix, which is summed over all processes here."""
         metric = self._find(state)
-        if state.is_train or metric is None:  # predict has no metrics
+        if state.is_train or metric is None:  # predict does not compute metrics
             return
         with self._harmless("could not draw the matrix"):
             self.matrix = self._checked(torch.as_tensor(metric.compute()).cpu())
@@ -100,7 +100,7 @@ class ConfusionMatrix(Callback):
         from .figure import Figure
 
         if self.matrix is None:
-            raise ValueError("there is no matrix yet: validate or evaluate first")
+            raise ValueError("expected a matrix, got none yet. Validate or evaluate first")
         matrix = self.matrix.double()
         totals = matrix.sum(1, keepdim=True)
         shares = (matrix / torch.where(totals > 0, totals, 1.0)).tolist()
@@ -129,7 +129,7 @@ class ConfusionMatrix(Callback):
         return figure
 
     def _find(self, state: RunnerState) -> Any:
-        """Return the metric of this loader, which in an evaluation beside the run is a copy."""
+        """Return the metric of this loader, which is a copy in an evaluation during a run."""
         return next((metric for metric in state.metrics if metric_name(metric) == self.metric), None)
 
 

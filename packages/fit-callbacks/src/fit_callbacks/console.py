@@ -100,7 +100,7 @@ class ConsoleLogger(Callback):
         self._view.end_epoch(state, row)
 
     def on_end(self, state: RunnerState) -> None:
-        """Leave no bar behind."""
+        """Remove the bar."""
         if state.rank == 0:
             self._view.end(state)
 

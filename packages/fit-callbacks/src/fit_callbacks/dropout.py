@@ -1,4 +1,4 @@
-"""Dropout that changes as training goes on."""
+"""Change the dropout probability during training."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ KINDS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, 
 
 
 class ScheduledDropout(Callback):
-    """Changes the probability of the model's dropout layers from epoch to epoch, in a straight line.
+    """Change the probability of the model's dropout layers linearly from epoch to epoch.
 
-    From ``start`` in the first epoch to ``end`` in epoch ``epochs`` and after. Growing it fights the overfitting of
-    late epochs (Morerio et al. 2017, Curriculum Dropout); letting it fall helps small models that underfit at first
-    (Liu et al. 2023, Dropout Reduces Underfitting). It follows from the number of the epoch, so a resumed run goes on
-    in it.
+    It is ``start`` in the first epoch and ``end`` from epoch ``epochs`` on. Increasing it reduces overfitting in late
+    epochs (Morerio et al. 2017, Curriculum Dropout). Decreasing it helps small models that underfit at first (Liu et
+    al. 2023, Dropout Reduces Underfitting). It depends only on the epoch, so a resumed run continues the schedule.
 
     Args:
         start: the probability of the first epoch, 0..1.
-        end: that of epoch ``epochs`` and after.
-        epochs: how many epochs the way takes, 1 or more; None for the whole run.
-        names: the layers' names in the model, or their beginnings; by default, all dropout layers.
+        end: the probability from epoch ``epochs`` on.
+        epochs: the number of epochs from ``start`` to ``end``, 1 or more. None means the whole run.
+        names: the names of the layers in the model, or the start of their names. By default all dropout layers.
 
     Raises:
-        ValueError: an argument is out of its range, or there is no such layer.
+        ValueError: an argument is out of range, or the names do not match any dropout layer.
 
     Example:
         >>> ScheduledDropout(0.0, 0.3, epochs=20)
@@ -53,7 +52,10 @@ class ScheduledDropout(Callback):
         }
         self._layers = [layer for name, layer in layers.items() if name.startswith(self.names)]
         if not self._layers:
-            raise ValueError(f"no dropout layer is called {', '.join(self.names)}...; there are: {', '.join(layers)}")
+            raise ValueError(
+                f"expected names that match dropout layers, got {', '.join(self.names)}. Pass the start of one of "
+                f"{', '.join(layers) or 'none'}"
+            )
 
     def on_epoch_begin(self, state: RunnerState) -> None:
         """Set the probability of this epoch."""

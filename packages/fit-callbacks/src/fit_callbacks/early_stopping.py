@@ -1,4 +1,4 @@
-"""Stop a run that no longer gets better."""
+"""Stop a run that no longer improves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["EarlyStopping"]
     verbose="It prints one line when it stops",
 )
 class EarlyStopping(Callback):
-    """Stop the run when the monitored value has not improved for ``patience`` epochs, and say so in a line.
+    """Stop the run when the monitored value has not improved for ``patience`` epochs, and print a line.
 
     Every process takes the decision of rank 0. Epochs without validation (``validate_every``) do not count. Nan and
     infinity are never an improvement.
@@ -37,7 +37,8 @@ class EarlyStopping(Callback):
 
     Raises:
         TypeError: ``monitor`` is not a string, or ``patience`` is not a whole number.
-        ValueError: an argument is out of its range. Before the first step: the run has no such value, or nothing says
+        ValueError: an argument is out of range. Before the first step: the run does not have this value, or it is
+        unknown
             which way is better.
 
     Example:
@@ -51,7 +52,7 @@ class EarlyStopping(Callback):
     ) -> None:
         if isinstance(monitor, int):
             raise TypeError(
-                f"monitor must be a name in the logs, got {monitor}. Write EarlyStopping(patience={monitor})"
+                f"expected monitor to be a name in the logs, got {monitor}. Write EarlyStopping(patience={monitor})"
             )
         check_whole("patience", patience, 1)
         self.patience = patience
@@ -59,7 +60,7 @@ class EarlyStopping(Callback):
         self.waited = 0
 
     def on_begin(self, state: RunnerState) -> None:
-        """Look the monitored value up. The count of a resumed run is restored after this."""
+        """Find the monitored value. The count of a resumed run is restored after this."""
         self.monitor.begin(state)
         self.waited = 0
         self._state = state

@@ -18,17 +18,17 @@ __all__ = ["ModelEma"]
 
 
 class ModelEma(Callback):
-    """Keep an exponential moving average of the weights, and evaluate it in place of the model that is trained.
+    """Keep an exponential moving average of the weights, and evaluate it instead of the trained model.
 
     The average starts as the weights at the start of each run. After each optimizer step it becomes
     ``decay * average + (1 - decay) * weights``. Buffers, such as the statistics of batch norm, are copied as they are.
     Validation, ``evaluate`` and ``predict`` see the average. If the weights of the model are changed after the run,
     ``evaluate`` and ``predict`` use the model itself, and warn. A checkpoint contains both: the trained model as
-    ``["model"]`` and the average as ``["callbacks"]["ModelEma"]["model"]``. It may stand anywhere in the list of
+    ``["model"]`` and the average as ``["callbacks"]["ModelEma"]["model"]``. It works at any place in the list of
     callbacks.
 
     Args:
-        decay: in 0..1, 1 excluded. The nearer to 1, the longer the memory (about ``1 / (1 - decay)`` steps).
+        decay: in 0..1, 1 excluded. Closer to 1 means a longer memory (about ``1 / (1 - decay)`` steps).
         warmup: start with a short memory: the decay of step t is ``min(decay, (1 + t) / (10 + t))``, as in TensorFlow's
             ExponentialMovingAverage with ``num_updates``.
 
@@ -37,7 +37,7 @@ class ModelEma(Callback):
 
     Raises:
         TypeError: the decay is a model.
-        ValueError: the decay is out of its range. Before the first step: the model is lazy and has no weights yet.
+        ValueError: the decay is out of range. Before the first step: the model is lazy and does not have weights yet.
 
     Example:
         >>> ema = ModelEma(0.999)
@@ -47,7 +47,7 @@ class ModelEma(Callback):
 
     def __init__(self, decay: float = 0.9999, *, warmup: bool = True) -> None:
         if isinstance(decay, nn.Module):
-            raise TypeError("expected a decay, got a model. ModelEma finds the model in the run: ModelEma(0.999)")
+            raise TypeError("expected a decay, got a model. Pass only the decay: ModelEma(0.999)")
         check_number("decay", decay, "[0, 1)")
         self.decay = decay
         self.warmup = warmup

@@ -1,4 +1,4 @@
-"""A figure that notebooks show as a picture, without pyplot. Importing this module imports matplotlib."""
+"""Provide a figure that notebooks show without pyplot. Importing this module imports matplotlib."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Figure", "MaxNLocator"]
 
 
 class Figure(figure.Figure):
-    """A figure of matplotlib, which has no picture in notebooks unless pyplot was imported before."""
+    """Show a matplotlib figure in notebooks, also if pyplot was not imported before."""
 
     def save(self, path: str | PathLike[str] | None) -> None:
         """Save the picture, unless the path is None. Folders are made."""

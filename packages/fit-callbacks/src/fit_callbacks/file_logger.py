@@ -1,4 +1,4 @@
-"""The history of a run in a file that anything can read."""
+"""Write the history of a run to a JSON lines or CSV file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["FileLogger"]
 
 
 class FileLogger(Callback):
-    """Writes one row an epoch into a file: ``.jsonl`` for JSON lines, ``.csv`` for a table with a header.
+    """Write one row per epoch to a file: ``.jsonl`` for JSON lines, ``.csv`` for a table with a header.
 
-    The rows are those of ``state.history``. The file is replaced as a whole after each epoch, so it is complete at any
-    moment, a column that comes late (validation in each second epoch) has its place, and a resumed run leaves neither a
-    gap nor a row twice. A file of an earlier run is set aside as ``name-previous-1.csv``. If the file cannot be
+    The rows are those of ``state.history``. The whole file is replaced after each epoch. So it is complete at any
+    moment, a column may appear late (validation every second epoch), and a resumed run has neither missing nor repeated
+    rows. A file of an earlier run is renamed to ``name-previous-1.csv``. If the file cannot be
     written, a warning says so, training continues, and a later epoch writes the missing rows. Writes on rank 0 only.
 
     Args:
-        path: of the file, ending in ``.jsonl`` or ``.csv``; folders are made. For both, use two of these.
+        path: the path of the file, ending in ``.jsonl`` or ``.csv``. Folders are created. For both, use two of these.
 
     Raises:
         ValueError: the path ends in something else.
@@ -38,19 +38,19 @@ class FileLogger(Callback):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = local_path("path", path)
         if self.path.suffix not in (".jsonl", ".csv"):
-            raise ValueError(f"the path must end in .jsonl or .csv, got {str(path)!r}")
+            raise ValueError(f"expected a path that ends in .jsonl or .csv, got {str(path)!r}")
         self._written: int | None = None
         self._harmless = Harmless("FileLogger")
 
     def on_begin(self, state: RunnerState) -> None:
-        """Nothing of this run is written yet. Refuse a folder that cannot be made."""
+        """Start a new file. Raise an error if its folder cannot be created."""
         self._written = None
         self._harmless.begin()
         if state.rank == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def on_epoch_begin(self, state: RunnerState) -> None:
-        """Write the epoch before, with all that callbacks have added to it."""
+        """Write the last epoch with everything that callbacks have added to it."""
         self._write(state)
 
     def on_end(self, state: RunnerState) -> None:
@@ -84,7 +84,7 @@ class FileLogger(Callback):
         while (other := self.path.with_stem(f"{self.path.stem}-previous-{number}")).exists():
             number += 1
         self.path.rename(other)
-        print_line(state, f"FileLogger: {self.path} is of an earlier run, and is {other.name} now")
+        print_line(state, f"FileLogger: renamed {self.path} of an earlier run to {other.name}")
 
 
 def _json(history: list[dict[str, Any]]) -> str:
@@ -101,7 +101,7 @@ def _csv(history: list[dict[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of NumPy or torch as one of Python. What is neither a number nor a string becomes a string."""
+    """Convert a NumPy or torch number to Python's. Values other than numbers and strings become strings."""
     if getattr(value, "ndim", None) == 0:
         value = value.item()
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

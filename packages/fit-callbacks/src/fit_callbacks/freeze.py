@@ -13,21 +13,22 @@ __all__ = ["Freeze"]
 
 
 class Freeze(Callback):
-    """Hold a part of the model as it is, and let it train from an epoch on.
+    """Freeze a part of the model, and train it from an epoch on.
 
     Its parameters do not require grad, and its modules are in eval mode, so that the running statistics of batch norm
-    stay too and dropout does nothing. Give the optimizer all parameters that will train: one without a gradient is not
-    stepped. What required grad before the run does so again after it.
+    do not change and dropout is off. Pass all parameters that will train to the optimizer. It does not step those
+    without a gradient. Parameters that required grad before the run do so again after it.
 
     With DistributedDataParallel, wrap the model before it is frozen, with ``find_unused_parameters=True``.
 
     Args:
-        names: the names of the parameters in the model, or their beginnings, such as ``["backbone."]``.
-        until: the number of epochs to hold it. By default the whole run.
+        names: the names of the parameters in the model, or the start of their names, such as ``["backbone."]``.
+        until: the number of epochs to freeze it. By default the whole run.
 
     Raises:
         TypeError: ``until`` is not a whole number.
-        ValueError: it is below 1; no parameter has such a name; the optimizer lacks a parameter that will train.
+        ValueError: ``until`` is below 1, the names do not match any parameter, or the optimizer lacks a parameter that
+            will train.
 
     Example:
         >>> Freeze(["backbone."], until=3)
@@ -49,14 +50,17 @@ class Freeze(Callback):
         named = {_bare(name): parameter for name, parameter in state.model.named_parameters()}
         for start in self.names:
             if not any(name.startswith(start) for name in named):
-                raise ValueError(f"no parameter is called {start}...; there are: {', '.join(named)}")
+                raise ValueError(
+                    f"expected names that match parameters, got {start}. Pass the start of one of {', '.join(named)}"
+                )
         found = {name: parameter for name, parameter in named.items() if name.startswith(self.names)}
         if self.until is not None and self.until < state.num_epochs:
             held = {id(parameter) for group in state.optimizer.param_groups for parameter in group["params"]}
             if missing := [name for name, parameter in found.items() if id(parameter) not in held]:
                 raise ValueError(
-                    f"the optimizer does not have {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, which "
-                    f"would not train after epoch {self.until}. Make it of all parameters: model.parameters()"
+                    f"expected an optimizer of all parameters, got one without {', '.join(missing[:3])}"
+                    f"{', ...' if len(missing) > 3 else ''}, which would not train after epoch {self.until}. Create it "
+                    "with model.parameters()"
                 )
         self._parameters = list(found.values())
         self._trained_before = [parameter for parameter in self._parameters if parameter.requires_grad]
@@ -66,7 +70,7 @@ class Freeze(Callback):
         self._set(state)
 
     def on_epoch_begin(self, state: RunnerState) -> None:
-        """Freeze the part, or let it train."""
+        """Freeze the part, or unfreeze it."""
         self._set(state)
 
     def on_loader_begin(self, state: RunnerState) -> None:
@@ -76,7 +80,7 @@ class Freeze(Callback):
                 module.training = False
 
     def on_end(self, state: RunnerState) -> None:
-        """Let everything require grad that did before the run."""
+        """Unfreeze all parameters that trained before the run."""
         for parameter in self._trained_before:
             parameter.requires_grad = True
 

@@ -1,4 +1,4 @@
-"""Let a run continue when something that only watches it fails."""
+"""Let a run continue when a callback that only watches it fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Harmless:
     """Turn the errors of a callback that only watches into warnings, one of each kind per run.
 
     Args:
-        name: of the callback.
+        name: the name of the callback.
 
     Example:
         >>> with self.harmless("could not write log.csv"):
@@ -30,11 +30,11 @@ class Harmless:
 
     @contextmanager
     def __call__(self, what: str, then: str = "") -> Iterator[None]:
-        """Warn of an error inside, once.
+        """Warn about an error inside, once.
 
         Args:
-            what: what failed, such as ``could not write log.csv``.
-            then: what that means for the user, such as ``but the tracker misses values``.
+            what: the failure, such as ``could not write log.csv``.
+            then: the consequence for the user, such as ``but the tracker misses values``.
         """
         try:
             yield

@@ -12,10 +12,10 @@ Class = TypeVar("Class", bound="type[Any]")
 
 
 def hints(**answers: str) -> Callable[[Class], Class]:
-    """Let a class refuse arguments that it does not have, and say what to type in their place.
+    """Let a class refuse arguments of other libraries, and say what to type instead.
 
     Args:
-        **answers: for each name of another library, the end of the sentence.
+        **answers: for each name of another library, the end of the message.
     """
 
     def decorate(cls: Class) -> Class:
@@ -25,7 +25,7 @@ def hints(**answers: str) -> Callable[[Class], Class]:
         def init(self: Any, *args: Any, **kwargs: Any) -> None:
             for name in kwargs:
                 if name in answers:
-                    raise TypeError(f"{cls.__name__} has no argument {name}. {answers[name]}")
+                    raise TypeError(f"expected an argument of {cls.__name__}, got {name}. {answers[name]}")
             original(self, *args, **kwargs)
 
         cls.__init__ = init

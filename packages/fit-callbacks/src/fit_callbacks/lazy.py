@@ -24,4 +24,6 @@ def refuse_lazy(module: nn.Module, user: str, advice: str = "Run it once before 
     tensors = chain(module.named_parameters(), module.named_buffers())
     if names := [name for name, tensor in tensors if is_lazy(tensor)]:
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise ValueError(f"{user} needs the weights, but {shown} of the lazy model have no shape yet. {advice}")
+        raise ValueError(
+            f"{user} expected a model with weights, got a lazy one: {shown} do not have a shape yet. {advice}"
+        )

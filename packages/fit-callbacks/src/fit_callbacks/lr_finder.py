@@ -30,23 +30,23 @@ class LRFinder(Callback):
 
     The rate grows exponentially from ``min_lr`` to ``max_lr``. The run ends there, or where the loss has exploded. Then
     model, criterion, optimizer, scaler and random generators, also those of the training loader, are restored exactly,
-    and ``suggestion`` is the rate at which the smoothed loss fell fastest. Give it a Runner of its own, without other
+    and ``suggestion`` is the rate at which the smoothed loss fell fastest. Use a separate Runner without other
     callbacks, and remove it for the real training.
 
     Args:
         min_lr: the first rate, above 0.
         max_lr: the last.
-        steps: how many optimizer steps the way takes; fewer where the run is shorter, at least 10.
-        smoothing: weight of the past in the smoothed loss, 0..1, 1 excluded.
+        steps: the number of optimizer steps of the search, at least 10. Fewer if the run is shorter.
+        smoothing: the weight of earlier losses in the smoothed loss, 0..1, 1 excluded.
         divergence_factor: the run ends when the smoothed loss is this many times the best.
 
     Attributes:
         lrs: the rates of the curve.
         losses: its losses, smoothed.
-        suggestion: a learning rate; None where the loss never fell.
+        suggestion: a learning rate, or None if the loss never fell.
 
     Raises:
-        ValueError: an argument is out of its range; the run has less than 10 steps.
+        ValueError: an argument is out of range, or the run has less than 10 steps.
 
     Example:
         >>> finder = LRFinder()
@@ -80,15 +80,15 @@ class LRFinder(Callback):
         self.suggestion: float | None = None
 
     def on_begin(self, state: RunnerState) -> None:
-        """Remember everything that the search will change."""
+        """Save everything that the search will change."""
         self._before = None
         for module in _modules(state):
             refuse_lazy(module, "LRFinder")
         self._steps = min(self.steps, state.total_steps)
         if self._steps < 10:
             raise ValueError(
-                f"a curve needs 10 optimizer steps or more, and this run has {state.total_steps}: "
-                f"pass steps_per_epoch={self.steps} to fit"
+                f"expected a run of 10 optimizer steps or more, got {state.total_steps}. "
+                f"Pass steps_per_epoch={self.steps} to fit"
             )
         self._before = copy.deepcopy([part.state_dict() for part in _parts(state)])
         self._buffers = [{name: b.clone() for name, b in module.named_buffers()} for module in _modules(state)]
@@ -103,7 +103,7 @@ class LRFinder(Callback):
                 group["lr"] = self.min_lr * (self.max_lr / self.min_lr) ** fraction
 
     def on_batch_end(self, state: RunnerState) -> None:
-        """Note the loss, and end where it explodes."""
+        """Record the loss, and stop when it explodes."""
         if not state.is_train or state.loss is None:
             return
         loss = from_rank_zero(state.loss.item())
@@ -120,7 +120,7 @@ class LRFinder(Callback):
         state.should_stop = state.global_step >= self._steps
 
     def on_end(self, state: RunnerState) -> None:
-        """Put everything back, and suggest."""
+        """Restore everything, and suggest a rate."""
         if self._before is None:
             return
         for module, buffers in zip(_modules(state), self._buffers, strict=True):
@@ -144,10 +144,10 @@ class LRFinder(Callback):
             path: where to save the picture. Its ending selects the format. Folders are made.
 
         Raises:
-            ValueError: there is no curve yet.
+            ValueError: the finder has not run yet.
         """
         if not self.losses:
-            raise ValueError("there is no curve yet: pass the finder to a Runner as a callback, and call fit")
+            raise ValueError("expected a curve, got none yet. Pass the finder to a Runner as a callback, and call fit")
         from .figure import Figure
 
         figure = Figure(figsize=(4.8, 3.2), layout="constrained")
@@ -175,7 +175,7 @@ def _parts(state: RunnerState) -> list[Any]:
 
 
 def _random_states(state: RunnerState) -> list[tuple[Callable[[Any], Any], Any]]:
-    """Return what restores each random generator that a run draws from, and the state to restore."""
+    """Return for each random generator of a run a function that restores it, and its state."""
     loader, batch_sampler = state.train_loader, getattr(state.train_loader, "batch_sampler", None)
     holders = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     own = {generator for holder in holders if isinstance(generator := getattr(holder, "generator", None), Generator)}

@@ -1,4 +1,4 @@
-"""Batches mixed with themselves: Mixup and Cutmix for classification, Cutmix for segmentation."""
+"""Mix batches with themselves: Mixup and Cutmix for classification, Cutmix for segmentation."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Box = tuple[slice, slice]
 
 
 class Mixup(Callback):
-    """Replaces a training batch by ``lam * batch + (1 - lam) * shuffled batch`` (Zhang et al. 2018, arXiv:1710.09412).
+    """Replace training batches by ``lam * batch + (1 - lam) * shuffled batch`` (Zhang et al. 2018, arXiv:1710.09412).
 
-    ``lam`` is drawn from Beta(alpha, alpha) for each batch. Targets are mixed alike, so the criterion must take soft
-    targets, as CrossEntropyLoss and BCEWithLogitsLoss do; Accuracy counts the class that has the larger share.
-    Validation is left alone. With Cutmix beside it, both with ``p=0.5`` say, some batches get both.
+    ``lam`` is drawn from Beta(alpha, alpha) for each batch. Targets are mixed the same way, so the criterion has to
+    accept soft targets, as CrossEntropyLoss and BCEWithLogitsLoss do. Accuracy uses the class with the larger share.
+    Validation is not changed. With both Mixup and Cutmix at ``p=0.5``, some batches get both.
 
     Args:
-        num_classes: to make class indices ``(N,)`` into soft targets ``(N, num_classes)``; None where targets are
-            floating already: one-hot ``(N, C)``, or of a single logit ``(N,)``, ``(N, 1)``.
-        alpha: of the Beta distribution, above 0. The paper uses 0.1 to 0.4 on ImageNet, 1 on CIFAR.
+        num_classes: converts class indices ``(N,)`` to soft targets ``(N, num_classes)``. Not needed if targets are
+            floating already: one-hot ``(N, C)``, or for a single logit ``(N,)``, ``(N, 1)``.
+        alpha: the parameter of the Beta distribution, above 0. The paper uses 0.1 to 0.4 on ImageNet, 1 on CIFAR.
         p: the share of batches that are mixed, in 0..1.
 
     Raises:
-        ValueError: ``alpha`` or ``p`` is out of its range; targets are class indices and ``num_classes`` is missing.
-        TypeError: input or target is no tensor.
+        ValueError: ``alpha`` or ``p`` is out of range, or targets are class indices and ``num_classes`` is missing.
+        TypeError: input or target is not a tensor.
 
     Example:
         >>> Mixup(num_classes=10, alpha=0.2)
@@ -44,7 +44,7 @@ class Mixup(Callback):
         self.p = p
 
     def on_batch_begin(self, state: RunnerState) -> None:
-        """Mix."""
+        """Mix the batch."""
         if not state.is_train:
             return
         input, target = _tensors(self, state)
@@ -57,20 +57,21 @@ class Mixup(Callback):
 
 
 class Cutmix(Callback):
-    """Puts a box of another image of the batch into each image of a training batch (Yun et al. 2019, arXiv:1905.04899).
+    """Paste a box of another image into each image of a training batch (Yun et al. 2019, arXiv:1905.04899).
 
-    The box covers a share ``1 - lam`` of the image, ``lam`` drawn from Beta(alpha, alpha) for each batch, less what
-    lies outside; targets are mixed by the true shares. The rest is as in :class:`Mixup`. Images are ``(N, C, H, W)``.
+    The box covers a share ``1 - lam`` of the image, with ``lam`` drawn from Beta(alpha, alpha) for each batch. The part
+    outside the image is cut off, and targets are mixed by the actual shares. Otherwise it works as :class:`Mixup`.
+    Images are ``(N, C, H, W)``.
 
     Args:
         num_classes: as for Mixup.
-        alpha: of the Beta distribution, above 0; the paper uses 1.
+        alpha: the parameter of the Beta distribution, above 0. The paper uses 1.
         p: the share of batches that are mixed, in 0..1.
 
     Raises:
-        ValueError: ``alpha`` or ``p`` is out of its range; targets are class indices and ``num_classes`` is missing;
-            the input is no batch of images.
-        TypeError: input or target is no tensor.
+        ValueError: ``alpha`` or ``p`` is out of range, targets are class indices and ``num_classes`` is missing, or the
+            input is not a batch of images.
+        TypeError: input or target is not a tensor.
 
     Example:
         >>> Cutmix(num_classes=10, p=0.5)
@@ -83,7 +84,7 @@ class Cutmix(Callback):
         self.p = p
 
     def on_batch_begin(self, state: RunnerState) -> None:
-        """Mix."""
+        """Mix the batch."""
         if not state.is_train:
             return
         input, target = _tensors(self, state)
@@ -97,18 +98,18 @@ class Cutmix(Callback):
 
 
 class SegmCutmix(Callback):
-    """Cutmix for segmentation: the box is cut out of the mask too, so targets stay what they are.
+    """Apply Cutmix to images and masks: the box is pasted into the mask too, so targets are not mixed.
 
     Args:
-        alpha: of the Beta distribution, above 0.
+        alpha: the parameter of the Beta distribution, above 0.
         p: the share of batches that are mixed, in 0..1.
 
     Shapes:
-        input ``(N, C, H, W)``; target ``(N, H, W)`` or ``(N, K, H, W)``.
+        input ``(N, C, H, W)``. The target is ``(N, H, W)`` or ``(N, K, H, W)``.
 
     Raises:
-        ValueError: ``alpha`` or ``p`` is out of its range; input and target are no images of one height and width.
-        TypeError: input or target is no tensor.
+        ValueError: ``alpha`` or ``p`` is out of range, or input and target are not images of the same height and width.
+        TypeError: input or target is not a tensor.
     """
 
     def __init__(self, alpha: float = 1.0, *, p: float = 1.0) -> None:
@@ -117,15 +118,15 @@ class SegmCutmix(Callback):
         self.p = p
 
     def on_batch_begin(self, state: RunnerState) -> None:
-        """Mix."""
+        """Mix the batch."""
         if not state.is_train or not _chance(self.p):
             return
         input, target = _tensors(self, state)
         box, order = _box(input, self.alpha), torch.randperm(len(input), device=input.device)
         if target.shape[-2:] != input.shape[-2:]:
             raise ValueError(
-                f"SegmCutmix got input {tuple(input.shape)} and target {tuple(target.shape)}: "
-                "expected a mask of the image's height and width"
+                f"expected masks of the images' height and width, got input {tuple(input.shape)} and target "
+                f"{tuple(target.shape)}. Resize the masks in the dataset"
             )
         state.input, state.target = _paste(input, input[order], box), _paste(target, target[order], box)
 
@@ -140,7 +141,7 @@ def _check(alpha: float, p: float, num_classes: int | None = None) -> None:
 def _tensors(callback: Callback, state: RunnerState) -> tuple[Tensor, Tensor]:
     for name, value in (("input", state.input), ("target", state.target)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{type(callback).__name__} mixes tensors, but the {name} is a {type(value).__name__}")
+            raise TypeError(f"{type(callback).__name__} expected the {name} to be a tensor, got {type(value).__name__}")
     return state.input, state.target
 
 
@@ -149,8 +150,8 @@ def _soft(target: Tensor, num_classes: int | None) -> Tensor:
         return target
     if num_classes is None:
         raise ValueError(
-            f"targets are class indices, {tuple(target.shape)} of {target.dtype}: "
-            "pass num_classes=..., so that two classes can share a target"
+            f"expected num_classes for targets that are class indices, got {tuple(target.shape)} of {target.dtype}. "
+            "Pass num_classes=..."
         )
     if target.dim() == 2 and target.size(1) == num_classes != 1:
         return target.float()
@@ -170,9 +171,9 @@ def _mix(batch: Tensor, shuffled: Tensor, lam: float) -> Tensor:
 
 
 def _box(images: Tensor, alpha: float) -> Box:
-    """A box around a random point that covers a share drawn from Beta of the image, less what lies outside."""
+    """Return a box around a random point, which covers a random share of the image. The part outside is cut off."""
     if images.dim() != 4:
-        raise ValueError(f"a box is cut out of images (N, C, H, W), got input {tuple(images.shape)}")
+        raise ValueError(f"expected images (N, C, H, W), got input {tuple(images.shape)}")
     side = math.sqrt(1 - _beta(alpha))
 
     def span(size: int) -> slice:

@@ -1,4 +1,4 @@
-"""Watch one result of a run: its name in the logs, which way is better, and the best value so far."""
+"""Watch one result of a run: find its name in the logs, which way is better, and the best value so far."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Best", "Monitor"]
 
 
 class Monitor:
-    """The result that a callback watches.
+    """Watch a result for a callback.
 
     Args:
         name: a key of ``state.logs``, such as ``val/Acc@1``. ``loss`` is short for ``val/loss`` in a run that
@@ -26,7 +26,7 @@ class Monitor:
         min_delta: by how much a value must be better to count, 0 or more.
 
     Attributes:
-        key: the name in the logs. Known once a run has begun.
+        key: the name in the logs, known after a run has started.
         best: the best value so far.
 
     Raises:
@@ -36,9 +36,11 @@ class Monitor:
 
     def __init__(self, name: str, mode: str = "auto", min_delta: float = 0.0) -> None:
         if not isinstance(name, str):
-            raise TypeError(f'monitor must be a name in the logs, such as "val/loss", got {name!r}')
+            raise TypeError(f'expected monitor to be a name in the logs, such as "val/loss", got {name!r}')
         if mode not in ("auto", "min", "max"):
-            raise ValueError(f"mode must be 'min' (lower is better), 'max' (higher is better) or 'auto', got {mode!r}")
+            raise ValueError(
+                f"expected mode to be 'min' (lower is better), 'max' (higher is better) or 'auto', got {mode!r}"
+            )
         self.name = name
         self.key = name
         self.mode = mode
@@ -53,10 +55,12 @@ class Monitor:
         return self.best.sign
 
     def begin(self, state: RunnerState) -> None:
-        """Look the result up in a run that begins, and forget the best value of another.
+        """Find the result in a run that starts, and forget the best value of another run.
 
         Raises:
-            ValueError: the run has no such result, or nothing says which way is better. The message says what to type.
+            ValueError: the run does not have this result, or it is unknown which way is better. The message says what
+            to
+                type.
         """
         self.key = self.name
         if self.name == "loss":
@@ -67,7 +71,7 @@ class Monitor:
         """Return this epoch's value, or None in an epoch that was not validated (``validate_every``).
 
         Raises:
-            ValueError: there is no such result. The message lists those there are.
+            ValueError: the result does not exist. The message lists the results that do.
         """
         if self.key in state.logs:
             return state.logs[self.key]
@@ -87,7 +91,7 @@ class Monitor:
                 for name, sign in ((state_dict["name"], state_dict["sign"]), (self.key, self.sign))
             )
             warnings.warn(
-                f"the run was saved with monitor {saved} and is resumed with {own}: the best value starts from scratch",
+                f"the run was saved with monitor {saved} and is resumed with {own}. The best value starts from scratch",
                 stacklevel=2,
             )
             return False
@@ -98,8 +102,8 @@ class Monitor:
         directions = _directions(state)
         if self.key.startswith("val/") and state.val_loader is None:
             raise ValueError(
-                f"monitor {self.name!r} is a result of validation, and this run has none: "
-                f"pass val_loader=... to fit, or monitor 'train/{self.key.removeprefix('val/')}'"
+                f"monitor {self.name!r} is a result of validation, and this run does not validate. "
+                f"Pass val_loader=... to fit, or monitor 'train/{self.key.removeprefix('val/')}'"
             )
         if self.mode != "auto":
             if self.key.startswith(("val_", "train_")):  # Keras'
@@ -113,8 +117,8 @@ class Monitor:
         higher_is_better = directions[self.key]
         if higher_is_better is None:
             raise ValueError(
-                f"nothing says whether a higher or a lower {self.key} is better: pass mode='max' or mode='min', or set "
-                "higher_is_better on the metric"
+                f"it is unknown whether a higher or a lower {self.key} is better. Pass mode='max' or mode='min', or "
+                "set higher_is_better on the metric"
             )
         return "max" if higher_is_better else "min"
 
@@ -127,7 +131,7 @@ class Monitor:
 
 
 class Best:
-    """The best value so far. One that is nan or infinite is never better.
+    """Keep the best value so far. A value that is nan or infinite is never better.
 
     Args:
         mode: ``min`` if lower is better, ``max`` if higher is.

@@ -28,7 +28,7 @@ class StopOnNonFinite(Callback):
         self._buffers: list[Tensor] = []
 
     def on_loader_begin(self, state: RunnerState) -> None:
-        """Look the buffers up."""
+        """Find the buffers to check."""
         if state.is_train:
             self._buffers = [buffer for _, buffer in _named(state, "named_buffers") if _has_nan(buffer)]
 
@@ -49,11 +49,11 @@ class StopOnNonFinite(Callback):
             is_bad = count > 0
         if is_bad.item():
             lost = [name for name, weight in _named(state, "named_parameters") if not torch.isfinite(weight).all()]
-            before = f"{_some(lost)} was so before it" if lost else "the weights are those before it"
+            before = f"{_some(lost)} was not finite before it" if lost else "The weights are those before this batch"
             raise FloatingPointError(
                 f"{_what_is_bad(state)} in epoch {state.epoch + 1}, batch {state.batch_idx + 1} (after "
-                f"{state.global_step} optimizer steps) on rank {state.rank}; {before}. "
-                "Try a smaller learning rate, GradientClipping, or bf16 in place of fp16; look at this batch for nan"
+                f"{state.global_step} optimizer steps) on rank {state.rank}. {before}. "
+                "Try a smaller learning rate, GradientClipping, or bf16 instead of fp16, and look for nan in this batch"
             )
 
 

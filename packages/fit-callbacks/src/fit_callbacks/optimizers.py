@@ -12,7 +12,7 @@ __all__ = ["Optimizers"]
 
 
 class Optimizers(torch.optim.Optimizer):
-    """Step several optimizers as one: a Runner, schedulers, callbacks and checkpoints take it like a single one.
+    """Combine several optimizers into one for a Runner, schedulers, callbacks and checkpoints.
 
     Its parameter groups are those of all optimizers, in order. In fp16 a gradient that overflows skips the step of all.
 
@@ -46,8 +46,8 @@ class Optimizers(torch.optim.Optimizer):
             own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             if both := len(own & held):
                 raise ValueError(
-                    f"optimizer {number}, {type(optimizer).__name__}, has {both} parameters that another has too: "
-                    "give each parameter to one optimizer"
+                    f"expected optimizers with different parameters, got {both} parameters in optimizer {number}, "
+                    f"{type(optimizer).__name__}, that another one has too. Pass each parameter to one optimizer"
                 )
             held |= own
         common = set.intersection(*(set(getattr(optimizer, "defaults", ())) for optimizer in optimizers))
@@ -56,33 +56,35 @@ class Optimizers(torch.optim.Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups of all optimizers. Changing one changes the optimizer that has it."""
+        """The parameter groups of all optimizers. Changing one changes it in its optimizer."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
         if groups:  # torch's constructor sets an empty list
-            raise AttributeError("the parameter groups are those of the optimizers: set them in optimizers[0]")
+            raise AttributeError(
+                "expected a change in one of the optimizers, got one of all. Set optimizers[0].param_groups"
+            )
 
     @property
     def state(self) -> Any:
-        """What the optimizers remember of each parameter."""
+        """The states of all optimizers, by parameter."""
         return _States(self.optimizers)
 
     @state.setter
     def state(self, state: Any) -> None:
         if state:
-            raise AttributeError("the state is that of the optimizers: set it in optimizers[0]")
+            raise AttributeError("expected a change in one of the optimizers, got one of all. Set optimizers[0].state")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse a group that none of the optimizers has.
 
         Raises:
-            ValueError: it is not clear which optimizer should have it.
+            ValueError: the group does not belong to one of the optimizers.
         """
         if not any(param_group is group for group in self.param_groups):
             raise ValueError(
-                "it is not clear which optimizer should have the group: call optimizers[0].add_param_group(group)"
+                "expected a group of one of the optimizers, got a new one. Call optimizers[0].add_param_group(group)"
             )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -123,13 +125,13 @@ class Optimizers(torch.optim.Optimizer):
         """Restore the states of the optimizers.
 
         Raises:
-            ValueError: they are of other classes than the saved ones.
+            ValueError: the classes differ from the saved ones.
         """
         own = [type(optimizer).__name__ for optimizer in self.optimizers]
         if own != state_dict["classes"]:
             raise ValueError(
-                f"the state was saved with Optimizers({', '.join(state_dict['classes'])}), and this is "
-                f"Optimizers({', '.join(own)}). Make the same, in the same order"
+                f"expected Optimizers({', '.join(state_dict['classes'])}) as in the state, got "
+                f"Optimizers({', '.join(own)}). Create the same optimizers in the same order"
             )
         for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -145,7 +147,7 @@ class Optimizers(torch.optim.Optimizer):
 
 
 class _States(MutableMapping[Any, Any]):
-    """The states of several optimizers as one dict, by parameter."""
+    """Combine the states of several optimizers into one dict, by parameter."""
 
     def __init__(self, optimizers: tuple[Any, ...]) -> None:
         self._optimizers = optimizers

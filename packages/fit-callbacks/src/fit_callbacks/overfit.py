@@ -1,4 +1,4 @@
-"""The first test of any new model: can it learn one batch by heart?"""
+"""Train on one batch, the first test of a new model."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["BatchOverfit"]
 
 
 class BatchOverfit(Callback):
-    """Trains on the first batches again and again, whatever the loader gives.
+    """Train on the first batches again and again, and ignore the others.
 
-    A model whose loss then does not go towards zero has a mistake in it, or in its loss. Validation is left alone.
+    If the loss does not approach zero, there is a mistake in the model or in the loss. Validation is not changed.
 
     Args:
         batches: how many batches to keep, 1 or more.
 
     Raises:
-        ValueError: it is less.
+        ValueError: ``batches`` is below 1.
 
     Example:
         >>> Runner(model, optimizer, criterion, callbacks=[BatchOverfit()]).fit(loader, epochs=20)
@@ -33,7 +33,7 @@ class BatchOverfit(Callback):
         self._next = 0
 
     def on_begin(self, state: RunnerState) -> None:
-        """A new run keeps other batches."""
+        """Forget the batches of an earlier run."""
         self._kept, self._next = [], 0
 
     def on_batch_begin(self, state: RunnerState) -> None:
@@ -46,9 +46,9 @@ class BatchOverfit(Callback):
         self._next = (self._next + 1) % self.batches
 
     def state_dict(self) -> dict[str, Any]:
-        """The batches; they should hold tensors and numbers only."""
+        """Return the batches. They should contain only tensors and numbers."""
         return {"kept": [list(batch) for batch in self._kept], "next": self._next}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with those batches."""
+        """Restore the batches."""
         self._kept, self._next = [tuple(batch) for batch in state_dict["kept"]], state_dict["next"]

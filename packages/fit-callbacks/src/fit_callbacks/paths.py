@@ -23,13 +23,13 @@ def local_path(name: str, value: Any) -> Path:
         ValueError: it is empty, too long, below a file, or the address of a remote store.
     """
     if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
-        raise TypeError(f'{name} must be a path such as "runs/a", got {value!r}')
+        raise TypeError(f'expected {name} to be a path such as "runs/a", got {value!r}')
     text = os.fspath(value)
     if not text.strip():
-        raise ValueError(f'{name} must be a path such as "runs/a", got an empty one')
+        raise ValueError(f'expected {name} to be a path such as "runs/a", got an empty one')
     if found := re.match(r"([a-z][a-z0-9+.-]+):/", text, re.IGNORECASE):
         raise ValueError(
-            f"{name} must be a folder of this machine, got {text!r}. Write to a local folder, and copy it to "
+            f"expected {name} to be a folder of this machine, got {text!r}. Write to a local folder, and copy it to "
             f"{found[1]} in a callback's on_checkpoint or after the run, or mount the store"
         )
     path = Path(text).expanduser()
@@ -37,7 +37,7 @@ def local_path(name: str, value: Any) -> Path:
         path.lstat()
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise ValueError(f"{name} has a part that is too long for the file system: {text!r}") from None
+            raise ValueError(f"expected {name} to fit the file system, got a part that is too long: {text!r}") from None
     _check_folder(name, text, next(parent for parent in path.parents if parent.exists()))
     return path
 
@@ -54,5 +54,7 @@ def _check_folder(name: str, text: str, path: Path) -> None:
     if path.is_dir():
         return
     if text == str(path):
-        raise ValueError(f"{name} must be a folder, got the file {text!r}")
-    raise ValueError(f"{name} is {text!r}, but {str(path)!r} is a file, not a folder. Choose another path")
+        raise ValueError(f"expected {name} to be a folder, got the file {text!r}")
+    raise ValueError(
+        f"expected {name} to be in a folder, got {text!r}, where {str(path)!r} is a file. Choose another path"
+    )

@@ -1,4 +1,4 @@
-"""A learning rate drawn by hand: phases of an epoch or more, one after the other."""
+"""Set the learning rate in phases, one after the other."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ MODES: dict[str, Callable[[float, float], float]] = {
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a schedule, in which the learning rate goes from one value to another, both reached.
+    """Describe a part of a schedule, in which the learning rate changes from one value to another, both included.
 
     Attributes:
-        start: the epoch at which it begins, counted from 0; may lie within an epoch (0.5).
-        end: the epoch before which it ends.
-        lr: the learning rate of its first and of its last step; a number where it stays.
-        mode: the way between them. ``linear``; ``cos``, half a cosine (Loshchilov and Hutter 2017, SGDR); ``poly``,
-            ``(1 - fraction) ** power`` (Chen et al. 2017, DeepLab).
-        power: of ``poly``.
+        start: the epoch at which the phase starts, counted from 0. It may be inside an epoch (0.5).
+        end: the epoch before which the phase ends.
+        lr: the learning rates of the first and the last step, or one number for all steps.
+        mode: the curve between them. ``linear``, ``cos`` for half a cosine (Loshchilov and Hutter 2017, SGDR), or
+            ``poly`` for ``(1 - fraction) ** power`` (Chen et al. 2017, DeepLab).
+        power: the power of ``poly``.
     """
 
     start: float
@@ -49,10 +49,10 @@ class Phase:
             check_number("lr", lr, "[0, inf)")
         check_number("power", self.power, "[0, inf)")
         if self.mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+            raise ValueError(f"expected mode to be one of {', '.join(MODES)}, got {self.mode!r}")
 
     def at(self, fraction: float) -> float:
-        """Return the learning rate at a fraction of the way, 0..1."""
+        """Return the learning rate at a fraction of the phase, 0..1."""
         first, last = self.lr if isinstance(self.lr, (tuple, list)) else (self.lr, self.lr)
         return last + (first - last) * MODES[self.mode](fraction, self.power)
 
@@ -60,21 +60,21 @@ class Phase:
 class PhasesScheduler(Callback):
     """Set the learning rate of each optimizer step from a list of phases.
 
-    The first step of a phase has the phase's first value, its last step the last value, exactly. The schedule is a
-    function of the epoch and the step in it, so a resumed run continues it, also with other batches.
+    The first step of a phase has exactly the phase's first value, and its last step the last value. The schedule
+    depends only on the epoch and the step in it, so a resumed run continues it, also with other batches.
 
     Several parameter groups keep the ratios that their learning rates have when the run starts. The group with the
     largest rate follows the phases: with groups at 1e-4 and 1e-2, the first trains at a hundredth of the phases' value.
 
     Args:
-        phases: in order, the first from epoch 0, without gaps and overlaps, to the end of the run or beyond.
-        factors: what each parameter group's learning rate is multiplied by, one number per group. By default the ratio
-            of its learning rate to the largest of all groups.
+        phases: the phases in order, from epoch 0 to the end of the run or beyond, without gaps and overlaps.
+        factors: multiplies the learning rate of each parameter group, one number per group. By default the ratio of
+            its learning rate to the largest of all groups.
 
     Raises:
-        ValueError: there is a gap or an overlap; the phases end before the run; there are more or fewer factors than
-            groups; all of several groups have a learning rate of 0, so that their ratios are unknown; the training
-            loader has no len, and ``steps_per_epoch`` was not given.
+        ValueError: phases leave a gap, overlap, or end before the run. The number of factors is not that of the groups.
+            All of several groups have a learning rate of 0, so that their ratios are unknown. The training loader does
+            not have a len, and ``steps_per_epoch`` was not passed.
 
     Example:
         >>> PhasesScheduler([Phase(0, 2, lr=(0, 0.1)), Phase(2, 30, lr=(0.1, 0), mode="cos")])
@@ -82,9 +82,9 @@ class PhasesScheduler(Callback):
 
     def __init__(self, phases: Sequence[Phase], factors: Sequence[float] | None = None) -> None:
         if not isinstance(phases, Iterable) or not all(isinstance(phase, Phase) for phase in phases):
-            raise TypeError(f"phases must be a list such as [Phase(0, 10, lr=(0.1, 0))], got {phases!r}")
+            raise TypeError(f"expected phases to be a list such as [Phase(0, 10, lr=(0.1, 0))], got {phases!r}")
         if not phases:
-            raise ValueError("phases is empty: give at least one Phase(start, end, lr)")
+            raise ValueError("expected one phase or more, got an empty list. Pass [Phase(0, epochs, lr=...)]")
         for factor in () if factors is None else tuple(factors) if isinstance(factors, Iterable) else (factors,):
             check_number("factors", factor, "[0, inf)")
         ends = [0.0, *(phase.end for phase in phases)]
@@ -92,8 +92,8 @@ class PhasesScheduler(Callback):
             if phase.start != end:
                 what = "a gap" if phase.start > end else "an overlap"
                 raise ValueError(
-                    f"there is {what} between epochs {min(end, phase.start):g} and {max(end, phase.start):g}: "
-                    f"expected a phase that starts at {end:g}, got {phase}"
+                    f"expected a phase that starts at {end:g}, got {phase}, with {what} between epochs "
+                    f"{min(end, phase.start):g} and {max(end, phase.start):g}"
                 )
         self.phases = list(phases)
         self.factors = factors
@@ -103,16 +103,16 @@ class PhasesScheduler(Callback):
         self._was_set: list[float] = []  # the learning rates of the last step
 
     def on_begin(self, state: RunnerState) -> None:
-        """Count the steps of each phase, and take the ratios of the groups."""
+        """Count the steps of each phase, and compute the ratios of the groups."""
         lrs, end = [float(group["lr"]) for group in state.optimizer.param_groups], self.phases[-1].end
         if self.factors is not None:
             self._factors = list(self.factors)
         elif lrs != self._was_set:  # another fit of this callback: the last step may have been at 0
             self._factors = [lr / max(lrs) for lr in lrs] if any(lrs) else [1.0] * (len(lrs) == 1)
-        if self._factors:  # else unknown, unless a resume restores them
+        if self._factors:  # Otherwise unknown, unless a resume restores them.
             self._check_groups(len(lrs))
         if end < state.num_epochs:
-            raise ValueError(f"the phases end with epoch {end:g}, the run has {state.num_epochs}: add a phase")
+            raise ValueError(f"expected phases for {state.num_epochs} epochs, got {end:g}. Add a phase")
         steps = self._steps_per_epoch = state.total_steps // state.num_epochs
         self._starts = [round(phase.start * steps) for phase in self.phases] + [round(end * steps)]
 
@@ -139,7 +139,7 @@ class PhasesScheduler(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the ratios: those of the loaded learning rates are rounded, or unknown where they are 0.
 
-        Phases and factors that the program gives replace the saved ones, with a warning if they differ.
+        Phases and factors of the program replace the saved ones, with a warning if they differ.
         """
         phases = list(map(str, self.phases))
         changed: dict[str, tuple[list[Any], list[Any]]] = {"phases": (state_dict["phases"], phases)}
@@ -161,11 +161,11 @@ class PhasesScheduler(Callback):
     def _check_groups(self, groups: int) -> None:
         if not self._factors:
             raise ValueError(
-                f"all {groups} parameter groups have a learning rate of 0, so their ratios are unknown: "
-                "give PhasesScheduler factors=[...], one number per group"
+                f"expected a learning rate above 0, got 0 in all {groups} parameter groups, so their ratios are "
+                "unknown. Pass factors=[...], one number per group"
             )
         if groups != len(self._factors):
             raise ValueError(
                 f"expected one factor per parameter group, got {len(self._factors)} factors and {groups} parameter "
-                "groups. Make all groups before fit, and give as many factors"
+                "groups. Create all groups before fit, and pass as many factors"
             )

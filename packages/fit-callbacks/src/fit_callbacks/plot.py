@@ -37,7 +37,7 @@ def plot_history(history: Sequence[Mapping[str, float]] | Runner, path: str | Pa
     if isinstance(history, Runner):
         history = history.state.history
     if not history:
-        raise ValueError("the history is empty: no epoch was completed, there is nothing to draw")
+        raise ValueError("expected a history of one epoch or more, got an empty one. Complete an epoch first")
     keys = dict.fromkeys(key for row in history for key in row if key.startswith(("train/", "val/")))
     figure = draw(history, list(dict.fromkeys(key.split("/", 1)[1] for key in keys)))
     figure.save(path)

@@ -1,4 +1,4 @@
-"""A record of what a few steps did, operation by operation."""
+"""Record the operations of a few steps."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["Profiler"]
 
 
 class Profiler(Callback):
-    """Writes a trace of some training steps, by torch.profiler; open it at ui.perfetto.dev or in chrome://tracing.
+    """Record a trace of some training steps with torch.profiler. Open it at ui.perfetto.dev or in chrome://tracing.
 
-    After ``wait`` steps, and ``warmup`` steps that are traced and thrown away, ``active`` steps are recorded, on
-    rank 0; then the trace is written, and the run goes on without it.
+    It waits for ``wait`` steps, traces and discards ``warmup`` steps, and records ``active`` steps, on rank 0. Then it
+    writes the trace, and the run continues without it.
 
     Args:
-        log_dir: the folder for the trace, ``*.pt.trace.json``; TensorBoard's profile plugin finds it there.
-        wait: training steps before it begins.
-        warmup: steps that are traced and thrown away.
+        log_dir: the folder for the trace, ``*.pt.trace.json``. TensorBoard's profile plugin reads it too.
+        wait: training steps before the warmup.
+        warmup: steps that are traced and discarded.
         active: steps that are recorded, 1 or more.
-        **options: of ``torch.profiler.profile``, such as ``with_stack=True``, ``profile_memory=True``.
+        **options: options of ``torch.profiler.profile``, such as ``with_stack=True``, ``profile_memory=True``.
 
     Example:
         >>> Profiler("runs/a")
@@ -60,7 +60,7 @@ class Profiler(Callback):
         self._profile.start()
 
     def on_batch_end(self, state: RunnerState) -> None:
-        """One more training step; after the last, write the trace."""
+        """Count a training step. Write the trace after the last one."""
         if self._profile is not None and state.is_train:
             self._left -= 1
             with self._harmless(f"could not write a trace to {self.log_dir}"):
@@ -69,7 +69,7 @@ class Profiler(Callback):
                 self._stop(state)
 
     def on_end(self, state: RunnerState) -> None:
-        """Write what there is of a run that was shorter."""
+        """Write the trace of a run that was shorter."""
         if self._profile is not None:
             self._stop(state)
 
@@ -78,4 +78,4 @@ class Profiler(Callback):
         with self._harmless(f"could not write a trace to {self.log_dir}"):
             profile.stop()
         if self._left >= self.active:
-            print_line(state, "Profiler: the run ended before the steps that were to be traced; pass a smaller wait")
+            print_line(state, "Profiler: the run ended before any step was recorded. Pass a smaller wait")

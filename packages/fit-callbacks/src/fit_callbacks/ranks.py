@@ -1,4 +1,4 @@
-"""What concerns several processes: who speaks, what all agree on, and callbacks for one of them."""
+"""Work with several processes: print on rank 0, use the values of rank 0, run callbacks on rank 0."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AnyCallback = TypeVar("AnyCallback", bound="Callback | type[Callback]")
 
 
 def from_rank_zero(value: T) -> T:
-    """The value that rank 0 has, on every rank. All must call it."""
+    """Return the value of rank 0 on every rank. Call it on every rank."""
     if not has_process_group():
         return value
     box = [value]
@@ -28,15 +28,15 @@ def from_rank_zero(value: T) -> T:
 
 
 def print_line(state: RunnerState, text: str) -> None:
-    """Write a line to stdout, on rank 0, without tearing a bar."""
+    """Print a line to stdout on rank 0, without breaking a bar."""
     if state.rank == 0:
         write_line(text)
 
 
 def rank_zero_only(callback: AnyCallback) -> AnyCallback:
-    """A callback, or a class of callbacks, whose hooks run on rank 0 only; which rank this is, is asked in each hook.
+    """Return a callback, or a class of callbacks, whose hooks run on rank 0 only. Each hook looks up the rank.
 
-    For a callback that prints or writes. Not for one that speaks with other processes, or changes the training.
+    Use it for a callback that prints or writes, and not for one that communicates or changes the training.
 
     Args:
         callback: a callback (a guarded copy is returned), or a subclass of Callback, as a decorator.
@@ -50,7 +50,7 @@ def rank_zero_only(callback: AnyCallback) -> AnyCallback:
     if isinstance(callback, type):
         return cast("AnyCallback", _guarded(callback))
     guarded = copy.copy(callback)
-    guarded.__class__ = _guarded(type(callback))  # type: ignore[assignment]  # a subclass of its own class
+    guarded.__class__ = _guarded(type(callback))  # type: ignore[assignment]  # a subclass of the same class
     return guarded
 
 

@@ -17,21 +17,21 @@ __all__ = ["Report"]
 
 
 class Report(Callback):
-    """Report a run to any experiment tracker by the tracker's own functions.
+    """Report a run to any experiment tracker through the tracker's own functions.
 
     ``log`` is called as ``log(values, step=state.global_step)``: after each epoch with its row of the history, and
     every ``every`` optimizer steps with ``train_step/loss``, the mean since the last such point, ``train_step/lr``, and
-    for each metric ``train_step/Acc@1``, the value of the epoch so far (with several processes, what rank 0 has seen).
+    for each metric ``train_step/Acc@1``, the value of the epoch so far (with several processes, that of rank 0).
 
-    If the loader has a len, each step is logged once. A resumed run repeats only what was logged between the checkpoint
-    and a kill. If the tracker raises, Report warns once per run, and training continues. Reports on rank 0 only.
+    If the loader has a len, each step is logged once. A resumed run repeats only steps between the checkpoint and
+    a kill. If the tracker raises, Report warns once per run, and training continues. Reports on rank 0 only.
 
     Args:
-        log: takes a dict of floats, and ``step=``.
+        log: a function of a dict of floats and ``step=``.
         params: called once per remote run with a dict of the hyperparameters that the Runner knows.
         start: opens the remote run and returns its id. Called with None, or in a resumed run with the id to continue.
         finish: closes the remote run. Called with ``finished``, ``interrupted`` or ``failed``.
-        every: optimizer steps between two running values. None for none.
+        every: optimizer steps between two running values. None turns them off.
 
     Raises:
         ValueError: ``every`` is not a positive number.
@@ -100,7 +100,7 @@ class Report(Callback):
         self._is_open = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Log what is complete, and return the remote run's id and what is logged."""
+        """Log all complete epochs, and return the remote run's id and the number of logged epochs."""
         self._log_epochs()
         return {"id": self._id, "epochs": self._epochs, "since": dict(self._since), "held": dict(self._held)}
 
@@ -115,7 +115,7 @@ class Report(Callback):
             if self.start is not None and (id := self.start(self._id)) is not None:
                 self._id = str(id)  # a checkpoint contains plain values only
             self._is_open = True
-        if self._epochs is None or not self._is_open:  # the steps of earlier epochs are not known
+        if self._epochs is None or not self._is_open:  # the steps of earlier epochs are unknown
             self._epochs = len(state.history)
         if self._is_open and is_new and self.params is not None:
             with self._warn_once("params"):

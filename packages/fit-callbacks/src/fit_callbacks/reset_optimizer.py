@@ -1,4 +1,4 @@
-"""An optimizer without a past."""
+"""Reset the optimizer's state."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["ResetOptimizer"]
 
 
 class ResetOptimizer(Callback):
-    """Forgets what the optimizer remembers (momentum, second moments) after given epochs; settings such as lr stay.
+    """Reset the optimizer's state (momentum, second moments) after some epochs. Settings such as lr are kept.
 
     Args:
-        after: after how many epochs; several numbers for several times.
+        after: the number of epochs after which to reset, or several numbers.
 
     Raises:
         ValueError: a number is below 1.
 
     Example:
-        >>> ResetOptimizer([10, 20])  # for warm restarts, as SGDR's
+        >>> ResetOptimizer([10, 20])  # for warm restarts, as in SGDR
     """
 
     def __init__(self, after: int | Iterable[int]) -> None:
@@ -30,6 +30,6 @@ class ResetOptimizer(Callback):
             check_whole("after", epoch, 1)
 
     def on_epoch_end(self, state: RunnerState) -> None:
-        """Forget."""
+        """Reset the state after these epochs."""
         if state.epoch + 1 in self.after:
             state.optimizer.state.clear()

@@ -28,15 +28,16 @@ class LRScheduler(Callback):
 
     Args:
         scheduler: a scheduler over the run's optimizer (or over one of :class:`Optimizers`), or a function
-            ``f(optimizer, total_steps)`` that makes one when the run begins, for schedules that depend on the number of
+            ``f(optimizer, total_steps)`` that makes one when the run starts, for schedules that depend on the number of
             optimizer steps of the run.
-        interval: ``step`` or ``epoch``: after what to step it. timm's schedulers are called after both, as they expect.
+        interval: step it after each ``step`` or each ``epoch``. timm's schedulers are called after both, as they
+        expect.
 
     Raises:
         TypeError: ``scheduler`` is neither, or the function returned something else.
-        ValueError: the interval is neither; the scheduler is of another optimizer; ``total_steps`` is asked for and the
-            loader has no len; a resumed run has other parameter groups, or a scheduler that was made with other
-            arguments. The message says what to do.
+        ValueError: the interval is neither. The scheduler belongs to another optimizer. ``total_steps`` is needed and
+            the loader does not have a len. A resumed run has other parameter groups, or a scheduler that was made with
+            other arguments. The message says what to do.
 
     Example:
         >>> from torch.optim.lr_scheduler import OneCycleLR, StepLR
@@ -50,7 +51,7 @@ class LRScheduler(Callback):
         interval: str = "step",
     ) -> None:
         if interval not in ("step", "epoch"):
-            raise ValueError(f"interval must be 'step' or 'epoch', got {interval!r}")
+            raise ValueError(f"expected interval to be 'step' or 'epoch', got {interval!r}")
         is_made = is_scheduler(scheduler)
         if isinstance(scheduler, type) or not (is_made or callable(scheduler)):
             got = f"the class {scheduler.__name__}" if isinstance(scheduler, type) else f"{scheduler!r:.80}"
@@ -68,7 +69,7 @@ class LRScheduler(Callback):
             self._arguments = arguments_of(self.scheduler)
 
     def on_begin(self, state: RunnerState) -> None:
-        """Make the scheduler, if it is to be made."""
+        """Make the scheduler if a function was passed."""
         self._state, self._steps, self._groups = state, 0, len(state.optimizer.param_groups)
         if self._make is not None:
             self._total = state.total_steps
@@ -81,11 +82,11 @@ class LRScheduler(Callback):
             raise ValueError("the scheduler was made for another optimizer than the Runner's: make it for this one")
 
     def on_epoch_begin(self, state: RunnerState) -> None:
-        """Remember how the gradients are scaled. A skipped step lowers the scale."""
+        """Record the scale of the gradients. A skipped step lowers it."""
         self._scale = state.grad_scaler.get_scale()
 
     def on_batch_end(self, state: RunnerState) -> None:
-        """Step after the optimizer has."""
+        """Step the scheduler after the optimizer."""
         if not (state.is_train and state.is_optimizer_step):
             return
         if hasattr(self.scheduler, "step_update"):  # timm
@@ -94,14 +95,14 @@ class LRScheduler(Callback):
             self._step()
 
     def on_epoch_end(self, state: RunnerState) -> None:
-        """Step after the epoch."""
+        """Step the scheduler after the epoch."""
         if hasattr(self.scheduler, "step_update"):
             self.scheduler.step(state.epoch + 1)
         elif self.interval == "epoch":
             self._step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scheduler's state, how it was made, and what it has set in the optimizer."""
+        """Return the scheduler's state, its arguments, and its settings of the optimizer."""
         return {
             "scheduler": self.scheduler.state_dict(),
             "settings": settings_of(self.scheduler.optimizer),
@@ -113,7 +114,7 @@ class LRScheduler(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the schedule, and restore the settings of the optimizer, which making a scheduler has changed."""
+        """Continue the schedule, and restore the optimizer's settings, which a new scheduler has changed."""
         optimizer, saved = self.scheduler.optimizer, state_dict["settings"]
         kind, arguments = type(self.scheduler).__name__, state_dict.get("arguments", {})
         if len(optimizer.param_groups) != len(saved):
@@ -138,7 +139,7 @@ class LRScheduler(Callback):
         restore(optimizer, saved)
 
     def _make_for_new_length(self, length: dict[str, int], changed: str) -> None:
-        """Make the scheduler again, and take the steps that the run has done."""
+        """Make the scheduler again, and repeat the steps of the run."""
         state, epochs = self._state, self._state.num_epochs
         old, self._total = self._total, self._length["steps"]
         if length["steps"] * epochs != self._length["steps"] * length["epochs"]:  # another number of steps per epoch
@@ -188,23 +189,23 @@ class LRScheduler(Callback):
 
 
 class ReduceLROnPlateau(Callback):
-    """Reduces the learning rate when the monitored value no longer improves, by torch's ReduceLROnPlateau.
+    """Reduce the learning rate when the monitored value no longer improves, with torch's ReduceLROnPlateau.
 
-    Every process takes the decision of rank 0. Epochs without validation (``validate_every``) do not count; nan is
-    never an improvement.
+    Every process follows rank 0. Epochs without validation (``validate_every``) do not count. nan is never an
+    improvement.
 
     Args:
         monitor: a key of the logs, such as ``val/Acc@1``. ``loss`` is ``val/loss``, or ``train/loss`` without
             validation.
         mode: ``min`` if lower is better, ``max`` if higher is. ``auto`` takes ``min`` for a loss, and asks a metric's
             ``higher_is_better``.
-        **options: of ``torch.optim.lr_scheduler.ReduceLROnPlateau``: ``factor`` (0.1) to multiply the learning rate by
-            after more than ``patience`` (10) epochs without an improvement, ``threshold`` (1e-4) and ``threshold_mode``
-            (``rel``) that define an improvement, ``cooldown`` (0), ``min_lr`` (0).
+        **options: options of ``torch.optim.lr_scheduler.ReduceLROnPlateau``: ``factor`` (0.1) multiplies the learning
+            rate after more than ``patience`` (10) epochs without an improvement, ``threshold`` (1e-4) and
+            ``threshold_mode`` (``rel``) that define an improvement, ``cooldown`` (0), ``min_lr`` (0).
 
     Raises:
-        TypeError: ``monitor`` is not a string, or torch does not know an option.
-        ValueError: an option is out of its range. Before the first step: the run has no such value, or nothing says
+        TypeError: ``monitor`` is not a string, or an option does not exist.
+        ValueError: an option is out of range. Before the first step: the run does not have this value, or it is unknown
             which way is better.
 
     Example:
@@ -222,11 +223,11 @@ class ReduceLROnPlateau(Callback):
         for rate in rates if isinstance(rates, (list, tuple)) else [rates]:
             check_number("min_lr", rate, "[0, inf)")
         groups = len(options["min_lr"]) if isinstance(options.get("min_lr"), (list, tuple)) else 1
-        # Refuses what torch does not know.
+        # Raises for unknown options.
         self._make_scheduler(torch.optim.SGD([{"params": [torch.zeros(1)]} for _ in range(groups)]))
 
     def on_begin(self, state: RunnerState) -> None:
-        """Look the monitored value up. The count of a resumed run is restored after this."""
+        """Find the monitored value. The count of a resumed run is restored after this."""
         self.monitor.begin(state)
         least, groups = self.options.get("min_lr"), len(state.optimizer.param_groups)
         if isinstance(least, (list, tuple)) and len(least) != groups:

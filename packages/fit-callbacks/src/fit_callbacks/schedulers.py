@@ -1,4 +1,4 @@
-"""What LRScheduler needs to know of a scheduler and its optimizer: whether it is one, its arguments, its settings."""
+"""Inspect a scheduler and its optimizer for LRScheduler: its arguments and its settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def refuse_plateau(scheduler: Any) -> None:
         ValueError: it is torch's ReduceLROnPlateau.
     """
     if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
-        raise ValueError("torch's ReduceLROnPlateau needs a value: use fit_callbacks.ReduceLROnPlateau(monitor)")
+        raise ValueError(
+            "expected a scheduler that steps without a value, got torch's ReduceLROnPlateau. Use "
+            "fit_callbacks.ReduceLROnPlateau(monitor)"
+        )
 
 
 def arguments_of(scheduler: Any) -> dict[str, Any]:
@@ -57,12 +60,12 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Return what an optimizer's parameter groups contain beside the parameters."""
+    """Return the settings in an optimizer's parameter groups."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
 def restore(optimizer: torch.optim.Optimizer, settings: list[dict[str, Any]]) -> None:
-    """Put the settings of all parameter groups back, and remove what was added to them."""
+    """Restore the settings of all parameter groups, and remove those that were added."""
     for group, saved in zip(optimizer.param_groups, settings, strict=True):
         for name in group.keys() - saved.keys() - {"params"}:
             del group[name]

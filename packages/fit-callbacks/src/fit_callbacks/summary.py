@@ -26,7 +26,7 @@ class Summary(str):
 def summary(model: nn.Module | Runner, input: Any = None) -> Summary:
     """Return the parameters of a model, in all and by top-level module, and what is frozen.
 
-    Of a Runner, the first line also shows the optimizer, the loss, the device and autocast. With an input, each line
+    For a Runner, the first line also shows the optimizer, the loss, the device and autocast. With an input, each line
     shows the shape of the module's output. For all layers at any depth use torchinfo.
 
     Args:
@@ -34,7 +34,7 @@ def summary(model: nn.Module | Runner, input: Any = None) -> Summary:
         input: a batch of inputs on the model's device. The model is run on it once, in eval mode and without gradients.
 
     Raises:
-        ValueError: the model is lazy, and there is no input from which its shapes could follow.
+        ValueError: the model is lazy, and without an input its shapes are unknown.
 
     Example:
         >>> print(summary(model, torch.zeros(1, 40)))

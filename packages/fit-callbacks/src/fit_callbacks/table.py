@@ -12,7 +12,7 @@ __all__ = ["Row", "Table"]
 
 @dataclass(frozen=True)
 class Row:
-    """The results of an epoch.
+    """Describe the results of an epoch.
 
     Attributes:
         epoch: such as ``3/15``.
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: the name of a result or of one of ``OTHERS``, and its width."""
+    """Describe a column: the name of a result or of one of ``OTHERS``, and its width."""
 
     key: str
     width: int
@@ -54,7 +54,7 @@ class Column:
 
 
 OTHERS = {"epoch": 5, "lr": 7, "time": 7, "left": 7, "samples/s": 9}
-"""The columns beside the results, and their width."""
+"""The columns after the results, and their width."""
 
 LAYOUTS = (
     (9, ("lr", "time", "left", "samples/s")),
@@ -65,11 +65,11 @@ LAYOUTS = (
     (6, ("time",)),
     (6, ()),
 )
-"""The width of a number, and the columns after the results. The first of these that fits is taken."""
+"""The width of a number, and the columns after the results. The first of these that fits is used."""
 
 
 class Table:
-    """Rows under a header. The header is printed before the first row, and again when the columns change.
+    """Print rows under a header. The header is printed before the first row, and again when the columns change.
 
     If the terminal is too narrow for all results in one row, each epoch becomes a few lines of names and values.
     """
@@ -147,7 +147,7 @@ def cells_of(row: Row, columns: list[Column]) -> list[str]:
 
 
 def others_of(row: Row) -> dict[str, str]:
-    """Return the texts of what is beside the results."""
+    """Return the texts of the other columns."""
     return {
         "epoch": row.epoch,
         "lr": lr if len(lr := f"{row.lr:.3g}") <= OTHERS["lr"] else short(row.lr, OTHERS["lr"]),
@@ -158,7 +158,7 @@ def others_of(row: Row) -> dict[str, str]:
 
 
 def blocks(row: Row, width: int) -> list[str]:
-    """Return an epoch as lines of names and values, wrapped between them and never inside one."""
+    """Return an epoch as lines of names and values. Lines break only between them."""
     others = others_of(row)
     lines = wrapped([f"{name} {others[name]}" for name in ("epoch", "lr", "time", "left")], "", "", width - 2)
     lines[-1] += " *" if row.is_best else ""

@@ -1,4 +1,4 @@
-"""A run's curves in TensorBoard."""
+"""Log a run to TensorBoard."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ __all__ = ["TensorBoard"]
 
 
 class TensorBoard(Callback):
-    """Writes what a run gives into a folder for TensorBoard.
+    """Log results, running values and hyperparameters to a folder for TensorBoard.
 
-    * After each epoch everything in the logs: ``train/loss``, ``val/Acc@1``, ..., and ``lr`` (of several parameter
+    * After each epoch everything in the logs: ``train/loss``, ``val/Acc@1``, ..., and ``lr`` (with several parameter
       groups ``lr/0``, ``lr/1``, ...).
-    * Every ``every`` optimizer steps ``train_step/loss``, the mean loss since the last such point, and of each metric
-      ``train_step/Acc@1`` the value of the epoch so far; of several processes, what rank 0 has seen.
+    * Every ``every`` optimizer steps ``train_step/loss``, the mean loss since the last such point, and for each metric
+      ``train_step/Acc@1``, the value of the epoch so far (with several processes, that of rank 0).
     * Hyperparameters, for the HPARAMS page, in the same run.
 
     A resumed run continues in the folder without a gap, and hides the points after the checkpoint that it repeats. A
     run that starts from scratch in the folder of another hides that one's points. The files stay. If the folder cannot
-    be written to, a warning says so, training continues, and a later epoch writes the missing points. What cannot be
-    drawn is named in a warning too. Writes on rank 0 only.
+    be written to, a warning says so, training continues, and a later epoch writes the missing points. Errors in drawing
+    are warnings too. Writes on rank 0 only.
 
     Args:
-        log_dir: the folder, one a run.
-        every: optimizer steps between two running values; None for none.
-        x: what the horizontal axis counts: optimizer ``steps``, training ``samples`` over all processes, or ``epochs``;
-            with epochs there are no running values.
-        hparams: more hyperparameters of yours: numbers, strings and booleans by name.
+        log_dir: the folder, one per run.
+        every: optimizer steps between two running values. None turns them off.
+        x: the unit of the horizontal axis: optimizer ``steps``, training ``samples`` over all processes, or ``epochs``,
+            without running values.
+        hparams: your own hyperparameters: numbers, strings and booleans by name.
         graph: draw the model's graph, traced once on the first batch.
-        histograms: histograms of all parameters after each epoch.
-        images: how many inputs of the first validation batch to show after each epoch; they are ``(N, 1, H, W)`` or
-            ``(N, 3, H, W)`` and shown from their least to their largest value.
+        histograms: add histograms of all parameters after each epoch.
+        images: the number of inputs of the first validation batch to show after each epoch. They are ``(N, 1, H, W)``
+            or ``(N, 3, H, W)``, and scaled to the range of their values.
 
     Attributes:
-        writer: the SummaryWriter, to add what you like. None on other ranks, between runs, and while the folder cannot
-            be written to.
+        writer: the SummaryWriter, for your own data. None on other ranks, between runs, and while the folder cannot be
+            written to.
 
     Raises:
-        ValueError: ``every`` or ``x`` is not one of the above.
+        ValueError: ``every`` or ``x`` is invalid.
 
     Example:
         >>> Runner(model, optimizer, criterion, callbacks=[TensorBoard("runs/a", hparams={"width": 64})])
@@ -71,13 +71,13 @@ class TensorBoard(Callback):
     ) -> None:
         check_every("every", every)
         if x not in ("steps", "samples", "epochs"):
-            raise ValueError(f"x must be 'steps', 'samples' or 'epochs', got {x!r}")
+            raise ValueError(f"expected x to be 'steps', 'samples' or 'epochs', got {x!r}")
         check_whole("images", images, 0)
         self.log_dir = str(local_folder("log_dir", log_dir))
         self.every = None if x == "epochs" else every
         self.x = x
         if not isinstance(hparams, (Mapping, type(None))):
-            raise TypeError(f'hparams must be a dict such as {{"lr": 0.1}}, got {hparams!r}')
+            raise TypeError(f'expected hparams to be a dict such as {{"lr": 0.1}}, got {hparams!r}')
         self.hparams = dict(hparams or {})
         self.graph = graph
         self.histograms = histograms
@@ -95,14 +95,14 @@ class TensorBoard(Callback):
         self._has_hparams = False
 
     def on_begin(self, state: RunnerState) -> None:
-        """Forget the last run. What a resumed one has written is restored after this."""
+        """Forget the last run. The state of a resumed run is restored after this."""
         self._forget()
         self._harmless.begin()
         if state.rank == 0:
             os.makedirs(self.log_dir, exist_ok=True)
 
     def on_epoch_begin(self, state: RunnerState) -> None:
-        """Write the last epoch, with all that callbacks have added to it."""
+        """Write the last epoch with everything that callbacks have added to it."""
         if state.rank:
             return
         self._is_open = True
@@ -116,7 +116,7 @@ class TensorBoard(Callback):
             self._since = {}
 
     def on_batch_end(self, state: RunnerState) -> None:
-        """Write running values, when it is time."""
+        """Write running values every ``every`` steps."""
         if not self._is_open:
             return
         if is_due(state, self.every):
@@ -144,13 +144,13 @@ class TensorBoard(Callback):
             self._is_open = False
 
     def add_figure(self, state: RunnerState, tag: str, figure: Any) -> None:
-        """Show a matplotlib figure, at this point of the run. It does nothing on other ranks."""
+        """Add a matplotlib figure at this point of the run. Does nothing on other ranks."""
         if self.writer is not None:
             with self._harmless("could not show a figure"):
                 self.writer.add_figure(tag, figure, self._now(state))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what may not be in the file yet, and what a resumed run has to know of the rest."""
+        """Return the points that may not be in the file yet, and the state for a resumed run."""
         self._flush()
         return {
             "epochs": self._epochs,
@@ -161,7 +161,7 @@ class TensorBoard(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue to write there."""
+        """Continue from there."""
         self._epochs, self._since = state_dict["epochs"], dict(state_dict["since"])
         self._points = {x: dict(values) for x, values in state_dict["points"].items()}
         self._are_written, self._has_hparams = state_dict["are_written"], state_dict["has_hparams"]
@@ -196,10 +196,10 @@ class TensorBoard(Callback):
         self._has_hparams |= has_written and self.writer is not None
 
     def _open(self, now: int) -> None:
-        """Open a file, and write to it what is in none."""
+        """Open a file, and write the points that are not in another one."""
         from torch.utils.tensorboard import SummaryWriter
 
-        # TensorBoard drops what older files have from the first x on. What belongs to this very x is written again.
+        # TensorBoard hides points of older files from the first x on, so the points at this x are written again.
         if self._are_written:
             self._points = {x: values for x, values in self._points.items() if x >= now}
         with self._unless_broken():
@@ -212,7 +212,7 @@ class TensorBoard(Callback):
             self.writer.add_scalar(tag, value, x)
 
     def _flush(self) -> None:
-        """Make sure that all points are in the file, and forget them, except for the last."""
+        """Flush all points to the file, and forget them except the last."""
         if self.writer is not None:
             with self._unless_broken():
                 self.writer.flush()
@@ -221,7 +221,7 @@ class TensorBoard(Callback):
 
     def _close(self) -> None:
         writer, self.writer = self.writer, None
-        with suppress(Exception):  # of one that is broken
+        with suppress(Exception):  # The file may be broken.
             if writer is not None:
                 writer.close()
 
@@ -236,7 +236,7 @@ class TensorBoard(Callback):
             self._close()
 
     def _running(self, state: RunnerState) -> dict[str, float]:
-        """Reading these waits for the device."""
+        """Return the running values. Reading them waits for the device."""
         values = {f"train_step/{name}": value for name, value in running_values(state, self._since).items()}
         return {**values, **_learning_rates(state)}
 
@@ -272,7 +272,7 @@ class TensorBoard(Callback):
             self.writer.file_writer.add_summary(summary)
 
     def _write_graph(self, state: RunnerState) -> None:
-        # A copy, and its random numbers apart: to trace a model runs it.
+        # On a copy and without changing the random state, because tracing runs the model.
         model = copy.deepcopy(unwrap(state.model))
         with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
             self.writer.add_graph(model, state.input)
@@ -281,7 +281,7 @@ class TensorBoard(Callback):
         images = state.input
         if not isinstance(images, Tensor) or images.dim() != 4 or images.size(1) not in (1, 3):
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f"TensorBoard(images=...) shows inputs (N, 1, H, W) or (N, 3, H, W), got {got}")
+            raise ValueError(f"expected inputs (N, 1, H, W) or (N, 3, H, W) for TensorBoard(images=...), got {got}")
         images = images[: self.images].detach().float()
         least, most = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         self.writer.add_images("val/input", (images - least) / (most - least).clamp_min(1e-12), self._now(state))
@@ -290,7 +290,7 @@ class TensorBoard(Callback):
 def _number(value: Any) -> float | None:
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError):  # A callback may log what is not a number.
+    except (TypeError, ValueError, RuntimeError):  # A callback may log other values than numbers.
         return None
 
 

@@ -1,4 +1,4 @@
-"""Show a run in a terminal: a bar for each loader on stderr, a table of the epochs on stdout. A file gets the table."""
+"""Show a run in a terminal: a bar for each loader on stderr, and a table of the epochs on stdout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Terminal", "loader_title", "write_line"]
 
 
 class Terminal:
-    """The bar and the table.
+    """Show the bar and the table.
 
     Args:
         interval: seconds between two redraws of the bar.
@@ -35,7 +35,7 @@ class Terminal:
         self._table = Table()
 
     def begin_loader(self, state: RunnerState) -> None:
-        """Draw the bar, where somebody sees it."""
+        """Draw the bar if stderr is a terminal."""
         self.end_loader(state)
         columns = width_of(sys.stderr)
         self._bar = tqdm(
@@ -66,13 +66,13 @@ class Terminal:
         write_line("\n".join(self._table.lines(row, None if width is None else width - 1)))
 
     def end(self, state: RunnerState) -> None:
-        """Leave no bar behind."""
+        """Remove the bar."""
         self.end_loader(state)
 
 
 SHORT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining}{postfix}]"
 BAR = 10
-"""The least length of the bar itself."""
+"""The smallest length of the bar itself."""
 
 
 def write_line(text: str) -> None:

@@ -1,4 +1,4 @@
-"""How long the model waited for its data."""
+"""Measure how long the model waits for data."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["Timer"]
 
 
 class Timer(Callback):
-    """Tells which share of the training time the model waited for the loader, and what to do when it is much.
+    """Measure the share of the training time that the model waits for the loader, and print advice if it is large.
 
-    The share, in 0..1, is in the logs as ``data_wait``. Where it exceeds ``advise_above``, and a second, a line says so
-    once a run. On an accelerator the time is measured by events on its own clock, which are read when they have long
-    passed: the host may run ahead, and what counts is how long the device had nothing to do. What callbacks after this
-    one do in ``on_checkpoint`` counts as waiting.
+    The share, in 0..1, is logged as ``data_wait``. If it exceeds ``advise_above`` and one second, a line says so, once
+    per run. On an accelerator the device's own clock measures how long the device was idle, with events that are read
+    long after they have passed, so the host can run ahead. The time that later callbacks in the list spend in
+    ``on_checkpoint`` counts as waiting.
 
     Args:
-        advise_above: share of the time above which to give advice, in 0..1.
+        advise_above: the share of the time above which to print advice, in 0..1.
 
     Example:
         >>> runner = Runner(model, optimizer, criterion, callbacks=[Timer()])
@@ -39,42 +39,42 @@ class Timer(Callback):
         self._advised = False
 
     def on_begin(self, state: RunnerState) -> None:
-        """A new run may be given advice again."""
+        """Allow advice again in a new run."""
         self._advised = False
 
     def on_loader_begin(self, state: RunnerState) -> None:
-        """From here the model waits for the first batch."""
+        """Start to wait for the first batch."""
         if state.is_train:
             self._waits = HostWaits() if state.device.type == "cpu" else DeviceWaits(state.device)
             self._began = time.perf_counter()
             self._waits.begin()
 
     def on_batch_begin(self, state: RunnerState) -> None:
-        """The batch is there."""
+        """End the wait for the batch."""
         if state.is_train:
             self._waits.end()
 
     def on_checkpoint(self, state: RunnerState) -> None:
-        """The batch is done; from here the model waits for the next."""
+        """Start to wait for the next batch."""
         self._waits.begin()
 
     def on_loader_end(self, state: RunnerState) -> None:
-        """Log the share, and give advice."""
+        """Log the share, and print advice."""
         if not state.is_train:
             return
         waited, total = self._waits.seconds(), time.perf_counter() - self._began
         share = state.logs["data_wait"] = min(1.0, waited / max(total, 1e-9))
-        if share > self.advise_above and waited > 1 and not self._advised:  # less is not worth anybody's time
+        if share > self.advise_above and waited > 1 and not self._advised:  # less is not worth the effort
             self._advised = True
             print_line(
                 state,
                 f"Timer: in epoch {state.epoch + 1} the model waited for data {share:.0%} of the time "
-                f"({waited:.1f} of {total:.1f} s): {_advice(state.loader)}",
+                f"({waited:.1f} of {total:.1f} s). {_advice(state.loader)}",
             )
 
 
 class HostWaits:
-    """Adds up waits by the clock of this process."""
+    """Sum the waits by the clock of this process."""
 
     def __init__(self) -> None:
         self._total = 0.0
@@ -91,7 +91,7 @@ class HostWaits:
 
 
 class DeviceWaits:
-    """Adds up waits by events in the accelerator's queue, each read once the device has passed it."""
+    """Sum the waits by events in the accelerator's queue. Each is read after the device has passed it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = torch.get_device_module(device)
@@ -108,7 +108,7 @@ class DeviceWaits:
 
     def seconds(self) -> float:
         if self._pairs:
-            self._pairs[-1][1].synchronize()  # once an epoch
+            self._pairs[-1][1].synchronize()  # once per epoch
         while self._pairs:
             self._read()
         return self._milliseconds / 1000
@@ -126,9 +126,9 @@ class DeviceWaits:
 def _advice(loader: Any) -> str:
     workers = getattr(loader, "num_workers", None)
     if workers is None:
-        return "prepare batches ahead, in a DataLoader with num_workers"
+        return "Prepare batches in the background: use a DataLoader with num_workers"
     if workers == 0:
-        return "give the DataLoader workers, num_workers=4 say"
+        return "Use workers: DataLoader(..., num_workers=4)"
     if not loader.persistent_workers:
-        return f"the {workers} workers start anew each epoch: set persistent_workers=True; then try more of them"
-    return f"{workers} workers are not enough: try more, or do less for each sample"
+        return f"The {workers} workers restart in each epoch. Set persistent_workers=True, then try more workers"
+    return f"{workers} workers are not enough. Try more, or do less work per sample"

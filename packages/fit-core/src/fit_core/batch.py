@@ -1,4 +1,4 @@
-"""What the loop does with a batch: split it, move it to the device, count its samples, detach its output."""
+"""Split a batch, move it to the device, count its samples, and detach its output."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def split_if_pair(batch: Any) -> tuple[Any, Any]:
 
 
 def split_for_prediction(batch: Any) -> tuple[Any, Any]:
-    """Return ``(input, target)`` of a pair, an input in a list of its own (TensorDataset), or an input alone."""
+    """Return ``(input, target)`` of a pair, a list of one input (TensorDataset), or an input alone."""
     return (batch[0], None) if isinstance(batch, (tuple, list)) and len(batch) == 1 else split_if_pair(batch)
 
 
@@ -65,7 +65,7 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         if value.device == device:
             return value
-        # A copy to the CPU that nobody waits for may be read before it has arrived.
+        # A non-blocking copy to the CPU may be read before it has arrived.
         return value.to(device, non_blocking=device.type != "cpu")
     if callable(getattr(value, "to", None)):
         return value.to(device)
@@ -74,16 +74,17 @@ def to_device(value: Any, device: torch.device) -> Any:
     if is_nested(value):
         return map_parts(lambda part: to_device(part, device), value)
     raise TypeError(
-        f"a batch contains a {type(value).__module__}.{type(value).__qualname__}, which cannot be moved to {device}. "
-        "Make it a tensor in the dataset or collate_fn, or give its class a method to(device)"
+        f"expected tensors in the batch, got a {type(value).__module__}.{type(value).__qualname__}, which cannot be "
+        f"moved to {device}. Convert it to a tensor in the dataset or collate_fn, or add a method to(device) to its "
+        "class"
     )
 
 
 class SampleCounter:
-    """Count the samples of batches: the length that input and target agree on, and never a guess.
+    """Count the samples of batches: the length that input and target agree on. It never guesses.
 
-    A list may be a list of samples (images of unequal size) or of fields (the two inputs of a model). Where both
-    readings fit, the loader's ``batch_size`` decides, or else the reading of an earlier batch that left no choice.
+    A list may be a list of samples (images of unequal size) or of fields (the two inputs of a model). If both
+    are possible, the loader's ``batch_size`` decides, or else an earlier batch for which only one was possible.
 
     Args:
         loader: the loader the batches come from.
@@ -133,7 +134,7 @@ def detached(value: Any, half: torch.dtype | None) -> Any:
 
 
 def lengths(value: Any) -> set[int]:
-    """Return the numbers of samples that a value could hold: the lengths of its lists and tensors."""
+    """Return the possible numbers of samples in a value: the lengths of its lists and tensors."""
     if isinstance(value, Tensor):
         return {value.size(0)} if value.dim() else set()
     if isinstance(value, _PLAIN):

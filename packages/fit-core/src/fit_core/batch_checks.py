@@ -1,4 +1,4 @@
-"""Check what a batch, its forward pass and its step have produced, before the optimizer changes anything."""
+"""Check the results of a batch, its forward pass and its step, before the optimizer changes anything."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ __all__ = [
 ]
 
 UNKNOWN_BATCH_SIZE = (
-    "cannot tell how many samples a batch has: input and target do not agree on one length. Set state.batch_size in "
-    "a callback's on_batch_begin or in Runner.forward, or return tensors whose first dimension is the batch from "
-    "collate_fn"
+    "expected input and target of one length, the number of samples, got several. Set state.batch_size in a callback's "
+    "on_batch_begin or in Runner.forward, or return tensors whose first dimension is the batch from collate_fn"
 )
 
 
@@ -44,18 +43,18 @@ def loss(value: Any, is_train: bool, source: str) -> None:
         TypeError: it is not a tensor.
         ValueError: it is not a scalar, or has no graph in training.
     """
-    came = "forward set state.loss to" if source == "forward" else f"{source} returned"
+    came = "forward to set state.loss to" if source == "forward" else f"{source} to return"
     if not isinstance(value, Tensor):
-        hint = "set it in forward" if source == "forward" else "does it end with a return?"
-        raise TypeError(f"{came} {value!r:.80}, expected a scalar tensor: {hint}")
+        hint = "Set it in forward" if source == "forward" else "Does it end with a return?"
+        raise TypeError(f"expected {came} a scalar tensor, got {value!r:.80}. {hint}")
     if value.dim():
         raise ValueError(
-            f"{came} a tensor of shape {tuple(value.shape)}, expected a scalar: take its mean, or use reduction='mean'"
+            f"expected {came} a scalar tensor, got shape {tuple(value.shape)}. Use its mean(), or reduction='mean'"
         )
     if is_train and not value.requires_grad:
         raise ValueError(
-            "the loss has no graph to go backward through: no parameter in it requires grad, "
-            "or it passed through detach(), item(), argmax or torch.no_grad()"
+            "expected a loss with a graph, got one that does not require grad. Unfreeze a parameter of it, and do not "
+            "use detach(), item(), argmax or torch.no_grad() on the way"
         )
 
 
@@ -79,8 +78,8 @@ def mean(criterion: Any, output: Any, target: Any, loss: Any) -> None:
         is_of_torch = type(criterion).__module__ == nn.MSELoss.__module__
         if is_of_torch or _adds_up(criterion, output, target, loss):
             raise ValueError(
-                f"the criterion {name} returns the sum over a batch (reduction='sum'), expected the mean: sums of 8 "
-                "and of 2 samples cannot be averaged. Use reduction='mean', or divide the sum by len(target)"
+                f"expected the criterion {name} to return the mean over a batch, got the sum (reduction='sum'). Sums "
+                "of 8 and of 2 samples cannot be averaged. Use reduction='mean', or divide the sum by len(target)"
             )
 
 
@@ -109,12 +108,12 @@ def parts(losses: Mapping[str, Any]) -> None:
     for name, value in losses.items():
         if isinstance(value, Tensor) and value.dim():
             raise ValueError(
-                f"the loss {name!r} is a tensor of shape {tuple(value.shape)}, expected a scalar: take its mean"
+                f"expected the loss {name!r} to be a scalar, got a tensor of shape {tuple(value.shape)}. Use its mean()"
             )
 
 
 def size(batch_size: Any, weight: Any) -> None:
-    """Check the number of samples of a batch, and what its mean loss is a mean over.
+    """Check the number of samples of a batch, and the weight of its mean loss.
 
     Raises:
         TypeError: the number of samples is a tensor, which the counters would wait for.
@@ -124,13 +123,12 @@ def size(batch_size: Any, weight: Any) -> None:
         raise ValueError(UNKNOWN_BATCH_SIZE)
     if isinstance(batch_size, Tensor):
         raise TypeError(
-            "state.batch_size is a tensor, expected an int, the number of samples. What the mean loss is a mean over "
-            "may be a tensor: set state.weight"
+            "expected state.batch_size to be an int, the number of samples, got a tensor. Set state.weight if the loss "
+            "is a mean over something else. It may be a tensor"
         )
     if isinstance(weight, Tensor) and weight.dim():
         raise ValueError(
-            f"state.weight is a tensor of shape {tuple(weight.shape)}, expected a number or a 0-dim tensor: take its "
-            "sum()"
+            f"expected state.weight to be a number or a 0-dim tensor, got shape {tuple(weight.shape)}. Use its sum()"
         )
 
 
@@ -139,24 +137,24 @@ def total_loss(losses: Mapping[str, Any], metrics: list[str]) -> Any:
 
     Raises:
         TypeError: it is not a dict.
-        ValueError: it has no ``"loss"``, or a loss has the name of a metric.
+        ValueError: ``"loss"`` is missing, or a loss has the name of a metric.
     """
     if not isinstance(losses, Mapping):
         raise TypeError(f"expected state.loss to be a scalar tensor or a dict of them, got {losses!r:.80}")
     if "loss" not in losses:
         raise ValueError(
-            f"the dict of losses has no 'loss', which is the one to train on; it has {', '.join(map(str, losses))}. "
-            'Add their sum: {"loss": total, ...}'
+            f"expected the key 'loss' in the dict of losses, got {', '.join(map(str, losses))}. "
+            'Add the loss to train on: {"loss": total, ...}'
         )
     if clash := [name for name in losses if name in metrics]:
-        raise ValueError(f"a loss and a metric are both called {clash[0]!r}: give each a name of its own")
+        raise ValueError(f"expected different names for losses and metrics, got {clash[0]!r} twice. Rename one of them")
     return losses["loss"]
 
 
 def own_step(ignored: list[str]) -> None:
     """Warn about settings and callbacks that a step of the user's own does not reach."""
     warnings.warn(
-        f"your _make_step does not reach {', '.join(ignored)}: unless it does their work itself, they have no effect. "
+        f"your _make_step does not use {', '.join(ignored)}, so they have no effect unless it does their work itself. "
         "Run the forward pass in self.autocast(), and call self.backward(loss) and self.optimizer_step()",
         stacklevel=5,
     )
@@ -165,7 +163,7 @@ def own_step(ignored: list[str]) -> None:
 def nothing_measured(metrics: Iterable[Metric]) -> None:
     """Warn of an evaluation in which no batch had an output. In training that is normal (detection)."""
     warnings.warn(
-        f"{', '.join(map(metric_name, metrics))} could not be computed, because no batch had an output: "
-        "set state.output in Runner.forward or in your step",
+        f"{', '.join(map(metric_name, metrics))} could not be computed, because no batch had an output. "
+        "Set state.output in Runner.forward or in your step",
         stacklevel=5,
     )

@@ -19,7 +19,7 @@ def refuse_broadcast(name: str, function: Callable[[Any, Any], Any], output: Any
     would be broadcast and with both without the column. Only then is a value read from the device.
 
     Args:
-        name: what to call the function in the message.
+        name: the name of the function in the message.
         function: the criterion, or a metric.
         output: the output of the batch.
         target: its target.
@@ -45,7 +45,7 @@ def refuse_broadcast(name: str, function: Callable[[Any, Any], Any], output: Any
     if is_broadcast:
         fix = "target.unsqueeze(1)" if column is output else "target.squeeze(1)"
         raise ValueError(
-            f"expected output and target of one shape, got {tuple(output.shape)} and {tuple(target.shape)}, which "
+            f"expected output and target of the same shape, got {tuple(output.shape)} and {tuple(target.shape)}, which "
             f"{name} broadcasts: it compares each output with the targets of all samples. Return targets of the "
             f"output's shape from the dataset: {fix}"
         )

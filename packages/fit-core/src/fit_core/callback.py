@@ -1,4 +1,4 @@
-"""The contract of callbacks: the hooks, and the order in which the loop calls them."""
+"""Define the hooks of callbacks, and the order in which the loop calls them."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ on_begin
   on_epoch_end
   on_checkpoint
 on_end"""
-"""All hooks in the order of a run. Indentation shows what runs inside what."""
+"""All hooks in the order of a run. Indentation shows the nesting."""
 
 HOOKS = tuple(dict.fromkeys(LIFECYCLE.split()))
 """The names of all hooks."""
 
 
 class Callback:
-    """Base class of everything that watches or steers a run. Override the hooks you want.
+    """Base class of callbacks. Override the hooks you want.
 
     Each hook takes the :class:`~fit_core.RunnerState` and returns nothing. The callbacks of a run are called in
     the order of their list. This is a whole run::
 
         on_begin
           on_epoch_begin
-            on_loader_begin             training, then validation: state.is_train tells them apart
+            on_loader_begin             training (state.is_train), then validation
               on_batch_begin            state.input, target, batch_size and weight may be set here
                 on_after_backward       training: after each backward pass, gradients are still scaled (fp16)
                 on_before_step          training: once per optimizer step, gradients are unscaled: clip them here
@@ -47,14 +47,13 @@ class Callback:
             on_loader_end               the loader's results are in state.logs
           on_epoch_end                  the epoch's results are complete
           on_checkpoint                 every callback has seen the epoch, save the run here
-        on_end                          always, also after an exception (state.error holds it)
+        on_end                          always, also after an exception (in state.error)
 
     ``Runner.evaluate`` and ``Runner.predict`` call the loader and batch hooks only.
 
-    A callback that has a state defines ``state_dict()`` and ``load_state_dict(state_dict)``. Both are called when
-    the run is saved and restored, ``load_state_dict`` after the ``on_begin`` of all callbacks. What ``state_dict``
-    returns must pass ``torch.load(..., weights_only=True)``: tensors, numbers, strings, and lists, tuples and
-    dicts of them.
+    A callback with a state defines ``state_dict()`` and ``load_state_dict(state_dict)``. They are called when the run
+    is saved and restored, ``load_state_dict`` after the ``on_begin`` of all callbacks. ``state_dict`` may return what
+    ``torch.load(..., weights_only=True)`` accepts: tensors, numbers, strings, and lists, tuples and dicts of them.
 
     Example:
         A complete callback that stops the run after a number of seconds::
@@ -71,7 +70,7 @@ class Callback:
 
     Raises:
         TypeError: a subclass defines an ``on_...`` method that is not a hook, or a hook that does not take
-            ``(self, state)``. Raised when the class is made.
+            ``(self, state)``. Raised when the class is defined.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -81,7 +80,7 @@ class Callback:
                 _check_hook(f"{cls.__name__}.{name}", name, value)
 
     def __repr__(self) -> str:
-        """Show the class with the arguments it was made with, as far as it keeps them under their names."""
+        """Return the class with its arguments, as far as they are attributes of the same name."""
         arguments = [name for name in inspect.signature(type(self)).parameters if name in vars(self)]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r:.60}' for name in arguments)})"
 
@@ -92,7 +91,7 @@ class Callback:
         """Run at the start of an epoch."""
 
     def on_loader_begin(self, state: RunnerState) -> None:
-        """Run before the first batch of a loader. The model is in the right mode, the meters are empty."""
+        """Run before the first batch of a loader. The model is in the right mode and the meters are empty."""
 
     def on_batch_begin(self, state: RunnerState) -> None:
         """Run when a batch is on the device. Its input, target, batch_size and weight may be set here."""
@@ -129,13 +128,15 @@ def _check_hook(place: str, name: str, function: Any) -> None:
         close = get_close_matches(name, HOOKS, n=1)
         hint = f"Did you mean {close[0]}? " if close else ""
         raise TypeError(
-            f"{place} is not a hook. {hint}The hooks are {', '.join(HOOKS)}. "
-            "Rename the method: names that start with on_ are reserved for hooks"
+            f"expected {place} to be a hook, one of {', '.join(HOOKS)}. {hint}"
+            "Rename the method, because names that start with on_ are reserved for hooks"
         )
     if not inspect.isfunction(function):
         return
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-        raise TypeError(f"{place} is an async function or a generator, which would never run: write a plain method")
+        raise TypeError(
+            f"expected {place} to be a plain method, got an async function or a generator. Write def {name}"
+        )
     parameters = inspect.signature(function).parameters.values()
     is_variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
     if (
@@ -143,6 +144,6 @@ def _check_hook(place: str, name: str, function: Any) -> None:
         and [parameter.kind for parameter in parameters] != [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 2
     ):
         raise TypeError(
-            f"{place} takes {inspect.signature(function)}, expected (self, state). Everything about the run is in "
-            "state: state.epoch, state.batch_idx, state.logs"
+            f"expected {place} to take (self, state), got {inspect.signature(function)}. Everything about the run is "
+            "in state, such as state.epoch, state.batch_idx and state.logs"
         )

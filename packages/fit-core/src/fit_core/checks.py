@@ -1,4 +1,4 @@
-"""Refuse bad input before the first step, each in a sentence that says what to do."""
+"""Refuse bad input before the first step, with messages that say how to fix it."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def at_least_one(**numbers: int | None) -> None:
         if number is None:
             continue
         if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} must be a whole number, got {number!r}")
+            raise TypeError(f"expected {name} to be a whole number, got {number!r}")
         if number < 1:
-            raise ValueError(f"{name} must be 1 or more, got {number}")
+            raise ValueError(f"expected {name} to be 1 or more, got {number}")
 
 
 def runner(
@@ -56,35 +56,39 @@ def runner(
     Raises:
         TypeError, ValueError: one is invalid. The message says how to fix it.
     """
-    order = "the order is Runner(model, optimizer, criterion, metrics, callbacks)"
+    order = "Pass Runner(model, optimizer, criterion, metrics, callbacks) in this order"
     for name, value, example in (
         ("model", model, "Net()"),
         ("optimizer", optimizer, "torch.optim.Adam(model.parameters())"),
         ("criterion", criterion, "nn.CrossEntropyLoss()"),
     ):
         if isinstance(value, type):
-            raise TypeError(f"{name} is the class {value.__name__}, expected an object of it, such as {example}")
+            raise TypeError(f"expected {name} to be an object, got the class {value.__name__}. Pass {example}")
         if isinstance(value, str):
-            raise TypeError(f"{name} is the string {value!r}, expected an object, such as {example}")
+            raise TypeError(f"expected {name} to be an object, got the string {value!r}. Pass {example}")
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; {order}")
+        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}. {order}")
     if not all(hasattr(optimizer, name) for name in ("param_groups", "step", "state_dict")):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; {order}")
+        raise TypeError(f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}. {order}")
     if not callable(criterion) or hasattr(criterion, "param_groups"):
-        raise TypeError(f"criterion must be a function of (output, target), got {type(criterion).__name__}; {order}")
+        kind = type(criterion).__name__
+        raise TypeError(f"expected criterion to be a function of (output, target), got {kind}. {order}")
     if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
-        raise TypeError(f"callbacks must be a list of callbacks, got {type(callbacks).__name__}: write callbacks=[...]")
+        kind = type(callbacks).__name__
+        raise TypeError(f"expected callbacks to be a list of callbacks, got {kind}. Write callbacks=[...]")
     for callback in callbacks:
         if not isinstance(callback, Callback):
             got = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
             if isinstance(callback, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                raise TypeError(f"callbacks contains {got} of torch: write fit_callbacks.ReduceLROnPlateau(monitor)")
+                raise TypeError(
+                    f"expected callbacks, got {got} of torch. Write fit_callbacks.ReduceLROnPlateau(monitor)"
+                )
             if not isinstance(callback, type) and hasattr(callback, "step") and hasattr(callback, "optimizer"):
-                raise TypeError(f"callbacks contains {got}: wrap it, fit_callbacks.LRScheduler(scheduler)")
-            raise TypeError(f"callbacks contains {got}: pass objects of subclasses of fit_core.Callback; {order}")
+                raise TypeError(f"expected callbacks, got {got}. Wrap it: fit_callbacks.LRScheduler(scheduler)")
+            raise TypeError(f"expected callbacks, got {got}. Pass objects of subclasses of fit_core.Callback. {order}")
     at_least_one(accumulate_steps=accumulate_steps)
     if both_halves:
-        raise ValueError("use_fp16 and use_bf16 exclude each other: choose one")
+        raise ValueError("expected use_fp16 or use_bf16, got both. Pass one of them")
     _optimizer_steps_model(optimizer, model, criterion)
 
 
@@ -98,7 +102,7 @@ def device(model: nn.Module, criterion: Any) -> torch.device:
     of_criterion = common_device(criterion, "criterion") if isinstance(criterion, nn.Module) else None
     if of_criterion is not None and of_criterion != of_model:
         raise ValueError(
-            f"expected the criterion on the model's device, {of_model}, but it is on {of_criterion}. "
+            f"expected the criterion on the model's device {of_model}, got it on {of_criterion}. "
             f'Move it: criterion.to("{of_model}")'
         )
     return of_model
@@ -114,8 +118,8 @@ def _optimizer_steps_model(optimizer: torch.optim.Optimizer, model: nn.Module, c
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if trainable and not any(id(parameter) in held for parameter in trainable.values()):
         raise ValueError(
-            f"the optimizer has none of the model's {len(trainable)} trainable parameters. "
-            "Make it from this model's parameters(), after the model is built and moved to its device"
+            f"expected an optimizer of the model's {len(trainable)} trainable parameters, got one that has none of "
+            "them. Create it from this model's parameters(), after the model is built and moved to its device"
         )
     if isinstance(criterion, nn.Module):
         own = criterion.named_parameters()
@@ -125,7 +129,7 @@ def _optimizer_steps_model(optimizer: torch.optim.Optimizer, model: nn.Module, c
         names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         warnings.warn(
             f"the optimizer does not have {len(missing)} of {len(trainable)} trainable parameters, which will not "
-            f"train: {names}. Add them to the optimizer, or call requires_grad_(False) to say that you mean it",
+            f"train: {names}. Add them to the optimizer, or freeze them with requires_grad_(False)",
             stacklevel=4,
         )
 
@@ -140,19 +144,19 @@ def loader(name: str, value: Any, steps: int | None, *, passes: int = 1) -> None
     at_least_one(steps=steps)
     wrap = _how_to_wrap(value)
     if wrap:
-        raise TypeError(f"{name} must be a DataLoader or another iterable of batches, got {wrap}")
+        raise TypeError(f"expected {name} to be a DataLoader or another iterable of batches, got {wrap}")
     if length(value) == 0 and rank_and_world_size()[1] == 1:
         raise ValueError(why_empty(value, name))
     if passes > 1 and steps is None and isinstance(value, Iterator):
         raise ValueError(
-            f"{name} is a {type(value).__name__}, which can be read only once, and {passes} passes were asked for. "
-            "Pass a list, a DataLoader, or an object whose __iter__ starts from scratch. If it is endless, say how "
-            "many batches make an epoch with steps_per_epoch (val_steps for validation)"
+            f"expected {name} to be an iterable for {passes} passes, got a {type(value).__name__}, which can be read "
+            "only once. Pass a list, a DataLoader, or an object whose __iter__ starts from scratch. If it is endless, "
+            "pass steps_per_epoch, the batches of an epoch (val_steps for validation)"
         )
 
 
 def _how_to_wrap(value: Any) -> str | None:
-    """Return what was passed in place of a loader and the line to type, or None for a loader."""
+    """Return the kind of an object that is not a loader and the line to type, or None for a loader."""
     kind = type(value).__name__
     if isinstance(value, IterableDataset):
         return (
@@ -162,7 +166,7 @@ def _how_to_wrap(value: Any) -> str | None:
     if isinstance(value, Dataset):
         return f"{kind}, a dataset. Wrap it: DataLoader(dataset, batch_size=32, shuffle=True)"
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
-        first = "" if isinstance(value, Tensor) else "Make tensors of your arrays, torch.as_tensor(array). "
+        first = "" if isinstance(value, Tensor) else "Convert the arrays to tensors, torch.as_tensor(array). "
         return (
             f"{kind}. {first}Wrap them: DataLoader(TensorDataset(inputs, targets), batch_size=32, shuffle=True) to "
             "train, DataLoader(inputs, batch_size=256) to predict"
@@ -175,25 +179,25 @@ def _how_to_wrap(value: Any) -> str | None:
 
 
 _OTHER_NAMES = {
-    "x": "pass one loader of pairs: fit(DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True))",
-    "y": "pass one loader of pairs: fit(DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True))",
-    "batch_size": "the loader has it: DataLoader(dataset, batch_size=32)",
-    "shuffle": "the loader has it: DataLoader(dataset, shuffle=True)",
-    "validation_data": "write val_loader=DataLoader(val_dataset, batch_size=32)",
-    "val_data": "write val_loader=DataLoader(val_dataset, batch_size=32)",
-    "val_dataloaders": "write val_loader=...",
-    "valid_loader": "write val_loader=...",
-    "validation_split": "split the dataset with torch.utils.data.random_split, and pass val_loader=...",
-    "validation_steps": "write val_steps=...",
-    "validation_freq": "write validate_every=...",
-    "max_epochs": "write epochs=...",
-    "num_epochs": "write epochs=...",
-    "initial_epoch": "a resumed run knows its epoch: CheckpointSaver(folder, resume=True)",
-    "callbacks": "pass them to the Runner: Runner(..., callbacks=[...])",
-    "metrics": "pass them to the Runner: Runner(..., metrics=[...])",
-    "verbose": "fit prints nothing by itself: Runner(..., callbacks=[ConsoleLogger()])",
-    "class_weight": "the loss has it: nn.CrossEntropyLoss(weight=torch.tensor([...]))",
-    "sample_weight": "return it from the dataset and weigh the loss in Runner.forward",
+    "x": "Pass one loader of pairs: fit(DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True))",
+    "y": "Pass one loader of pairs: fit(DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True))",
+    "batch_size": "Pass it to the loader: DataLoader(dataset, batch_size=32)",
+    "shuffle": "Pass it to the loader: DataLoader(dataset, shuffle=True)",
+    "validation_data": "Write val_loader=DataLoader(val_dataset, batch_size=32)",
+    "val_data": "Write val_loader=DataLoader(val_dataset, batch_size=32)",
+    "val_dataloaders": "Write val_loader=...",
+    "valid_loader": "Write val_loader=...",
+    "validation_split": "Split the dataset with torch.utils.data.random_split, and pass val_loader=...",
+    "validation_steps": "Write val_steps=...",
+    "validation_freq": "Write validate_every=...",
+    "max_epochs": "Write epochs=...",
+    "num_epochs": "Write epochs=...",
+    "initial_epoch": "A resumed run continues at its epoch: CheckpointSaver(folder, resume=True)",
+    "callbacks": "Pass them to the Runner: Runner(..., callbacks=[...])",
+    "metrics": "Pass them to the Runner: Runner(..., metrics=[...])",
+    "verbose": "Add a callback that prints: Runner(..., callbacks=[ConsoleLogger()])",
+    "class_weight": "Pass it to the loss: nn.CrossEntropyLoss(weight=torch.tensor([...]))",
+    "sample_weight": "Return it from the dataset and weigh the loss in Runner.forward",
 }
 
 
@@ -205,8 +209,8 @@ def no_other_arguments(unknown: Mapping[str, Any]) -> None:
     """
     for name in unknown:
         close = get_close_matches(name, ("epochs", "val_loader", "steps_per_epoch", "val_steps", "validate_every"), n=1)
-        hint = _OTHER_NAMES.get(name) or (f"did you mean {close[0]}=?" if close else "")
-        raise TypeError(f"fit has no argument {name}{': ' + hint if hint else ''}")
+        hint = _OTHER_NAMES.get(name) or (f"Did you mean {close[0]}=?" if close else "See help(Runner.fit)")
+        raise TypeError(f"expected an argument of fit, got {name}. {hint}")
 
 
 def can_train(state: RunnerState) -> None:
@@ -218,13 +222,13 @@ def can_train(state: RunnerState) -> None:
     """
     if state.status == "running":
         raise RuntimeError(
-            "fit was called while this Runner is training: a hook may call evaluate and predict, but another fit, or "
-            "one in another thread, needs a Runner of its own"
+            "expected a Runner that is not training, got a call of fit inside a run of it. A hook may call evaluate "
+            "and predict. For another fit, or one in another thread, create another Runner"
         )
     if not any(parameter.requires_grad for group in state.optimizer.param_groups for parameter in group["params"]):
         raise ValueError(
-            "there is nothing to train: expected a parameter of the optimizer that requires grad, got only frozen "
-            "ones. Unfreeze what should train: model.requires_grad_(True). Frozen models can be evaluated"
+            "expected a parameter of the optimizer that requires grad, got only frozen ones. Unfreeze the parameters "
+            "to train: model.requires_grad_(True). evaluate and predict accept a frozen model"
         )
 
 
@@ -237,11 +241,11 @@ def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, val
         TypeError, ValueError: one is invalid. Raised on every process when the lengths differ.
     """
     if isinstance(epochs, Tensor) or hasattr(epochs, "__array__"):
-        raise TypeError(f"epochs must be a whole number, got {type(epochs).__name__}: {_OTHER_NAMES['x']}")
+        raise TypeError(f"expected epochs to be a whole number, got {type(epochs).__name__}. {_OTHER_NAMES['x']}")
     if not isinstance(epochs, int) and isinstance(epochs, Iterable):
         kind = type(epochs).__name__
         raise TypeError(
-            f"epochs must be a whole number, got {kind}: pass it by name, fit(train_loader, val_loader=...)"
+            f"expected epochs to be a whole number, got {kind}. Pass it by name: fit(train_loader, val_loader=...)"
         )
     at_least_one(epochs=epochs, steps_per_epoch=stream.steps, val_steps=val_steps, validate_every=validate_every)
     loader("train_loader", stream.loader, stream.steps, passes=epochs)
@@ -252,8 +256,8 @@ def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, val
         if len(set(sizes)) > 1:
             counts = ", ".join(f"rank {rank}: {'no len' if size is None else size}" for rank, size in enumerate(sizes))
             raise ValueError(
-                f"the training loaders of the processes differ in length ({counts} batches), which would hang. "
-                "Shard the loader so that each gets as many (fit_distributed.shard does), or pass steps_per_epoch"
+                f"expected as many training batches on every process, got {counts}, which would hang. "
+                "Use fit_distributed.shard(loader), or pass steps_per_epoch"
             )
     if stream.size == 0:
         raise ValueError(why_empty(stream.loader, "train_loader"))
@@ -269,8 +273,8 @@ def criterion_exchanges(model: nn.Module, criterion: Any, world_size: int) -> No
         return
     if isinstance(criterion, nn.Module) and any(parameter.requires_grad for parameter in criterion.parameters()):
         raise ValueError(
-            f"the criterion {type(criterion).__name__} has trainable parameters, which would drift apart on "
-            f"{world_size} processes. Wrap it like the model: criterion = fit_distributed.parallel(criterion)"
+            f"expected a wrapped criterion on {world_size} processes, got a plain {type(criterion).__name__} with "
+            "trainable parameters, which would drift apart. Wrap it: criterion = fit_distributed.parallel(criterion)"
         )
 
 
@@ -279,7 +283,7 @@ def metrics_reduce(metrics: Iterable[Metric], world_size: int) -> None:
     names = [metric_name(m) for m in metrics if not hasattr(m, "all_reduce") and not hasattr(m, "sync_context")]
     if names and world_size > 1:
         warnings.warn(
-            f"there are several processes, and {', '.join(names)} cannot be summed over them: each process logs its "
-            "own values. Give the metric an all_reduce() method",
+            f"{', '.join(names)} cannot be summed over processes, so each process logs its own values. "
+            "Add a method all_reduce() to the metric",
             stacklevel=5,
         )

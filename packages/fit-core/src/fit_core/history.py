@@ -1,4 +1,4 @@
-"""The results of a run, epoch by epoch: a list that notebooks show as a table."""
+"""Keep the results of a run, one dict per epoch, in a list that notebooks show as a table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["History"]
 class History(list[dict[str, float]]):
     """A list with one dict per epoch: ``{"epoch": 1, "train/loss": 0.7, "lr": 0.1, "val/Acc@1": 0.9}``.
 
-    It is a plain list in every other respect. A notebook shows it as a table.
+    A notebook shows it as a table. Otherwise it is a plain list.
     """
 
     def __add__(self, other: list[dict[str, float]]) -> History:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""What can be known of a loader: its length, why it is empty, and where an epoch of it ends."""
+"""Find out the length of a loader, why it is empty, and where an epoch ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["batches", "has_estimated_length", "length", "warn_longer", "why_empt
 
 
 def length(loader: Iterable[Any], at_most: int | None = None) -> int | None:
-    """Return ``len(loader)``, or ``at_most`` if that is less, or None if nothing is known."""
+    """Return ``len(loader)``, or ``at_most`` if that is less, or None if neither is known."""
     try:
         size = len(loader)  # type: ignore[arg-type]  # TypeError says that it has no len
     except TypeError:
@@ -24,7 +24,7 @@ def length(loader: Iterable[Any], at_most: int | None = None) -> int | None:
 
 
 def has_estimated_length(loader: Any) -> bool:
-    """Return whether the loader's ``len`` is only what an iterable dataset says of itself."""
+    """Return whether the loader's ``len`` is only an estimate of an iterable dataset."""
     return isinstance(getattr(loader, "dataset", None), IterableDataset)
 
 
@@ -42,8 +42,8 @@ def batches(loader: Iterable[Any], steps: int | None, name: str) -> Iterator[Any
 def warn_longer(name: str, size: int) -> None:
     """Warn that a loader yields more batches than its ``len``."""
     warnings.warn(
-        f"len({name}) is {size}, but it yields more batches. The pass ends after {size}, since it might never end: "
-        "correct its __len__, or say how many batches to use with steps_per_epoch (val_steps or steps in evaluation)",
+        f"len({name}) is {size}, but it yields more batches. The pass ends after {size}. Correct its __len__, or pass "
+        "the number of batches to use as steps_per_epoch (val_steps or steps in evaluation)",
         stacklevel=3,
     )
 

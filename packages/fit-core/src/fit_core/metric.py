@@ -1,4 +1,4 @@
-"""The protocol of metrics, and the weighted mean in which losses and plain functions are kept."""
+"""Define the protocol of metrics, and the weighted mean that averages losses and plain functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["FunctionMetric", "Mean", "Metric", "as_metrics", "metric_name", "nam
 
 @runtime_checkable
 class Metric(Protocol):
-    """Any object with these three methods. The metrics of torchmetrics and torcheval are metrics as they are.
+    """Protocol of a metric: any object with these three methods, such as those of torchmetrics and torcheval.
 
     These are optional and used where they exist:
 
@@ -44,9 +44,9 @@ class Metric(Protocol):
 
 
 class Mean:
-    """A weighted mean, kept on the device as (total, weight) and divided when somebody reads it.
+    """Average values by weight. Keeps (total, weight) on the device, and divides in ``compute``.
 
-    The total is float64 where the device has it. Only the reader of ``compute`` waits for the device.
+    The total is float64 where the device has it. Only reading the result of ``compute`` waits for the device.
 
     Args:
         device: where the total is kept.
@@ -106,14 +106,14 @@ class Mean:
         return {"total": self.total.clone(), "weight": weight}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take total and weight from what :meth:`state_dict` returned, on any device."""
+        """Restore total and weight that :meth:`state_dict` returned, on any device."""
         self.total = state_dict["total"].to(self._device, self._dtype)
         weight = state_dict["weight"]
         self.weight = weight.to(self._device, self._dtype) if isinstance(weight, Tensor) else weight
 
 
 class FunctionMetric:
-    """A plain function ``f(output, target) -> scalar``, averaged by the weight of the batches."""
+    """Average a plain function ``f(output, target) -> scalar`` by the weight of the batches."""
 
     def __init__(self, function: Callable[[Any, Any], Tensor | float]) -> None:
         self.function = function
@@ -134,7 +134,7 @@ class FunctionMetric:
         """Add one batch.
 
         Raises:
-            TypeError: the function returned one value per sample, say, and not their mean.
+            TypeError: the function returned a tensor with dimensions, such as one value per sample, and not their mean.
             ValueError: it broadcasts output and target in its first batch.
         """
         value = self.function(output, target)
@@ -150,7 +150,7 @@ class FunctionMetric:
 
 
 def double(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 on Apple's MPS, which has no float64."""
+    """Return float64, or float32 on Apple's MPS, which does not have float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -168,14 +168,16 @@ def as_metrics(metrics: Iterable[Metric | Callable[[Any, Any], Any]]) -> list[Me
         ValueError: two metrics have the same name, or one is called ``loss``.
     """
     if isinstance(metrics, (Metric, str)) or not isinstance(metrics, Iterable):
-        raise TypeError(f"metrics must be a list of metrics, got {type(metrics).__name__}: write metrics=[...]")
+        raise TypeError(f"expected metrics to be a list of metrics, got {type(metrics).__name__}. Write metrics=[...]")
     result: list[Metric] = []
     for metric in metrics:
         if isinstance(metric, type):
-            raise TypeError(f"metrics contains the class {metric.__name__}: pass an object, {metric.__name__}(...)")
+            raise TypeError(
+                f"expected metrics, got the class {metric.__name__}. Pass an object: {metric.__name__}(...)"
+            )
         if isinstance(metric, str):
             raise TypeError(
-                f"metrics contains the name {metric!r}: pass a function of (output, target) or a metric object, "
+                f"expected metrics, got the string {metric!r}. Pass a function of (output, target) or a metric object, "
                 "such as metrics=[fit_metrics.Accuracy()]"
             )
         if isinstance(metric, Metric):
@@ -184,17 +186,17 @@ def as_metrics(metrics: Iterable[Metric | Callable[[Any, Any], Any]]) -> list[Me
             result.append(FunctionMetric(metric))
         else:
             raise TypeError(
-                f"metrics contains a {type(metric).__name__}. A metric has update(output, target), compute() and "
-                "reset(), or is a function of (output, target)"
+                f"expected metrics, got a {type(metric).__name__}. Pass an object with update(output, target), "
+                "compute() and reset(), or a function of (output, target)"
             )
     names = [metric_name(metric) for metric in result]
     for name in names:
         if name == "loss":
             raise ValueError(
-                "a metric is called 'loss', which is the criterion's name in the logs: give it another name"
+                "expected metrics with names other than 'loss', the name of the criterion. Set metric.name = ..."
             )
         if names.count(name) > 1:
-            raise ValueError(f"two metrics are called {name!r}: give each a name of its own (metric.name = ...)")
+            raise ValueError(f"expected metrics with different names, got two named {name!r}. Set metric.name = ...")
     return result
 
 

@@ -29,7 +29,7 @@ def advice(error: Exception, state: RunnerState) -> str | None:
             )
         if "same device" in message or "expected device" in message:
             return (
-                f"expected every tensor on {state.device}, got one that stayed behind. Make it a buffer, which moves "
+                f"expected every tensor on {state.device}, got one on another device. Make it a buffer, which moves "
                 "with its module: self.register_buffer(name, tensor), or create it with device=input.device"
             )
         if state.output is None:
@@ -47,7 +47,7 @@ def _of_model(message: str, model: torch.nn.Module, input: Any) -> str | None:
     if "index out of range" in message and not input.is_floating_point():
         low, high = int(input.min()), int(input.max())
         return (
-            f"expected indices below the size of the embedding, got {low}..{high}. Correct them, or make it larger: "
+            f"expected indices below the size of the embedding, got {low}..{high}. Correct them, or enlarge it: "
             f"nn.Embedding({high + 1}, ...)"
         )
     if "'indices'" in message and input.is_floating_point():
@@ -62,13 +62,13 @@ def _of_criterion(message: str, criterion: Any, output: Any, target: Any) -> str
     if isinstance(output, (tuple, list, Mapping)):
         part = next(iter(output)) if isinstance(output, Mapping) else 0
         return (
-            f"the criterion got all that the model returned, a {type(output).__name__} of {len(output)}. Pick the part "
-            f"in Runner.forward: state.output = state.model(state.input)[{part!r}]"
+            f"expected one tensor as output, got a {type(output).__name__} of {len(output)}. Pick the part for the "
+            f"criterion in Runner.forward: state.output = state.model(state.input)[{part!r}]"
         )
     if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
         return None
     if "between 0 and 1" in message:
-        return "expected probabilities, got an output outside of 0..1. Use nn.BCEWithLogitsLoss(), which takes logits"
+        return "expected probabilities, got an output outside of 0..1. Use nn.BCEWithLogitsLoss(), which expects logits"
     if "out of bounds" in message:
         return _of_labels(criterion, output, target)
     without_classes = output.shape[:1] + output.shape[2:]
@@ -78,9 +78,11 @@ def _of_criterion(message: str, criterion: Any, output: Any, target: Any) -> str
     if "type" in message and target.shape == output.shape and not target.is_floating_point():
         return f"expected a floating target of the output's shape, got {target.dtype}. Convert it: target.float()"
     if "target" in message and target.dim() == output.dim() > 1 and target.size(1) == 1 != output.size(1):
-        return f"expected class indices without a dimension of classes, got {shapes}. Use target.squeeze(1)"
+        return (
+            f"expected class indices without a dimension of classes, got {shapes}. Use target.squeeze(1) in the dataset"
+        )
     if "size" in message and output.dim() > 1 and output.size(1) == 1 and target.shape == without_classes:
-        return f"expected output and target of one shape, got {shapes}. Use target.unsqueeze(1) in the dataset"
+        return f"expected output and target of the same shape, got {shapes}. Use target.unsqueeze(1) in the dataset"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What the loop needs to know of a module: the one inside its wrappers, its device, its modes."""
+"""Find the module inside its wrappers, its device, and the modes of its submodules."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def common_device(module: nn.Module, name: str) -> torch.device | None:
 
     Args:
         module: the module to look at.
-        name: what to call it in the message.
+        name: its name in the message.
 
     Raises:
         ValueError: they are on more than one device.
@@ -45,7 +45,7 @@ def common_device(module: nn.Module, name: str) -> torch.device | None:
     if len(devices) > 1:
         places = ", ".join(f"{tensor_name} on {device}" for device, tensor_name in devices.items())
         raise ValueError(
-            f"expected the {name} on one device, but it is spread over {len(devices)} devices ({places}). "
+            f"expected the {name} on one device, got it on {len(devices)} devices ({places}). "
             f"Move it: {name}.to(device)"
         )
     return next(iter(devices), None)
@@ -53,7 +53,7 @@ def common_device(module: nn.Module, name: str) -> torch.device | None:
 
 @contextmanager
 def keep_modes(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put the train or eval mode of every submodule back at the end, also after an exception."""
+    """Restore the train or eval mode of every submodule at the end, also after an exception."""
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
         yield

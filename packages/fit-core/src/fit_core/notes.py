@@ -1,4 +1,4 @@
-"""Add to an exception what its traceback does not show: the epoch, the batch, and the shapes in it."""
+"""Add the epoch, the batch and its shapes to an exception."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOADING = {"stream.py", "loaders.py"}
 
 
 def add_note(error: BaseException, state: RunnerState) -> None:
-    """Say in a note (PEP 678) where in the run an exception was raised. On Python 3.10 the note is logged instead."""
+    """Add a note (PEP 678) that says where in the run an exception was raised. On Python 3.10 log it instead."""
     if not isinstance(error, Exception) or not state.loader_name:
         return
     place = f"epoch {state.epoch + 1}, {state.loader_name}"
@@ -57,7 +57,7 @@ def describe(value: Any, depth: int = 3) -> str:
 
 
 def _metric_in(traceback: TracebackType | None) -> Any:
-    """Return the metric whose update was on the way to where an exception was raised, None if there was none."""
+    """Return the metric whose update is in a traceback, or None."""
     while traceback is not None:
         code = traceback.tb_frame.f_code
         if code.co_name == "update_meters" and Path(code.co_filename).parent == Path(__file__).parent:
@@ -67,7 +67,7 @@ def _metric_in(traceback: TracebackType | None) -> Any:
 
 
 def _comes_from(traceback: TracebackType | None, files: set[str]) -> bool:
-    """Return whether one of this package's files is on the way to where an exception was raised."""
+    """Return whether one of these files of the package is in a traceback."""
     while traceback is not None:
         path = Path(traceback.tb_frame.f_code.co_filename)
         if path.name in files and path.parent == Path(__file__).parent:

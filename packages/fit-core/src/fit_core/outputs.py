@@ -1,4 +1,4 @@
-"""Collect what ``predict`` returns: the outputs of all batches, on the CPU, joined."""
+"""Collect the outputs of all batches on the CPU for ``predict``, and join them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CPU = torch.device("cpu")
 
 
 class Outputs:
-    """The outputs of a loader's batches.
+    """Collect the outputs of a loader's batches.
 
     Args:
         half: the dtype of autocast, whose outputs become float32. None if the Runner runs in float32.
@@ -33,7 +33,7 @@ class Outputs:
 
         Args:
             output: any nesting of tensors.
-            size: the number of samples, None if nobody knows.
+            size: the number of samples, None if it is unknown.
 
         Raises:
             ValueError: it cannot be joined to the output of the first batch.
@@ -41,8 +41,8 @@ class Outputs:
         value = detached(to_device(output, _CPU), self._half)
         if self._values and not _can_join(self._values[0], value):
             raise ValueError(
-                "predict joins the outputs of all batches along the first dimension, expected one like that of batch "
-                f"0, {describe(self._values[0])}, got {describe(value)} in batch {len(self._values)}. Pad the outputs "
+                f"expected outputs that can be joined along the first dimension, such as that of batch 0, "
+                f"{describe(self._values[0])}, got {describe(value)} in batch {len(self._values)}. Pad the outputs "
                 "to one shape, or return a list with an entry per sample: state.output = list(...) in Runner.forward"
             )
         self._values.append(value)
@@ -54,16 +54,16 @@ class Outputs:
 
 
 def concat(values: Sequence[Any], sizes: Sequence[int | None]) -> Any:
-    """Join the outputs of batches along the first dimension, a nested output leaf by leaf in its own structure.
+    """Join the outputs of batches along the first dimension, keeping the structure of nested outputs.
 
     A list with an entry per sample (the boxes of each image) is extended to one list of all samples.
 
     Args:
         values: one output per batch.
-        sizes: the number of samples of each batch, None where nobody knows.
+        sizes: the number of samples of each batch, None if it is unknown.
 
     Raises:
-        ValueError: a list may be read in both ways.
+        ValueError: a list may be of samples or of outputs.
     """
     first = values[0]
     if isinstance(first, Tensor):
@@ -84,7 +84,7 @@ def _are_samples(lists: Sequence[list[Any]], sizes: Sequence[int | None]) -> boo
     """Return whether lists have an entry per sample of their batch, rather than one per output of the model.
 
     Raises:
-        ValueError: both readings fit all batches.
+        ValueError: both are possible for all batches.
     """
     if len({len(entries) for entries in lists}) > 1:  # A model has as many outputs for each batch.
         return True
@@ -96,9 +96,8 @@ def _are_samples(lists: Sequence[list[Any]], sizes: Sequence[int | None]) -> boo
             return True
     if len(lists) > 1 and isinstance(lists[0][0], Tensor):
         raise ValueError(
-            f"the output is a list of {len(lists[0])} tensors, and they may be one per sample or several outputs of "
-            "the model. Return a tuple of outputs, or a list of dicts for samples, or set state.output so in "
-            "Runner.forward"
+            f"expected either outputs or samples, got a list of {len(lists[0])} tensors, which could be both. Set "
+            "state.output in Runner.forward to a tuple of outputs, or to a list of dicts, one per sample"
         )
     return True
 

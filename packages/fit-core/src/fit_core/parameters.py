@@ -1,4 +1,4 @@
-"""Check what an optimizer needs and has: its parameters by name, saved with a run and compared on resume."""
+"""Check the optimizer: its parameters by name, which are saved with a run and compared on resume."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SETTINGS = ("lr", "weight_decay", "momentum", "betas")
 
 
 def check_steps_alone(optimizer: Any) -> None:
-    """Check that an optimizer, and each that it is made of, can step without computing the loss again.
+    """Check that an optimizer, and each one inside it, can step without computing the loss again.
 
     Raises:
         ValueError: one needs a closure, as LBFGS does. The message says how to pass it.
@@ -37,16 +37,18 @@ def check_steps_alone(optimizer: Any) -> None:
         closure = inspect.signature(step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
             raise ValueError(
-                f"{type(part).__name__} computes the loss several times per step, with a closure that the Runner does "
-                "not pass. Override Runner._make_step, and call state.optimizer.step(closure) in it"
+                f"expected an optimizer that steps without a closure, got {type(part).__name__}, which computes the "
+                "loss several times per step. Override Runner._make_step, and call state.optimizer.step(closure) in it"
             )
 
 
 def check_frozen_since_wrapped(modules: Iterable[Any]) -> None:
-    """Check that DistributedDataParallel averages the gradients of all that trains. It fixes that when it is made.
+    """Check that DistributedDataParallel averages the gradients of all trainable parameters.
+
+    It decides which ones when it is created.
 
     Raises:
-        ValueError: parameters were frozen or unfrozen since then, and it does not look for unused ones.
+        ValueError: parameters were frozen or unfrozen since then, and it does not find unused ones.
     """
     for module in modules:
         if not isinstance(module, nn.parallel.DistributedDataParallel):
@@ -58,15 +60,15 @@ def check_frozen_since_wrapped(modules: Iterable[Any]) -> None:
         change = sum(parameter.numel() * parameter.element_size() for parameter in training) - size
         if len(training) > averaged or change > 0:
             raise ValueError(
-                f"the model has {len(training)} trainable parameters, but DistributedDataParallel averages the "
-                f"gradients of {averaged}, since the others were frozen when it was made: they would drift apart "
+                f"expected DistributedDataParallel to average the gradients of all {len(training)} trainable "
+                f"parameters, got {averaged}, since the others were frozen when it was created. They would drift apart "
                 "between the processes. Wrap the model before you freeze a part of it: "
                 "parallel(model, find_unused_parameters=True)"
             )
         if (len(training) < averaged or change < 0) and not module.find_unused_parameters:
             raise ValueError(
-                f"the model has {len(training)} trainable parameters, but DistributedDataParallel waits for the "
-                f"gradients of {averaged}, since the others were frozen after it was made. Make it with "
+                f"expected DistributedDataParallel to wait for the gradients of the {len(training)} trainable "
+                f"parameters, got {averaged}, since the others were frozen after it was created. Create it with "
                 "parallel(model, find_unused_parameters=True), or freeze them before if they stay frozen"
             )
 
@@ -74,7 +76,7 @@ def check_frozen_since_wrapped(modules: Iterable[Any]) -> None:
 def describe(optimizer: Any, model: Any, criterion: Any) -> dict[str, Any]:
     """Return the optimizer's class, the names of the parameters in each group, and the names of those that are frozen.
 
-    A parameter that is neither the model's nor the criterion's has an empty name.
+    Parameters of neither the model nor the criterion have an empty name.
     """
     named = dict(_named(model, criterion))
     names = {parameter: name for name, parameter in named.items()}
@@ -96,7 +98,7 @@ def check_optimizer(saved: Mapping[str, Any], optimizer: Any, model: Any, criter
     own, groups = describe(optimizer, model, criterion), saved["groups"]
     if own["class"] != saved["class"]:
         raise ValueError(
-            f"the state was saved with {saved['class']}, and the Runner has {own['class']}. Make a {saved['class']}, "
+            f"expected the optimizer of the state, {saved['class']}, got {own['class']}. Create a {saved['class']}, "
             'or start a new run from the weights alone: model.load_state_dict(state["model"])'
         )
     for number, (then, now) in enumerate(zip(groups, own["groups"], strict=False)):
@@ -104,28 +106,28 @@ def check_optimizer(saved: Mapping[str, Any], optimizer: Any, model: Any, criter
         if differ:
             pairs = ", ".join(f"{old or '?'} -> {new or '?'}" for old, new in differ[:5])
             raise ValueError(
-                f"the optimizer has other parameters than when the state was saved. In group {number}, {len(differ)} "
-                f"of {len(then)} differ: {pairs}{', ...' if len(differ) > 5 else ''}. "
-                "Make it of the same parameters in the same order"
+                f"expected an optimizer of the same parameters as in the state, got others: in group {number}, "
+                f"{len(differ)} of {len(then)} differ ({pairs}{', ...' if len(differ) > 5 else ''}). "
+                "Create it with the same parameters in the same order"
             )
     if len(own["groups"]) > len(groups):
         raise ValueError(
-            f"the optimizer has {len(own['groups'])} parameter groups, and {len(groups)} were saved: make it without "
-            f"{', '.join(own['groups'][len(groups)])}, and call add_param_group where the run goes on"
+            f"expected {len(groups)} parameter groups as in the state, got {len(own['groups'])}. Create the optimizer "
+            f"without {', '.join(own['groups'][len(groups)])}, and call add_param_group after the resume"
         )
     parameters, added = dict(_named(model, criterion)), groups[len(own["groups"]) :]
     held = {name for names in own["groups"] for name in names}
     if unknown := [name or "?" for names in added for name in names if name not in parameters or name in held]:
         raise ValueError(
-            f"the optimizer has {len(own['groups'])} parameter groups, and {len(groups)} were saved. "
-            f"Call add_param_group with what is missing before the state is loaded: {', '.join(unknown)}"
+            f"expected {len(groups)} parameter groups as in the state, got {len(own['groups'])}. Call add_param_group "
+            f"before the state is loaded, with the missing parameters: {', '.join(unknown)}"
         )
     for names in added:
         optimizer.add_param_group({"params": [parameters[name] for name in names]})
 
 
 def given_settings(optimizer: Any, model: Any, criterion: Any) -> dict[str, Any]:
-    """Return what a program sets before a run: learning rates and the like of each group, and what is frozen."""
+    """Return the settings of a program before a run: learning rates and such of each group, and what is frozen."""
     groups = [{name: group[name] for name in _SETTINGS if name in group} for group in optimizer.param_groups]
     settings = {
         f"{name}{f' of group {number}' if number else ''}": _plain(value)
@@ -136,13 +138,13 @@ def given_settings(optimizer: Any, model: Any, criterion: Any) -> dict[str, Any]
 
 
 def warn_of_other_settings(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Warn of settings that a program gives and that a resumed run replaces by the saved ones."""
+    """Warn about settings of the program that a resumed run replaces with the saved ones."""
     changed = [name for name in saved if name in given and saved[name] != given[name]]
     if changed:
         values = ", ".join(f"{name} {_shown(saved[name])} (now {_shown(given[name])})" for name in changed)
         warnings.warn(
-            f"the run is resumed with the settings that it was started with: {values}. To change one, set it in a "
-            "callback's on_epoch_begin, or start a new run from the weights",
+            f"the run is resumed with its original settings: {values}. To change one, set it in a callback's "
+            "on_epoch_begin, or start a new run from the weights",
             stacklevel=4,
         )
 

@@ -1,4 +1,4 @@
-"""Convert a place in the training data to other batches than those it was saved with."""
+"""Convert a place in the training data after a change of batch size, processes or steps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["convert"]
 
 
 def convert(place: Mapping[str, Any], then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the place as far into the data, in whole batches of the run that is resumed.
+    """Return the place that is as far into the data, in whole batches of the resumed run.
 
-    An accumulation window that was open is left out, so its batches come again. An epoch that has as many batches as
-    one has now, or more, is complete.
+    The batches of an open accumulation window come again. An epoch is complete if it has had as many batches as an
+    epoch has now, or more.
 
     Args:
         place: a place in the data, as a Stream saves it.
@@ -32,13 +32,13 @@ def convert(place: Mapping[str, Any], then: Mapping[str, Any], now: Mapping[str,
         batches = int(batches * ratio)
     size = now["batches per epoch"]
     is_last = place["is_last"] or (size is not None and batches >= size)
-    # What the loader says of itself counts in its old batches.
+    # The loader's own state counts in its old batches.
     kept = {name: value for name, value in place.items() if name != "loader"}
     return {**kept, "batches_done": batches, "taken": taken, "is_last": is_last}
 
 
 def _batches_per_batch(then: Mapping[str, Any], now: Mapping[str, Any]) -> Fraction:
-    """Return how many batches have as many samples as one had, over all processes."""
+    """Return how many batches now have as many samples as one had then, over all processes."""
     samples = [settings["batch_size"] and settings["batch_size"] * settings["processes"] for settings in (then, now)]
     if all(samples):
         return Fraction(*samples)

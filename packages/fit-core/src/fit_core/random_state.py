@@ -1,4 +1,4 @@
-"""Capture and restore the global random generators: Python's, NumPy's, torch's, the accelerator's."""
+"""Capture and restore the global random generators of Python, NumPy, torch and the accelerator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def get_random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Set every global random generator to what :func:`get_random_state` captured."""
+    """Restore every global random generator that :func:`get_random_state` captured."""
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     if "numpy" in state and (numpy := sys.modules.get("numpy")):
@@ -33,7 +33,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 class _NumpyState:
-    """Captures NumPy's generator, at the price of a comparison as long as nobody draws from it.
+    """Capture NumPy's generator, and only compare it as long as nobody draws from it.
 
     ``numpy.random.get_state`` takes 30 us, and is called twice per epoch: too much for epochs of one batch. The
     2500 bytes of the Mersenne Twister are read in 1 us. As long as they are the same, nothing was drawn. The one

@@ -1,4 +1,4 @@
-"""Save a run as a dict and restore it, so that a run that was stopped ends with the same bits as one that was not."""
+"""Save a run as a dict and restore it, bit for bit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORMAT = 1
 
 
 class Resume:
-    """Everything a run is, as a dict: see :meth:`RunnerState.state_dict`.
+    """Save everything about a run as a dict, and restore it. See :meth:`RunnerState.state_dict`.
 
     Args:
         state: the state of the Runner.
@@ -39,7 +39,7 @@ class Resume:
         self._run: Run | None = None
         self._loaded: dict[str, Any] | None = None
         self._given: dict[str, Any] = {}
-        """What the program had set when the run was started, before callbacks changed it."""
+        """The settings of the program at the start of the run, before callbacks changed them."""
 
     def begin(self, run: Run) -> None:
         """Start a run of ``fit``: from scratch, unless a state was loaded for it."""
@@ -50,7 +50,7 @@ class Resume:
             self._given = self._given_now()
 
     def finish_loading(self) -> None:
-        """Restore the rest of a loaded state, now that every callback has begun."""
+        """Restore the rest of a loaded state after the ``on_begin`` of all callbacks."""
         saved, self._loaded = self._loaded, None
         if saved is None:
             return
@@ -64,7 +64,7 @@ class Resume:
         if set(_OF_BATCHES) & set(changed):
             place = convert(place, then, now)
             rank = {**rank, "gradients": [], "window": Window(1).state_dict()}
-        if state.rank >= len(saved["ranks"]):  # It has no random state but its own.
+        if state.rank >= len(saved["ranks"]):  # Its random state was not saved.
             place["pass_start"] = {name: part for name, part in place["pass_start"].items() if name != "random"}
         run.go_to(place, rank["random"] if is_same_processes else None)
         callbacks = dict(_stateful_callbacks(state))
@@ -83,14 +83,14 @@ class Resume:
             forgets = any(not hasattr(metric, "state_dict") for metric in unknown)
             warnings.warn(
                 f"{', '.join(map(metric_name, unknown))} of the interrupted epoch will miss the batches before the "
-                f"interruption: {'give the metric state_dict() and load_state_dict()' if forgets else 'it is new'}",
+                f"interruption. {'Add state_dict() and load_state_dict() to the metric' if forgets else 'It is new'}",
                 stacklevel=3,
             )
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`RunnerState.state_dict`."""
         if self._run is None:
-            raise RuntimeError("there is no run to save yet: the state of a run exists once fit has begun")
+            raise RuntimeError("expected a run to save, got none yet. Call fit first")
         state = self._state
         saved = {
             "format": FORMAT,
@@ -116,9 +116,7 @@ class Resume:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """See :meth:`RunnerState.load_state_dict`."""
         if saved["format"] > FORMAT:
-            raise ValueError(
-                f"the state has format {saved['format']}, and this fit-core reads up to {FORMAT}: upgrade fit-core"
-            )
+            raise ValueError(f"expected a state of format {FORMAT} or older, got {saved['format']}. Upgrade fit-core")
         state, model, criterion = self._state, unwrap(self._model), unwrap(self._state.criterion)
         check_state("model", saved["model"], model)
         check_state("criterion", saved["criterion"], criterion)
@@ -130,7 +128,7 @@ class Resume:
         state.optimizer.load_state_dict(saved["optimizer"])
         load_state(model, saved["model"])
         load_state(criterion, saved["criterion"])
-        if saved["grad_scaler"]:  # It is empty where the run had none.
+        if saved["grad_scaler"]:  # It is empty without fp16.
             state.grad_scaler.load_state_dict(saved["grad_scaler"])
         state.epoch, state.global_step = saved["epoch"], saved["global_step"]
         state.samples_seen = saved["samples_seen"]
@@ -142,7 +140,7 @@ class Resume:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """Return what a resumed run should have in common with the first."""
+    """Return the settings that a resumed run should have in common with the first one."""
     batch_size = getattr(run.state.train_loader, "batch_size", None)
     assert run.stream is not None
     return {
@@ -158,7 +156,7 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 _OF_BATCHES = ("batches per epoch", "batch_size", "accumulate_steps", "steps_per_epoch", "processes")
-"""The settings that say how the samples are divided."""
+"""The settings that decide how samples are split into batches."""
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -166,7 +164,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _warn_of_other_callbacks(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Warn of callbacks that a resume cannot restore, and of states that belong to none."""
+    """Warn about callbacks without a saved state, and about saved states without a callback."""
     new = [name for name in own if name not in saved]
     gone = [name for name in saved if name not in own]
     parts = [f"{', '.join(new)} {'starts' if len(new) == 1 else 'start'} from scratch"] if new else []
@@ -176,7 +174,7 @@ def _warn_of_other_callbacks(saved: Mapping[str, Any], own: Mapping[str, Any]) -
 
 
 def _changes(names: list[str], then: Mapping[str, Any], now: Mapping[str, Any], place: Mapping[str, Any]) -> str:
-    """Return the text of a warning of other settings than a run was saved with."""
+    """Return the warning about settings that differ from the saved ones."""
     shown = [name for name in names if name != "steps_per_epoch" or "batches per epoch" not in names]
     text = f"the run is resumed with other settings: {', '.join(f'{n} {then[n]} -> {now[n]}' for n in shown)}"
     if place["batches_done"] and set(_OF_BATCHES) & set(names):
@@ -200,7 +198,7 @@ def _stateful_callbacks(state: RunnerState) -> Iterator[tuple[str, Any]]:
 
 
 def _without_numpy(value: Any) -> Any:
-    """Return a nested state with NumPy's arrays and numbers as lists and numbers: torch refuses to load the others."""
+    """Return a nested state with NumPy's arrays and numbers as lists and numbers: torch refuses to load NumPy's."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, dict):

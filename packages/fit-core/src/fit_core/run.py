@@ -1,4 +1,4 @@
-"""What the loop does around a batch, so that the loop itself can be read from top to bottom."""
+"""Do the work around a batch, so that the loop itself can be read from top to bottom."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _NOTHING = nullcontext()
 
 
 class Run:
-    """One call of ``fit``, ``evaluate`` or ``predict``: its hooks, meters, accumulation window and place in the data.
+    """Run one call of ``fit``, ``evaluate`` or ``predict``: hooks, meters, accumulation window and place in the data.
 
     Args:
         state: the state that callbacks see.
         split: returns ``(input, target)`` of a batch.
         half: the half precision to run in, None for float32.
         stream: the training batches, None outside ``fit``.
-        checks_step: whether to warn if the first step reaches less than the Runner's own does.
+        checks_step: whether to warn if the first step uses less than the Runner's own does.
 
     Attributes:
         half: the half precision it runs in, None for float32.
@@ -49,11 +49,11 @@ class Run:
         gradient_exchange: the context of a step, in which DDP averages gradients at the end of a window only.
         hooks: the methods to call at each hook.
         window: the accumulation window.
-        model: the model that trains, also while a callback evaluates another in its place.
+        model: the model that trains, also while a callback evaluates another one.
         stepped (list): the optimizers that were stepped in this batch.
         cleared: the optimizers whose parameters have only gradients of this window, and have not stepped since.
         used_autocast, used_backward, used_optimizer_step: whether the step has called these parts of the Runner.
-        is_in_loader: whether a loader is running, and meters hold a part of it.
+        is_in_loader: whether a loader is running, so that meters contain a part of it.
         has_batches: whether the loader has yielded a batch.
         has_outputs: whether one of its batches had an output, which the metrics have seen.
     """
@@ -104,7 +104,7 @@ class Run:
                 metric.persistent(True)
 
     def new_autocast(self) -> AbstractContextManager[Any]:
-        """Return another context of a forward pass. One may be inside another, which a context cannot be in itself."""
+        """Return another context of a forward pass. Contexts can be nested, but one cannot be entered twice."""
         return _NOTHING if self.half is None else torch.autocast(self.state.device.type, self.half)
 
     def check_thread(self) -> None:
@@ -114,7 +114,9 @@ class Run:
             RuntimeError: one is.
         """
         if self._thread not in (0, threading.get_ident()):
-            raise RuntimeError("another thread is using this Runner: make a Runner for each thread")
+            raise RuntimeError(
+                "expected one thread to use this Runner, got a second one. Create a Runner for each thread"
+            )
 
     @contextmanager
     def in_this_thread(self) -> Iterator[None]:
@@ -126,7 +128,7 @@ class Run:
             self._thread = 0
 
     def modules(self) -> list[nn.Module]:
-        """Return what is put into train or eval mode: the model, and the criterion if it is a module."""
+        """Return the modules with a train or eval mode: the model, and the criterion if it is a module."""
         return [part for part in (self.model, self.state.criterion) if isinstance(part, nn.Module)]
 
     def parameters(self) -> list[Tensor]:
@@ -153,8 +155,8 @@ class Run:
     def may_leave(self) -> bool:
         """Return whether ``should_stop`` ends this loader. Otherwise the run stops after the epoch.
 
-        Several processes agree after training batches. In validation they cannot: they may have unequally many batches.
-        So they agree at its end, and a process that leaves waits here for the others.
+        Several processes agree after training batches. In validation they cannot, since they may have different numbers
+        of batches. So they agree at its end, and a process that leaves waits here for the others.
         """
         vote = self._vote
         if vote is None:  # one process, or evaluate and predict
@@ -198,7 +200,7 @@ class Run:
     def set_optimizer_mode(self, is_train: bool) -> None:
         """Call ``train()`` or ``eval()`` of an optimizer that has both, as schedule-free ones do.
 
-        These replace the weights by those to train, or those to evaluate.
+        These switch between the weights to train and the weights to evaluate.
         """
         if self._has_modes:
             optimizer: Any = self.state.optimizer
@@ -227,7 +229,7 @@ class Run:
                 self.gradient_exchange = _NOTHING if state.is_optimizer_step else self._no_exchange()
 
     def drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Drop the gradients of an optimizer's last step: what zero_grad() does, without its bookkeeping."""
+        """Drop the gradients of an optimizer's last step, like zero_grad() without its bookkeeping."""
         kept = set(map(id, _stepped_by(*self.cleared))) if self.cleared else ()
         self.cleared = [*self.cleared, optimizer]
         for group in optimizer.param_groups:
@@ -239,7 +241,7 @@ class Run:
         """Check the loss of a loader's first batch, before its backward pass.
 
         Args:
-            source: what has computed it, ``criterion`` or ``forward``.
+            source: the function that computed it, ``criterion`` or ``forward``.
         """
         state = self.state
         if isinstance(state.loss, Mapping):
@@ -254,14 +256,14 @@ class Run:
         batch_checks.size(state.batch_size, state.weight)
 
     def loss_divisor(self) -> float | Tensor:
-        """Return what to divide the losses of this batch by, so that the gradients of its window add up."""
+        """Return the divisor for the losses of this batch, with which the gradients of its window add up."""
         if self._divisor is None:
             closes, device = self.state.is_optimizer_step, self.state.device
             self._divisor = self.window.divisor(self.weight(), closes, self.parameters, device)
         return self._divisor
 
     def split_losses(self) -> None:
-        """Move what a dict of losses contains beside ``"loss"`` to ``state.losses``."""
+        """Move the other entries of a dict of losses than ``"loss"`` to ``state.losses``."""
         state, losses = self.state, self.state.loss
         state.loss = batch_checks.total_loss(losses, [metric_name(metric) for metric in state.metrics])
         state.losses = {name: value for name, value in losses.items() if name != "loss"}
@@ -273,10 +275,10 @@ class Run:
         return self.state.loss
 
     def weight(self) -> float | Tensor:
-        """Return what the mean loss of this batch is a mean over.
+        """Return the number that the mean loss of this batch is a mean over.
 
         Raises:
-            ValueError: nobody has said how many samples the batch has.
+            ValueError: the number of samples of the batch is unknown.
         """
         if self.state.weight is not None:
             return self.state.weight
@@ -326,7 +328,7 @@ class Run:
             self._vote.take(state)
             if state.should_stop:
                 return False
-        if self._has_modes and not state.should_stop:  # Else the run continues with weights that train.
+        if self._has_modes and not state.should_stop:  # Otherwise the run continues with weights that train.
             self.set_optimizer_mode(is_train=False)
         if state.is_train and state.val_loader is not None:
             self.rest()
@@ -344,8 +346,8 @@ class Run:
     def results(self) -> dict[str, float]:
         """Return the losses and metrics of this loader by name, over all processes if there is a process group.
 
-        Metrics are left out if no batch had an output. A name in the dict of a metric comes behind that of the metric
-        if another result has it too.
+        Metrics are left out if no batch had an output. A name in the dict of a metric is prefixed with that of the
+        metric if another result has it too.
 
         Raises:
             ValueError: two metrics return a value of the same name.
@@ -367,7 +369,9 @@ class Run:
             for key, value in numbers.items():
                 name = key if counts[key] == 1 or key == metric else f"{metric}/{key}"
                 if name in values:
-                    raise ValueError(f"two results are called {name!r}: give each a name of its own")
+                    raise ValueError(
+                        f"expected results with different names, got two named {name!r}. Rename one of them"
+                    )
                 values[name] = value
         return values
 
@@ -382,7 +386,7 @@ class Run:
             self.stream.end_epoch()
 
     def end(self) -> None:
-        """Let go of the last batch's graph, and of an exception, whose traceback would keep everything alive."""
+        """Drop the graph of the last batch, and the exception, whose traceback would keep everything alive."""
         state = self.state
         self.is_in_loader = False
         if self._vote is not None:
@@ -400,7 +404,7 @@ class Run:
         return {"epoch": state.epoch + 1, **state.logs, "stopped_after_batch": self.stream.batches_done}
 
     def rest(self) -> None:
-        """Keep what is needed to resume here, while validation and others go on with meters and random numbers."""
+        """Keep the state to resume from, before validation and others change meters and random numbers."""
         if self._at_rest is None:
             self._at_rest = self.state_dict()
             for name in ("gradients", "metrics"):
@@ -429,10 +433,10 @@ class Run:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, except for the place in the data, in a run that has begun."""
+        """Restore what :meth:`state_dict` returned, except for the place in the data. The run has started."""
         state = self.state
         self.window.load_state_dict(state_dict["window"])
-        if state_dict["gradients"]:  # of all parameters, whichever optimizer will ask for them
+        if state_dict["gradients"]:  # of all parameters, for any optimizer
             self.cleared = [SimpleNamespace(param_groups=[{"params": self.parameters()}])]
         for parameter, gradient in zip(self.parameters(), state_dict["gradients"], strict=False):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
@@ -450,7 +454,7 @@ class Run:
         set_random_state(state_dict["random"], state.device)
 
     def go_to(self, place: dict[str, Any], random_state: dict[str, Any] | None) -> None:
-        """Go to a place in the training data, with empty meters. See :meth:`Stream.load_state_dict`."""
+        """Move to a place in the training data, with empty meters. See :meth:`Stream.load_state_dict`."""
         assert self.stream is not None
         self.stream.load_state_dict(place, random_state)
         self.state.batch_idx = self.stream.batches_done
@@ -460,7 +464,7 @@ class Run:
             metric.reset()
 
     def _own_buffers(self) -> dict[str, Tensor]:
-        """Return the buffers that DistributedDataParallel keeps apart on each process."""
+        """Return the buffers that DistributedDataParallel does not synchronize between processes."""
         apart = [m for m in self._wrapped if getattr(m, "broadcast_buffers", True) is False]
         return {f"{number}.{name}": b for number, module in enumerate(apart) for name, b in module.named_buffers()}
 
@@ -471,7 +475,7 @@ class Run:
         return stack
 
     def _check_step(self) -> None:
-        """Warn if a step of the user's own does not reach what callbacks and settings ask for."""
+        """Warn if a step of the user's own does not use callbacks and settings of the run."""
         self._checks_step = False
         steps = self.used_backward and self.used_optimizer_step
         hooks = [] if self.used_backward else self.hooks["on_after_backward"]

@@ -41,7 +41,7 @@ class Runner:
         accumulate_steps: batches per optimizer step, 1 or more. The gradient of a step is the weighted mean over its
             batches. The last, shorter window of an epoch is stepped too.
         use_fp16: run forward and loss in float16 where autocast considers it safe, with a gradient scaler.
-        use_bf16: the same in bfloat16, which needs no scaler.
+        use_bf16: the same in bfloat16, which does not need a scaler.
 
     Raises:
         TypeError, ValueError: an argument is invalid. The message says how to fix it.
@@ -99,7 +99,7 @@ class Runner:
                 starts over when it runs out. Without it, an epoch is one pass.
             val_steps: validate on at most this many batches.
             validate_every: validate every that many epochs.
-            **unknown: refused, with what to type in place of other libraries' arguments.
+            **unknown: refused. The message says what to type for the arguments of other libraries.
 
         Returns:
             One dict per epoch, such as ``{"epoch": 1, "train/loss": 0.7, "lr": 0.1, "val/loss": 0.6}``. If the run
@@ -154,7 +154,7 @@ class Runner:
     def evaluate(self, loader: Iterable[Any], *, steps: int | None = None, name: str = "val") -> dict[str, float]:
         """Return loss and metrics of a loader, such as ``{"val/loss": 0.6, "val/Acc@1": 0.9}``.
 
-        The state of a run is left alone, so a callback may call it in the middle of one, in ``on_epoch_end`` say.
+        It does not change the state of a run, so a callback may call it during one, in ``on_epoch_end`` for example.
 
         Args:
             loader: any iterable of pairs ``(input, target)``.
@@ -177,9 +177,9 @@ class Runner:
             steps: predict at most this many batches.
 
         Returns:
-            What the model returns for a batch, each tensor in it joined over all batches. A list with an entry per
-            sample becomes the list of all samples. What autocast has computed in half precision arrives in float32,
-            which NumPy knows too. Each of several processes returns the outputs of its own loader.
+            The output of the model, with each tensor in it joined over all batches. A list with an entry per sample
+            becomes the list of all samples. Outputs that autocast has computed in half precision are converted to
+            float32, which NumPy supports too. Each of several processes returns the outputs of its own loader.
 
         Raises:
             TypeError, ValueError: the loader or a batch is invalid, or outputs differ in more than the first dimension.
@@ -218,9 +218,9 @@ class Runner:
     def _make_step(self) -> None:
         """Run one batch: forward and loss, in training backward, and at the end of a window the optimizer's step.
 
-        This is the place for complete control: override it in a subclass, or assign a function without arguments to
-        ``runner._make_step``. It finds the batch in ``state.input`` and ``state.target`` (a batch that is not a pair
-        is whole in ``state.input``), and should set ``state.output`` for metrics and ``state.loss`` for the log.
+        Override it in a subclass for complete control, or assign a function without arguments to
+        ``runner._make_step``. The batch is in ``state.input`` and ``state.target`` (or, if it is not a pair, all of it
+        in ``state.input``). The step should set ``state.output`` for metrics and ``state.loss`` for the logs.
         For another way to compute the loss, override :meth:`forward` instead.
 
         Example:
@@ -251,14 +251,14 @@ class Runner:
         """Compute ``state.output`` and ``state.loss`` of the batch. Override it for batches that are not pairs,
         models that return their loss, or several losses.
 
-        AMP, accumulation, clipping, hooks, weights, metrics and ``predict`` keep working. What may be set here:
-        ``state.output`` (for metrics and ``predict``), ``state.loss`` (a 0-dim tensor, or a dict of losses, of which
-        ``"loss"`` is trained on; None where there is none, in evaluation), ``state.target`` (for metrics),
-        ``state.batch_size`` and ``state.weight``. A batch that is not a pair is whole in ``state.input``. In
-        ``predict`` no loss is needed: ``state.needs_loss`` is False.
+        AMP, accumulation, clipping, hooks, weights, metrics and ``predict`` keep working. You may set ``state.output``
+        (for metrics and ``predict``), ``state.loss`` (a 0-dim tensor, or a dict of losses, of which ``"loss"`` is
+        trained on, or in evaluation None), ``state.target`` (for metrics), ``state.batch_size`` and ``state.weight``.
+        A batch that is not a pair is in ``state.input`` whole. In ``predict`` the loss is not needed, and
+        ``state.needs_loss`` is False.
 
         Example:
-            A model of Hugging Face, whose loss is a mean over the labels that are not ignored::
+            A Hugging Face model, whose loss is a mean over the labels that are not ignored::
 
                 class MyRunner(Runner):
                     def forward(self):
@@ -309,7 +309,7 @@ class Runner:
         """Step the optimizer if the batch is the last of its accumulation window, after ``on_before_step``.
 
         Args:
-            optimizer: the one to step, by default the Runner's. During ``on_before_step`` it is ``state.optimizer``.
+            optimizer: the optimizer to step, by default the Runner's. In ``on_before_step`` it is ``state.optimizer``.
         """
         state, run = self.state, self._run
         run.used_optimizer_step = True
@@ -331,7 +331,7 @@ class Runner:
         state.grad_scaler.step(optimizer)
 
     def _begin(self, device: torch.device, stream: Stream | None = None) -> Run:
-        """Start a run, and look at what may have changed since the last one: device, processes, callbacks, metrics."""
+        """Start a run with the current device, processes, callbacks and metrics."""
         state = self.state
         if hasattr(self, "_run"):
             self._run.check_thread()
@@ -350,7 +350,7 @@ class Runner:
 
     @contextmanager
     def _beside_the_run(self, *, predicts: bool = False) -> Iterator[Run]:
-        """Use a state, meters and metrics apart from those of a run that may be going on."""
+        """Use another state, other meters and other metrics than the run in progress."""
         state, run = self.state, getattr(self, "_run", None)
         self.state = copy.copy(state)
         self.state.logs, self.state.loss_meters, self.state.should_stop = {}, {}, False
@@ -373,11 +373,11 @@ class Runner:
                     run.set_optimizer_mode(is_train=True)
 
     def _has_own(self, name: str) -> bool:
-        """Return whether a method was overridden, or assigned to."""
+        """Return whether a method was overridden or assigned."""
         return getattr(getattr(self, name), "__func__", None) is not getattr(Runner, name)
 
     def __repr__(self) -> str:
-        """Show what is trained, and which callbacks take part at which hook, in the order they are called."""
+        """Return the parts of the Runner, and the callbacks at each hook, in the order of their calls."""
         state = self.state
         parts = ", ".join(type(part).__name__ for part in (state.model, state.optimizer, state.criterion))
         metrics = ", ".join(map(metric_name, state.metrics)) or "none"
@@ -391,4 +391,4 @@ class Runner:
 
 
 def _no_loss(output: Any, target: Any) -> None:
-    """Stand in for the criterion where there is none: in ``predict``, and beside a ``forward`` with its own loss."""
+    """Replace the criterion in ``predict``, and for a ``forward`` that computes the loss itself."""

@@ -1,4 +1,4 @@
-"""The state of a run: what callbacks read and change, and what a checkpoint contains."""
+"""Define the state of a run, which callbacks read and change, and checkpoints contain."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["RunnerState"]
 
 
 class Checkpoint(Protocol):
-    """Saves a run as a dict and restores it."""
+    """Save a run as a dict and restore it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything the run is."""
+        """Return everything about the run."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
@@ -31,30 +31,30 @@ class RunnerState:
     """The state of a run, passed to every hook. A misspelt field raises AttributeError.
 
     Attributes:
-        model: the model. A callback may put another in its place (as an EMA does).
+        model: the model. A callback may replace it with another one, as an EMA does.
         optimizer: the optimizer.
         criterion: ``criterion(output, target)`` returns the loss. In ``predict`` it returns None.
         metrics: the metrics, plain functions wrapped.
         callbacks: the callbacks, in the order in which they are called.
         accumulate_steps: batches per optimizer step.
-        device: where the model is and batches are moved to.
+        device: the device of the model, to which batches are moved.
         grad_scaler: scales the loss in fp16. It is disabled, and has no effect, otherwise.
-        checkpoint: what :meth:`state_dict` and :meth:`load_state_dict` ask.
+        checkpoint: the object behind :meth:`state_dict` and :meth:`load_state_dict`.
 
-        epoch: the epoch that runs, from 0. In ``on_checkpoint`` after an epoch, and after the run, the number of
+        epoch: the current epoch, from 0. In ``on_checkpoint`` after an epoch, and after the run, the number of
             epochs that are complete.
         num_epochs: epochs of the run.
         batch_idx: the batch of this loader, from 0.
         num_batches: batches of this loader, None while unknown.
         batches_per_epoch: training batches per epoch, None while unknown.
-        global_step: optimizer steps since the run began.
-        samples_seen: training samples since the run began, over all processes. Inside an epoch, the other processes
-            are taken to have as many as this one.
+        global_step: optimizer steps since the run started.
+        samples_seen: training samples since the run started, over all processes. Inside an epoch it assumes that the
+            other processes have as many as this one.
         is_train: True in training, False in validation, evaluation and prediction.
         is_optimizer_step: whether this batch is the last of its accumulation window.
-        needs_loss: False in ``predict``, where :meth:`Runner.forward` needs no loss.
-        loader: the loader that runs.
-        loader_name: ``train``, ``val``, the name given to ``evaluate``, or ``predict``. Results are logged under it.
+        needs_loss: False in ``predict``, where :meth:`Runner.forward` does not need the loss.
+        loader: the current loader.
+        loader_name: ``train``, ``val``, the name passed to ``evaluate``, or ``predict``. Results are logged under it.
         train_loader: the loader the run trains on.
         val_loader: the loader the run validates on, None if it does not validate.
         loss_meters: the mean of each loss of this loader so far, by name. ``float(meter.compute())`` waits for the
@@ -68,11 +68,11 @@ class RunnerState:
 
         input: the input of the batch, on the device. May be replaced in ``on_batch_begin``.
         target: its target, likewise.
-        batch_size: samples in this batch: the length that input and target agree on, None where they do not. Set it
-            then, in ``on_batch_begin`` or ``forward``.
-        weight: what the mean loss of this batch is a mean over, such as the number of target tokens: a number or a
-            0-dim tensor. None stands for ``batch_size``. May be set in ``on_batch_begin`` or ``forward``.
-        output: what the model returned. Metrics skip a batch that has none.
+        batch_size: samples in this batch: the length that input and target agree on. If they do not agree it is None,
+            and you set it in ``on_batch_begin`` or ``forward``.
+        weight: the number that the mean loss of this batch is a mean over, such as the number of target tokens: a
+            number or a 0-dim tensor. None means ``batch_size``. May be set in ``on_batch_begin`` or ``forward``.
+        output: the output of the model. Metrics skip a batch without one.
         loss: the loss of this batch, on the device. ``forward`` may set a dict of losses: ``"loss"`` is trained on
             and becomes ``state.loss``, the others are moved to ``state.losses`` and logged.
         losses: the other losses of this batch, by name.
@@ -136,26 +136,26 @@ class RunnerState:
         """Return the optimizer steps of the whole run, for schedules that need to know where they end.
 
         Raises:
-            ValueError: the training loader has no len and ``steps_per_epoch`` was not given.
+            ValueError: the training loader does not have a len, and ``steps_per_epoch`` was not passed.
         """
         if self.batches_per_epoch is None:
             raise ValueError(
-                f"the number of steps is unknown, because the training {type(self.train_loader).__name__} has no len: "
-                "pass steps_per_epoch=... to fit"
+                f"expected a training loader with a len, got a {type(self.train_loader).__name__} without. "
+                "Pass steps_per_epoch=... to fit"
             )
         return self.num_epochs * -(-self.batches_per_epoch // self.accumulate_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything the run is. It is exact in ``on_checkpoint`` and between runs.
+        """Return everything about the run. It is exact in ``on_checkpoint`` and between runs.
 
         Contains only what ``torch.load(..., weights_only=True)`` accepts. Tensors are the live ones, not copies:
         write or copy them before the next step. ``"model"`` loads into the bare model, since prefixes of DDP and
-        torch.compile are stripped. ``"ranks"`` is a list of what differs between processes (random state, place in
-        the data, meters), here of this process alone. To save for several processes, put the entries of all into it,
-        by rank.
+        torch.compile are stripped. ``"ranks"`` is a list of the parts that differ between processes (random state,
+        place in the data, meters), here of this process alone. To save several processes, put the entries of all into
+        it, by rank.
 
         Raises:
-            RuntimeError: no run has begun.
+            RuntimeError: ``fit`` has not been called yet.
         """
         return self.checkpoint.state_dict()
 

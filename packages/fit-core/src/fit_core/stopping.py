@@ -18,16 +18,16 @@ BATCH_HOOKS = ("on_batch_begin", "on_after_backward", "on_before_step", "on_batc
 
 
 class Vote:
-    """Make ``should_stop`` the same on all processes: one that leaves the loop alone lets the others wait forever.
+    """Make ``should_stop`` the same on all processes, or those that stay in the loop would wait forever.
 
     Nothing is exchanged if no callback of any process mentions ``should_stop`` in its code. Otherwise the processes
     vote after each epoch, and after each training batch and each validation if such a callback has a hook of batches.
-    Every process must make the vote when the run begins.
+    Every process creates the vote when the run starts.
 
     Args:
         callbacks: the callbacks of the run on this process. Those with ``stops_together = True`` set ``should_stop`` on
-            all processes alike and need no vote, except in validation, where the processes have no batch in common.
-        device: where the processes exchange tensors.
+            all processes alike and do not vote, except in validation, where processes have different batches.
+        device: the device on which the processes exchange tensors.
 
     Attributes:
         is_needed: whether the processes vote after each epoch.
@@ -42,12 +42,12 @@ class Vote:
         distributed.all_reduce(needed, distributed.ReduceOp.MAX)
         counts: list[int] = needed.tolist()
         self.is_needed, self.is_needed_in_batches, self.is_needed_in_validation = (count > 0 for count in counts)
-        # With gloo the vote stays on the host, and waits for no device.
+        # With gloo the vote stays on the host and does not wait for the device.
         some = self.is_needed or self.is_needed_in_validation
         self._group: Any = distributed.new_group(backend="gloo") if some else None
 
     def take(self, state: RunnerState) -> None:
-        """Set ``should_stop``, and the status that comes with it, to what any of the processes wants."""
+        """Set ``should_stop`` and the status on all processes if one of them has set it."""
         wish = torch.tensor(state.should_stop + (state.should_stop and state.status == "interrupted"))
         distributed.all_reduce(wish, distributed.ReduceOp.MAX, group=self._group)
         state.should_stop = bool(wish)
@@ -55,7 +55,7 @@ class Vote:
             state.status = "interrupted"
 
     def close(self) -> None:
-        """Give the process group back."""
+        """Destroy the process group."""
         if self._group is not None:
             distributed.destroy_process_group(self._group)
             self._group = None
@@ -74,7 +74,7 @@ def _count_in_batches(callbacks: list[Callback]) -> int:
 
 
 def _mentions_should_stop(callback: Callback) -> bool:
-    """Return whether ``should_stop`` is in the code of a callback: its methods, or functions that it was given."""
+    """Return whether ``should_stop`` is in the code of a callback: its methods, or functions passed to it."""
     kinds = [kind for kind in type(callback).__mro__ if kind not in (Callback, object)]
     values = [value for holder in (*kinds, callback) for value in vars(holder).values()]
     functions = [getattr(value, "__func__", value) for value in values]  # also static and class methods

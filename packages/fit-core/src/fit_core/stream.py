@@ -1,4 +1,4 @@
-"""Read the training loader epoch after epoch, at a place that can be saved and found again."""
+"""Read the training loader epoch by epoch, from a place that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _END = object()
 
 
 class Stream:
-    """The training batches of a run. Iterating yields the batches that are left of the current epoch.
+    """Yield the training batches that are left of the current epoch.
 
     An epoch is one pass over the loader, or ``steps`` batches. With ``steps`` the loader's iterator is kept from
     epoch to epoch and starts over when it runs out. ``set_epoch`` of the loader's samplers is called at each pass.
 
     A place in the data is the state of all random generators at the start of the pass and the number of batches
-    taken since. To find it again, the pass is started from those states and as many batches are fetched and dropped.
-    A loader with a ``state_dict`` of its own (such as torchdata's StatefulDataLoader) restores itself.
+    taken since. To restore it, the pass is started from those states and as many batches are fetched and dropped. A
+    loader with its own ``state_dict`` (such as torchdata's StatefulDataLoader) restores itself.
 
     Args:
         loader: any iterable of batches.
-        steps: how many batches make an epoch, or None for one pass over the loader.
-        window: batches per optimizer step. Above 1 the stream has to know which batch is an epoch's last before it
-            is used. Where ``len`` is missing or an estimate, that takes fetching one batch ahead.
+        steps: the batches of an epoch, or None for one pass over the loader.
+        window: batches per optimizer step. Above 1 the stream has to know the last batch of an epoch before it is
+            used. If ``len`` is missing or an estimate, it prefetches one batch.
         device: the device whose random generator belongs to the place.
 
     Attributes:
@@ -73,11 +73,11 @@ class Stream:
 
     @property
     def is_inside_window(self) -> bool:
-        """Whether gradients wait for the rest of their window."""
+        """Whether the batch is inside an accumulation window, and not its last."""
         return self.batches_done % self.window != 0 and not self.is_last
 
     def __iter__(self) -> Iterator[Any]:
-        if self.batches_done:  # Resumed inside an epoch: hooks on the way here drew numbers that the first run did not.
+        if self.batches_done:  # Resumed inside an epoch: hooks before this drew other random numbers.
             if self._resumed_at is not None:
                 set_random_state(self._resumed_at, self.device)
             if self.is_last:
@@ -89,11 +89,11 @@ class Stream:
                 self._iterator = self._reopen() if self._taken else self._open()
             batch = self._ahead.pop() if self._ahead else next(self._iterator, _END)
             if batch is _END or (self.is_last and self.steps is None):
-                if batch is not _END:  # A loader that has more batches than its len may never end.
+                if batch is not _END:  # A loader with more batches than its len may never end.
                     warn_longer("train_loader", self.batches_done)
                 self._end_pass()
                 if self.steps is None:
-                    self.is_last = True  # Where the loader has no len, it is known only now.
+                    self.is_last = True  # Without a len, it is known only now.
                     break
                 continue
             self._taken += 1
@@ -114,7 +114,7 @@ class Stream:
         self.is_last = False
 
     def close(self) -> None:
-        """Drop the loader's iterator, and its workers with it."""
+        """Drop the loader's iterator and its workers."""
         self._iterator = None
         self._ahead.clear()
 
@@ -135,12 +135,12 @@ class Stream:
         return place
 
     def load_state_dict(self, place: dict[str, Any], random_state: dict[str, Any] | None) -> None:
-        """Go to a place. The loader is opened there when the next batch is needed.
+        """Move to a place. The loader is opened there when the next batch is needed.
 
         Args:
-            place: what :meth:`state_dict` returned.
-            random_state: what :func:`get_random_state` returned at the same moment. None if that belongs to another
-                process.
+            place: the place that :meth:`state_dict` returned.
+            random_state: the state that :func:`get_random_state` returned at the same moment. None if it belongs to
+                another process.
         """
         self.close()
         self.batches_done, self.is_last = place["batches_done"], place["is_last"]
@@ -180,7 +180,7 @@ class Stream:
         if self._is_resumed:
             self._start_workers()
         self._pass_start = {"random": get_random_state(self.device), "generators": self._get_generators()}
-        if self.steps is not None:  # Else begin_epoch has done it.
+        if self.steps is not None:  # Otherwise begin_epoch has called it.
             self._set_epoch()
         return open_loader(self.loader)
 
@@ -229,8 +229,8 @@ class Stream:
             raise ValueError(why_empty(self.loader, "train_loader"))
         if self.window > 1 and self.steps is None and not self.is_last:
             raise ValueError(
-                f"len(train_loader) is {self.size}, but it ended after {self._taken} batches, inside an accumulation "
-                "window. Correct its __len__, or pass steps_per_epoch"
+                f"expected {self.size} batches, the len of train_loader, got {self._taken}. It ended inside an "
+                "accumulation window. Correct its __len__, or pass steps_per_epoch"
             )
         self._passes += 1
         self._has_workers = True

@@ -16,7 +16,7 @@ __all__ = ["check_state", "load_state", "state_of"]
 
 
 def state_of(module: Any) -> Mapping[str, Any]:
-    """Return the state of a module, or of another object that has one. A criterion may have none."""
+    """Return the state of a module or another object, empty for one without a state, as a criterion may be."""
     has_state = hasattr(module, "state_dict") and hasattr(module, "load_state_dict")
     return module.state_dict() if has_state else {}
 
@@ -24,11 +24,11 @@ def state_of(module: Any) -> Mapping[str, Any]:
 def check_state(kind: str, saved: Mapping[str, Any], module: Any) -> None:
     """Check that a module can load a state. Its names and shapes may differ if the module adapts to them.
 
-    Lazy modules and the observers of quantization-aware training adapt. Only a trial shows it, on a copy of the module.
+    Lazy modules and the observers of quantization-aware training adapt. A trial on a copy of the module finds out.
 
     Args:
-        kind: what to call the module in the message.
-        saved: what its ``state_dict()`` returned.
+        kind: the name of the module in the message.
+        saved: the state that its ``state_dict()`` returned.
         module: a module, or another object with a state.
 
     Raises:
@@ -48,11 +48,11 @@ def check_state(kind: str, saved: Mapping[str, Any], module: Any) -> None:
     }
     if any(wrong.values()) and not _adapts(module, saved):
         lines = "".join(f"\n  {reason}: {', '.join(names)}" for reason, names in wrong.items() if names)
-        raise ValueError(f"the state belongs to another {kind}. Nothing was loaded:{lines}")
+        raise ValueError(f"expected a state of this {kind}, got one of another. Nothing was loaded:{lines}")
 
 
 def load_state(module: Any, saved: Mapping[str, Any]) -> None:
-    """Load a state by the names that a module uses, some of which may carry the marks of compiled submodules."""
+    """Load a state, whether or not submodules were compiled when it was saved, or are now."""
     names = {bare_name(name): name for name in state_of(module)}
     if names or saved:
         module.load_state_dict({names.get(bare_name(name), name): value for name, value in saved.items()})

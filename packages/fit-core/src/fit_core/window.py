@@ -15,12 +15,12 @@ __all__ = ["Window"]
 
 
 class Window:
-    """Gradient accumulation: the batches whose gradients make one optimizer step.
+    """Weigh the batches whose gradients make one optimizer step.
 
     The gradient of a step is ``sum(w_i * g_i) / sum(w_i)`` over its batches on all processes, for batches of weight
-    ``w_i`` with mean gradients ``g_i``. As long as all weigh as much as the first, that is ``g_i / size`` and costs
-    one division of the loss. Only in a window that turns out shorter or uneven are the gradients multiplied, once,
-    before the last backward pass. So each process scales its own gradients, and what DDP then averages is right.
+    ``w_i`` with mean gradients ``g_i``. As long as all have the weight of the first, that is ``g_i / size`` and costs
+    one division of the loss. If a window turns out shorter or uneven, the gradients are multiplied once, before the
+    last backward pass. So each process scales its own gradients, and the average by DDP is right.
 
     Args:
         size: batches per optimizer step.
@@ -32,18 +32,18 @@ class Window:
         self.world_size = world_size
         self.is_trivial = size == 1 and world_size == 1
         """Whether a step is one batch of one process, whose loss needs no scaling."""
-        self._weight: float | Tensor = 0  # of the batches whose gradients wait for the rest of the window
+        self._weight: float | Tensor = 0  # of the batches so far in an open window
         self._expected: float | Tensor = 0
 
     def divisor(
         self, weight: float | Tensor, closes: bool, parameters: Callable[[], Iterable[Tensor]], device: torch.device
     ) -> float | Tensor:
-        """Return what to divide the mean loss of a batch by before its backward pass. Call it once per batch.
+        """Return the divisor of the mean loss of a batch, before its backward pass. Call it once per batch.
 
         Args:
-            weight: what the loss is a mean over, a number or a 0-dim tensor, which is not read back.
+            weight: the number that the loss is a mean over, or a 0-dim tensor, which is not read back.
             closes: whether it is the window's last batch.
-            parameters: returns those whose gradients are rescaled when the window is uneven.
+            parameters: returns the parameters whose gradients are rescaled when the window is uneven.
             device: the device of a weight that is exchanged between processes.
         """
         if isinstance(weight, Tensor):
@@ -78,7 +78,7 @@ class Window:
 
 
 def _rescale(parameters: Callable[[], Iterable[Tensor]], expected: float | Tensor, actual: float | Tensor) -> None:
-    """Multiply gradients that were divided by what was expected, where that turned out to be something else."""
+    """Multiply gradients that were divided by the expected weight, if the actual weight differs."""
     if isinstance(expected, Tensor) or isinstance(actual, Tensor) or expected != actual:
         for parameter in parameters():
             if parameter.grad is not None:
@@ -86,5 +86,5 @@ def _rescale(parameters: Callable[[], Iterable[Tensor]], expected: float | Tenso
 
 
 def _or_one(weight: float | Tensor) -> float | Tensor:
-    """Return a weight to divide by: a window of batches without any sample has gradients of zero."""
+    """Return a weight to divide by, which is 1 for a window without samples. Its gradients are zero."""
     return torch.where(weight > 0, weight, 1.0) if isinstance(weight, Tensor) else weight or 1

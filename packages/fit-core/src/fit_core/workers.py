@@ -1,4 +1,4 @@
-"""Start the workers of a loader so that signals are left to the process that trains."""
+"""Start the workers of a loader so that only the training process handles signals."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 _DEFAULTS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
 
 _is_ending: Any = None
-"""Shared with the workers: whether this process is ending, so that SIGTERM is its own and not that of a scheduler."""
+"""Whether this process is ending, shared with the workers. Then a SIGTERM comes from it and not from a scheduler."""
 
 
 def open_loader(loader: Any) -> Iterator[Any]:
     """Return ``iter(loader)``. Its workers ignore the signals that this process handles.
 
     Schedulers, containers and terminals send a signal to all processes at once. A handler in this process lets the run
-    reach the next batch and be saved, for which its workers must live.
+    finish the batch and be saved, and its workers have to live until then.
     """
     numbers = _handled() if hasattr(loader, "worker_init_fn") and loader.num_workers else []
     if not numbers:
@@ -45,7 +45,7 @@ def open_loader(loader: Any) -> Iterator[Any]:
 
 
 def _handled() -> list[signal.Signals]:
-    """Return the signals for which this process has a handler of its own."""
+    """Return the signals for which this process has set a handler."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         return []
     numbers = [getattr(signal, name) for name in _SIGNALS]
@@ -61,7 +61,7 @@ def _shared_flag() -> Any:
 
 
 def _ignore(numbers: list[signal.Signals], is_ending: Any, own: Callable[[int], Any] | None, worker_id: int) -> None:
-    """Set up a worker. A handler, unlike SIG_IGN and a mask, is not inherited by the programs that it may start."""
+    """Set up a worker. Unlike SIG_IGN and a mask, a handler is not inherited by programs that it starts."""
 
     def handler(number: int, frame: FrameType | None) -> None:
         if is_ending.value and number == signal.SIGTERM:

@@ -1,4 +1,4 @@
-"""From one process to many machines by one call, for fit_core.Runner."""
+"""Train with fit_core.Runner on several processes and machines."""
 
 from .environment import barrier, device, is_main, local_rank, rank, world_size
 from .launch import LaunchError, launch

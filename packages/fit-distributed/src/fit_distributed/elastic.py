@@ -1,4 +1,4 @@
-"""Run a job in new processes on torch elastic, the engine under torchrun, and look after them."""
+"""Run a job in new processes with torch elastic, the engine of torchrun, and watch them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _NOISY = ("torch.distributed.elastic", "torch.multiprocessing")
 
 
 def run(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_restarts: int) -> list[bytes]:
-    """Run a job on ``nproc`` new processes here and on those of the other machines. Return what each returned."""
+    """Run a job on ``nproc`` new processes here and on those of the other machines. Return the results."""
     with (
         tempfile.TemporaryDirectory(prefix="fit_distributed_") as folder,
         _keep_environment(),
@@ -50,11 +50,11 @@ def run(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_restarts
         Signals() as signals,
     ):
         os.environ[worker.LAUNCHER] = str(os.getpid())
-        # Without it, as many threads as cores in each process make all of them slow.
+        # By default each process would use as many threads as cores, and all would be slow.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // nproc)))
-        # Seconds to save a run in after a signal. Elastic kills what is left then.
+        # Seconds to save a run after a signal. Then elastic kills the remaining processes.
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(job.timeout) + 1))
-        if nnodes > 1:  # A store for each attempt: the shared one mixes up machines that have seen more attempts.
+        if nnodes > 1:  # One store per attempt: a shared one mixes up machines with different numbers of attempts.
             os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         watch = _Watch(signals, nproc)
         seconds = max(1, int(job.timeout))
@@ -72,7 +72,7 @@ def run(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_restarts
             logs_specs=DefaultLogsSpecs(folder),
         )
         rendezvous_handler_registry.register("fit", _Meeting)
-        sys.stdout.flush()  # What was printed before comes before what the processes print.
+        sys.stdout.flush()  # Earlier output comes before that of the processes.
         returned, error = _in_thread(lambda: elastic_launch(config, worker.work)(job), watch)
         failed: BaseException | None = error
         if isinstance(error, ChildFailedError):
@@ -83,7 +83,8 @@ def run(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_restarts
         elif isinstance(error, RendezvousError):
             failed = ConnectionError(
                 f"the {nnodes} machines did not meet at {config.rdzv_endpoint} within {job.timeout:g} s "
-                f"({type(error).__name__}: {error}): does each make the same call, and can it reach that address?"
+                f"({type(error).__name__}: {error}). Make the same call on each machine, and check that it can reach "
+                "that address"
             )
     if signals.received:
         is_handled = signal.getsignal(signals.received) is not signal.SIG_DFL
@@ -98,7 +99,7 @@ def run(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_restarts
 
 
 class _EndedError(Exception):
-    """A process has ended without an error before its function returned."""
+    """Raised when a process has ended without an error before its function returned."""
 
     def __init__(self, rank: int) -> None:
         super().__init__(rank)
@@ -106,11 +107,11 @@ class _EndedError(Exception):
 
 
 class _Watch:
-    """Look at the signals and the processes of a launch from within elastic, which does neither in time.
+    """Watch the signals and the processes of a launch, which elastic does not do in time.
 
     Attributes:
-        signals: what this process has received.
-        is_meeting: whether this machine waits for the others, so that there are no processes.
+        signals: the signals that this process has received.
+        is_meeting: whether this machine waits for the others, before processes are started.
     """
 
     def __init__(self, signals: Signals, nproc: int) -> None:
@@ -133,7 +134,7 @@ class _Watch:
         return info
 
     def look(self) -> None:
-        """Raise what should end the launch: a signal, or a process that has left without a value."""
+        """Raise an error that ends the launch after a signal, or if a process has ended without a value."""
         if self.signals.received:
             raise SignalException("stopped", signal.Signals(self.signals.received))
         if not self._processes and not self.is_meeting:
@@ -151,10 +152,10 @@ class _Watch:
 
 
 class _Meeting(RendezvousHandler):
-    """The rendezvous of torch, at which elastic asks several times a second whether machines wait to join.
+    """Wrap the rendezvous of torch, which elastic asks several times per second whether machines wait to join.
 
     Args:
-        params: those of torch's, and ``watch``, which looks at the processes at each of these times.
+        params: those of torch's rendezvous, and ``watch``, which checks the processes each time.
     """
 
     def __init__(self, params: RendezvousParameters) -> None:
@@ -191,7 +192,7 @@ class _Meeting(RendezvousHandler):
 
 
 def _wait_for_name(host: str, seconds: float) -> None:
-    """Wait until a host has an address, as a pod that is being started has not."""
+    """Wait until a host has an address. A pod that is being started does not have one."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -199,12 +200,12 @@ def _wait_for_name(host: str, seconds: float) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise RendezvousConnectionError(f"the name {host!r} has no address: {error.strerror}") from None
+                raise RendezvousConnectionError(f"found no address of {host!r}: {error.strerror}") from None
             time.sleep(0.2)
 
 
 def _in_thread(call: Callable[[], dict[int, Any]], watch: _Watch) -> tuple[dict[int, Any] | None, BaseException | None]:
-    """Call a function in a thread, where elastic takes over no signals, and return its value or its error."""
+    """Call a function in a thread, where elastic cannot set signal handlers, and return its value or its error."""
     outcome: list[Any] = [None, None]
 
     def target() -> None:
@@ -218,7 +219,7 @@ def _in_thread(call: Callable[[], dict[int, Any]], watch: _Watch) -> tuple[dict[
     try:
         while thread.is_alive():
             thread.join(0.2)
-            if watch.is_meeting and watch.signals.received:  # Nobody comes any more, and nothing is to be saved.
+            if watch.is_meeting and watch.signals.received:  # Processes were not started, so there is nothing to save.
                 break
     except KeyboardInterrupt:
         watch.kill()
@@ -229,9 +230,9 @@ def _in_thread(call: Callable[[], dict[int, Any]], watch: _Watch) -> tuple[dict[
 
 @contextmanager
 def _keep_environment() -> Iterator[None]:
-    """Give back environment and log levels, which elastic leaves as it likes."""
+    """Restore the environment and the log levels, which elastic changes."""
     environment = dict(os.environ)
-    # For one failure it would print some 45 lines.
+    # It would print about 45 lines for one failure.
     loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith(_NOISY)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Which process this is, and of how many. Asked at each call, so that an import decides nothing."""
+"""Find out which process this is, and of how many. Each call looks it up, so an import does not decide anything."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ __all__ = ["barrier", "device", "is_main", "launcher_variables", "local_rank", "
 
 
 def rank() -> int:
-    """The number of this process among all of all machines, from 0."""
+    """Return the number of this process among those of all machines, from 0."""
     return distributed.get_rank() if has_process_group() else int(launcher_variables().get("RANK", 0))
 
 
 def world_size() -> int:
-    """The number of processes on all machines."""
+    """Return the number of processes on all machines."""
     return distributed.get_world_size() if has_process_group() else int(launcher_variables().get("WORLD_SIZE", 1))
 
 
 def local_rank() -> int:
-    """The number of this process among those of this machine, from 0."""
+    """Return the number of this process among those of this machine, from 0."""
     return int(launcher_variables().get("LOCAL_RANK", 0))
 
 
 def is_main() -> bool:
-    """Whether this is rank 0: the process that prints, and writes what all have in common."""
+    """Return whether this is rank 0, the process that prints and writes for all."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait until every process is here. Alone, go on at once.
+    """Wait for all processes. A single process returns at once.
 
     Example:
         >>> if is_main():
@@ -48,18 +48,18 @@ def barrier() -> None:
 
 
 def device() -> torch.device:
-    """The device of this process: the accelerator with the number of its local rank, or else the CPU."""
+    """Return the device of this process: the accelerator with the number of its local rank, or the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None:
         return torch.device("cpu")
     if "LOCAL_RANK" not in launcher_variables():
         return torch.device(accelerator.type, torch.accelerator.current_device_index())
-    # SLURM may show each process one device only, and processes on gloo may share one: hence the remainder.
+    # The remainder, because SLURM may show each process only one device, and processes with gloo may share one.
     return torch.device(accelerator.type, local_rank() % torch.accelerator.device_count())
 
 
 def launcher_variables() -> dict[str, str]:
-    """Return what the launcher of this process has set, in torchrun's names. Empty when it was started alone.
+    """Return the variables that the launcher of this process has set, by torchrun's names. Empty without a launcher.
 
     Returns:
         RANK and WORLD_SIZE, and LOCAL_RANK, MASTER_ADDR and MASTER_PORT where they are known.
@@ -75,7 +75,7 @@ def _from_slurm() -> dict[str, str]:
     """Read the variables of a task of srun."""
     env = os.environ
     job, step = (int(env.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    # The script of sbatch has these variables as well, but is not a process of a step.
+    # The script of sbatch has these variables too, but is not a process of a step.
     if "SLURM_PROCID" not in env or ("SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env) or _is_interactive(step):
         return {}
     size = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS", "1")
@@ -87,13 +87,13 @@ def _from_slurm() -> dict[str, str]:
         "WORLD_SIZE": size,
         "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
         "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(hosts),
-        "MASTER_PORT": env.get("MASTER_PORT") or str(20000 + (job + 1009 * step) % 10000),  # One for each step.
+        "MASTER_PORT": env.get("MASTER_PORT") or str(20000 + (job + 1009 * step) % 10000),  # Another one for each step.
     }
 
 
 def _is_interactive(step: int) -> bool:
-    """Return whether a person works in this step of SLURM, in a shell or a notebook, so that its tasks are apart."""
-    if step >= 2**32 - 16 or "ipykernel" in sys.modules:  # Steps of SLURM itself have the last numbers.
+    """Return whether this step of SLURM is interactive, a shell or a notebook, so that its tasks are independent."""
+    if step >= 2**32 - 16 or "ipykernel" in sys.modules:  # SLURM's own steps have the last numbers.
         return True
     if "SLURM_PTY_PORT" not in os.environ:
         return False
@@ -124,6 +124,6 @@ def _from_mpi() -> dict[str, str]:
 
 
 def _first_host(hosts: str) -> str:
-    """The first of SLURM's list: ``"gpu[03-05,9]-ib,cpu1"`` gives ``"gpu03-ib"``."""
+    """Return the first host of SLURM's list: ``"gpu03-ib"`` of ``"gpu[03-05,9]-ib,cpu1"``."""
     first = re.match(r"([^,\[]*)(?:\[([^],-]*)[^]]*\])?([^,\[]*)", hosts)
     return "".join(part or "" for part in first.groups()) if first else hosts

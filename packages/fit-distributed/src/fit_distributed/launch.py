@@ -1,4 +1,4 @@
-"""The one call that makes a function run on many processes: those of this machine, or of several."""
+"""Run a function on several processes of this machine, or of several machines."""
 
 from __future__ import annotations
 
@@ -38,37 +38,38 @@ def launch(
     timeout: float = 1800.0,
     **kwargs: Any,
 ) -> list[T]:
-    """Call ``fn(*args, **kwargs)`` on every process, in a process group, and return what each returned, by rank.
+    """Call ``fn(*args, **kwargs)`` on every process, in a process group, and return the results by rank.
 
-    One process runs here, without a group, so that a debugger works. Where the processes are there already, which
-    torchrun, ``python -m torch.distributed.launch``, srun, Ray Train or accelerate have started, this one calls the
-    function too, and ``nproc``, ``nnodes``, ``rdzv`` and ``max_restarts`` are the business of who started them.
+    A single process runs here, without a group, so you can use a debugger. If torchrun, ``python -m
+    torch.distributed.launch``, srun, mpirun, Ray Train or accelerate have started the processes already, the function
+    is called in place, and ``nproc``, ``nnodes``, ``rdzv`` and ``max_restarts`` are ignored.
 
     Args:
-        fn: a function of a module or script; with cloudpickle installed also a closure or one of a notebook's cell.
-            It and its arguments are sent to new processes, so that it matters not what this one did before.
+        fn: a function of a module or script. With cloudpickle installed, also a closure or a function of a notebook
+            cell. It is sent with its arguments to new processes, which do not inherit anything from this one.
         *args: its arguments.
-        nproc: processes on this machine, 1 or more; ``"auto"``: one for each accelerator, else one.
-        nnodes: machines, 1 or more. The same call is to be made on each.
-        rdzv: ``"host:port"`` where several machines meet: one of them, and a port that is free there.
-        max_restarts: how often all processes are started anew after one has failed or was killed, 0 or more. The
-            function then runs from its beginning, and a checkpoint is where it goes on.
-        backend: of torch.distributed; None: the one for the device. With ``"gloo"``, processes may share a device.
-        log_dir: folder for a file ``rank0.log``, ``rank1.log``, ... of what each process prints, appended to. Rank 0
-            prints on the console too, the others only there.
+        nproc: processes on this machine, 1 or more. ``"auto"`` starts one per accelerator, or a single one without.
+        nnodes: machines, 1 or more. Make the same call on each.
+        rdzv: ``"host:port"`` where several machines meet: one of them, and a free port there.
+        max_restarts: how many times all processes are restarted after one has failed or was killed, 0 or more. The
+            function then runs again from its beginning, and should load a checkpoint.
+        backend: the backend of torch.distributed. None selects it by the device. With ``"gloo"``, processes may share
+            a device.
+        log_dir: a folder for the output of each process, appended to ``rank0.log``, ``rank1.log``, ... Rank 0 prints to
+            the console too, the others only there.
         timeout: seconds, above 0, that a process waits for the others, in a collective or at its end.
         **kwargs: more arguments.
 
     Returns:
-        What each process returned, by rank, tensors on the CPU.
+        The results of all processes, by rank, with tensors on the CPU.
 
     Raises:
         LaunchError: a process failed. The message ends with its traceback.
         ConnectionError: the machines did not find each other.
-        KeyboardInterrupt: somebody pressed Ctrl-C. The processes are gone.
-        SystemExit: the launch was stopped by SIGTERM, SIGUSR1 or SIGHUP, which the processes got too.
-        TypeError, ValueError: an argument does not fit; nothing was started.
-        RuntimeError: launch was called by a function that runs in a launch; nothing was started.
+        KeyboardInterrupt: you pressed Ctrl-C. The processes have ended.
+        SystemExit: SIGTERM, SIGUSR1 or SIGHUP stopped the launch. The processes got the signal too.
+        TypeError, ValueError: an argument is invalid. Nothing was started.
+        RuntimeError: launch was called by a function that runs in a launch. Nothing was started.
 
     Example:
         >>> def train(lr):
@@ -87,7 +88,7 @@ def launch(
         return worker.call(fn, args, kwargs)
     logs = os.path.abspath(log_dir) if log_dir else None
     job = worker.Job(dump_call(fn, args, kwargs), backend, timeout, logs, os.getpid())
-    from . import elastic  # Imported here: it takes a moment, which a single process need not wait.
+    from . import elastic  # Imported here, because it takes a moment that a single process does not need.
 
     return [load_value(value) for value in elastic.run(job, count, nnodes, rdzv, max_restarts)]
 
@@ -95,56 +96,62 @@ def launch(
 def _check(
     fn: Callable[..., Any], nnodes: int, rdzv: str | None, max_restarts: int, backend: str | None, timeout: float
 ) -> None:
-    """Refuse what does not fit, wherever the processes come from."""
+    """Refuse invalid arguments, no matter who starts the processes."""
     if worker.is_running():
-        raise RuntimeError("launch was called by a function that runs in a launch: call the inner function itself")
+        raise RuntimeError("expected one launch, got one inside another. Call the inner function itself")
     if os.environ.get(worker.LAUNCHER) == str(os.getppid()):
         raise RuntimeError(
-            "launch was called while its new processes import this file: put the call below "
-            "'if __name__ == \"__main__\":'"
+            "expected a guarded call of launch, got one that runs when the new processes import this file. Put it "
+            "below 'if __name__ == \"__main__\":'"
         )
     if not callable(fn):
-        raise TypeError(f"fn must be a function, got {type(fn).__name__}: launch(train, ...), without its parentheses")
+        raise TypeError(
+            f"expected fn to be a function, got {type(fn).__name__}. Write launch(train, ...) and not launch(train(), "
+            "...)"
+        )
     if taken := sorted(_OPTIONS & _parameters(fn)):
         raise TypeError(
-            f"{getattr(fn, '__name__', fn)} has parameters which are launch's own too: {', '.join(taken)}. Rename "
-            f"them, or bind them before: launch(functools.partial(fn, {taken[0]}=...))"
+            f"expected {getattr(fn, '__name__', fn)} to have other parameters than launch, got {', '.join(taken)}. "
+            f"Rename them, or bind them before: launch(functools.partial(fn, {taken[0]}=...))"
         )
     for name, value, least in (("nnodes", nnodes, 1), ("max_restarts", max_restarts, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
+            raise ValueError(f"expected {name} to be a whole number, {least} or more, got {value!r}")
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
-        raise ValueError(f"timeout must be a finite number of seconds above 0, got {timeout!r}")
+        raise ValueError(f"expected timeout to be a finite number of seconds above 0, got {timeout!r}")
     for name, text in (("rdzv", rdzv), ("backend", backend)):
         if text is not None and not isinstance(text, str):
-            raise TypeError(f"{name} must be a string or None, got {text!r}")
+            raise TypeError(f"expected {name} to be a string or None, got {text!r}")
     if (nnodes > 1) != (rdzv is not None) or (rdzv is not None and not rdzv.rpartition(":")[2].isdecimal()):
         raise ValueError(
-            f"several machines need a place to meet, and one needs none; got nnodes={nnodes}, rdzv={rdzv!r}: pass "
+            f"expected rdzv with several machines only, got nnodes={nnodes}, rdzv={rdzv!r}. Pass "
             'nnodes=2, rdzv="host:port", the same on each machine'
         )
     if backend is not None and not distributed.is_backend_available(backend.lower().split(":")[-1]):
-        raise ValueError(f"backend {backend!r} is not in this build of torch: leave it out for the one of the device")
+        raise ValueError(
+            f"expected a backend of this build of torch, got {backend!r}. Leave it out to select it by the device"
+        )
 
 
 def _parameters(fn: Callable[..., Any]) -> set[str]:
     try:
         parameters = set(inspect.signature(fn).parameters)
-    except (TypeError, ValueError):  # Some builtins do not tell.
+    except (TypeError, ValueError):  # Some builtins do not have a signature.
         return set()
     return parameters - set(fn.keywords) if isinstance(fn, functools.partial) else parameters
 
 
 def _count(nproc: int | str, backend: str | None) -> int:
-    """The number of processes to start on this machine."""
+    """Return the number of processes to start on this machine."""
     devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     if nproc == "auto":
         return max(devices, 1)
     if isinstance(nproc, bool) or not isinstance(nproc, int) or nproc < 1:
-        raise ValueError(f'nproc must be "auto" or a whole number, 1 or more, got {nproc!r}')
+        raise ValueError(f'expected nproc to be "auto" or a whole number, 1 or more, got {nproc!r}')
     if nproc > devices > 0 and backend != "gloo":
         raise ValueError(
-            f"nproc is {nproc}, but this machine has {devices} accelerator{'s' * (devices > 1)}: pass at most that, or "
-            'backend="gloo", with which processes may share one'
+            f"expected nproc to be at most the {devices} accelerator{'s' * (devices > 1)} of this machine, got "
+            f"{nproc}. "
+            'Pass less, or backend="gloo", with which processes may share one'
         )
     return nproc

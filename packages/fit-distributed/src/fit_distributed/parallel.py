@@ -1,4 +1,4 @@
-"""A model on the device of this process, its gradients averaged over all processes."""
+"""Put a model on the device of this process, and average its gradients over all processes."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ __all__ = ["parallel"]
 
 
 def parallel(model: nn.Module, *, sync_bn: bool = False, **ddp_options: Any) -> nn.Module:
-    """The model on the device of this process, in DistributedDataParallel if there are several.
+    """Move the model to the device of this process, and wrap it in DistributedDataParallel if there are several.
 
-    From here on each process draws random numbers of its own, for augmentation and dropout: the generators of torch,
-    Python and NumPy are seeded again on all ranks but 0, from their state and the rank. Seed them before.
+    After this call each process draws other random numbers, for augmentation and dropout: the generators of torch,
+    Python and NumPy are seeded again on all ranks except 0, from their state and the rank. Seed them before.
 
-    In eval mode the model is called without the others: processes may evaluate unequally many batches, or none, and
-    the gradients of a backward pass there stay with the process.
+    In eval mode the model runs without the other processes, so they may evaluate different numbers of batches, or none.
+    The gradients of a backward pass in eval mode are not averaged.
 
     Args:
-        model: any module. Make the optimizer from what is returned.
-        sync_bn: let batch norms see the batches of all processes. Accelerators only.
+        model: any module. Create the optimizer from the parameters of the result.
+        sync_bn: compute batch norm statistics over the batches of all processes. Accelerators only.
         **ddp_options: options of DistributedDataParallel, such as ``find_unused_parameters=True``.
 
     Returns:
-        The model itself for one process.
+        The model, wrapped if there are several processes.
 
     Raises:
         TypeError: ``model`` is not a module.
-        RuntimeError: there are several processes, but no process group.
+        RuntimeError: there are several processes without a process group.
 
     Example:
         >>> model = parallel(Net())
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: parallel(Net())")
+        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}. Write parallel(Net())")
     here = device()
     model = model.to(here)
     if world_size() == 1:
         return model
     if not has_process_group():
         raise RuntimeError(
-            f"there are {world_size()} processes, but no process group: call parallel inside the function that you "
-            "launch, or call torch.distributed.init_process_group() first"
+            f"expected a process group for {world_size()} processes, got none. Call parallel inside the function that "
+            "you launch, or call torch.distributed.init_process_group() first"
         )
     if sync_bn and here.type == "cpu":
-        warnings.warn("sync_bn works on accelerators only: on the CPU each process keeps to its batch", stacklevel=2)
+        warnings.warn("sync_bn works on accelerators only. On the CPU each process uses its own batch", stacklevel=2)
     elif sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     _draw_apart(distributed.get_rank())
@@ -62,7 +62,7 @@ def parallel(model: nn.Module, *, sync_bn: bool = False, **ddp_options: Any) -> 
 
 
 def _draw_apart(rank: int) -> None:
-    """Seed the global random generators, so that ranks with the same seed draw different numbers. Rank 0 keeps its."""
+    """Seed the global random generators, so that ranks with the same seed draw different numbers."""
     if rank == 0:
         return
     torch.manual_seed(int(torch.randint(2**62, ())) + rank)
@@ -72,10 +72,10 @@ def _draw_apart(rank: int) -> None:
 
 
 class _Parallel(DistributedDataParallel):
-    """Takes part in training only, after which all processes have the same buffers.
+    """Synchronize in training only, and leave all processes with the same buffers after each step.
 
-    DistributedDataParallel copies rank 0's buffers to all before a forward pass, and so lets the processes evaluate
-    with running statistics of their own, which no checkpoint holds. Copied after it, they cost as much.
+    DistributedDataParallel copies rank 0's buffers to all before a forward pass. Then each process evaluates with other
+    running statistics, which are not in a checkpoint. Copying them after the pass costs the same.
     """
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
@@ -88,7 +88,7 @@ class _Parallel(DistributedDataParallel):
         output = super().forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]
         if self._share_buffers and self.require_backward_grad_sync and torch.is_grad_enabled():
             named = self.module.named_buffers()
-            # The data alone: autograd need not know, since backward in training mode uses the batch's statistics.
+            # Only the data, without autograd: backward in training mode uses the statistics of the batch.
             buffers = [buffer.data for name, buffer in named if name not in self.parameters_to_ignore]
             if buffers:
                 distributed._broadcast_coalesced(self.process_group, buffers, 2**28, 0)  # type: ignore[attr-defined]

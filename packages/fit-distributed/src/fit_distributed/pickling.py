@@ -1,4 +1,4 @@
-"""How functions get into other processes, and values out of them."""
+"""Send functions to other processes, and values back."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["dump_call", "dump_value", "load_value"]
 
 
 def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    """A call as bytes, for ``pickle.loads`` in another process.
+    """Return a call as bytes, for ``pickle.loads`` in another process.
 
     Raises:
-        TypeError: a part of it cannot be sent, and what to do about it.
+        TypeError: a part of it cannot be sent. The message says what to do.
     """
     # Another process cannot import a notebook, or a script that is read from standard input.
     in_notebook = not os.path.exists(getattr(sys.modules["__main__"], "__file__", ""))
@@ -38,13 +38,13 @@ def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
             reason = str(error)
     advice = "" if cloudpickle else ", or pip install cloudpickle"
     raise TypeError(
-        f"launch cannot send {getattr(fn, '__qualname__', fn)} and its arguments to other processes ({reason}): define "
-        f"the function at the top level of a file and pass it what can be pickled{advice}"
+        f"launch cannot send {getattr(fn, '__qualname__', fn)} and its arguments to other processes ({reason}). Define "
+        f"the function at the top level of a file, and pass arguments that can be pickled{advice}"
     )
 
 
 def dump_value(value: Any) -> bytes:
-    """A value as bytes.
+    """Return a value as bytes.
 
     Raises:
         TypeError: it cannot be pickled.
@@ -58,13 +58,13 @@ def dump_value(value: Any) -> bytes:
         else:
             return buffer.getvalue()
     raise TypeError(
-        f"the function returned a {type(value).__name__} that cannot be sent back ({reason}): return numbers, tensors, "
+        f"expected a result that can be sent back, got a {type(value).__name__} ({reason}). Return numbers, tensors, "
         "lists and dicts of them, or None"
     )
 
 
 def load_value(data: bytes) -> Any:
-    """The value that :func:`dump_value` made bytes of, its tensors on the CPU."""
+    """Return the value that :func:`dump_value` converted to bytes, with tensors on the CPU."""
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
 
 

@@ -26,15 +26,15 @@ _GRACE = 3.0
 """Seconds in which the processes that waited with this one report that they did."""
 
 _LAST_WORD = 1.0
-"""Seconds a failed process stays, so that the launcher sees first one that was killed: it looks ten times a second."""
+"""Seconds that a failed process stays. The launcher checks ten times per second, and should see a killed one first."""
 
 
 class LaunchError(RuntimeError):
-    """A process failed, and with it the launch. The message ends with the traceback of that process.
+    """Raised when a process failed, and with it the launch. The message ends with the traceback of that process.
 
     Attributes:
-        rank (int): which process failed first.
-        traceback (str): its traceback; without one, what is known of its end.
+        rank (int): the process that failed first.
+        traceback (str): its traceback. Without one, a sentence about how it ended.
     """
 
     __module__ = "fit_distributed"
@@ -46,16 +46,16 @@ class LaunchError(RuntimeError):
 
 
 def explain(folder: Path, rank: int, exitcode: int, world_size: int) -> LaunchError:
-    """The error of the process that failed first, not of one that failed because that was gone."""
+    """Return the error of the process that failed first, and not of one that lost the connection to it."""
     first = first_failure(last_attempt(folder))
-    # A process that left no word of its own was not waiting for another, unless its backend made it abort.
+    # A process without a report was not waiting for another one, unless its backend aborted it.
     if first and (exitcode == -signal.SIGABRT or has_reported(last_attempt(folder), rank)):
         return LaunchError(first[0], world_size, first[1])
     if exitcode < 0:
         why = {
             signal.SIGKILL: " (out of memory?)",
-            signal.SIGABRT: ": torch gave up. gloo does that when the processes make different calls, such as when "
-            "their training loaders yield unequally many batches",
+            signal.SIGABRT: ": torch aborted it. gloo does that when the processes make different calls, for example "
+            "when their training loaders yield different numbers of batches",
         }.get(signal.Signals(-exitcode), "")
         return LaunchError(rank, world_size, f"rank {rank} was killed by signal {-exitcode}{why}")
     if exitcode == 0:
@@ -70,12 +70,12 @@ def _attempt() -> Path:
 
 
 def last_attempt(folder: Path) -> Path:
-    """The folder of the last attempt, below that of the run."""
+    """Return the folder of the last attempt, inside that of the run."""
     return max(folder.glob("*/attempt_*"), key=lambda path: int(path.name.rpartition("_")[2]), default=folder)
 
 
 def first_failure(attempt: Path) -> tuple[int, str] | None:
-    """Rank and traceback of the process that failed first on this machine, if it could tell."""
+    """Return rank and traceback of the process that failed first on this machine, or None without a report."""
     try:
         number = int((attempt / "first").read_text())
         return number, (attempt / f"failed{number}").read_text()
@@ -84,19 +84,19 @@ def first_failure(attempt: Path) -> tuple[int, str] | None:
 
 
 def has_reported(attempt: Path, number: int) -> bool:
-    """Whether the process of this rank could tell of its end."""
+    """Return whether the process of this rank has reported its end."""
     return (attempt / f"gone{number}").exists()
 
 
 def report(error: BaseException, timeout: float) -> NoReturn:
-    """Leave word of an error, and raise it."""
+    """Report an error, and raise it."""
     attempt = _attempt()
     (attempt / f"place{rank()}").write_text(_place(error))
     (attempt / f"gone{rank()}").touch()
     try:
         with open(attempt / "first", "x") as file:
             file.write(str(rank()))
-    except FileExistsError:  # Others came first; their word counts.
+    except FileExistsError:  # Another process failed first, and its report counts.
         _wait(lambda: first_failure(attempt) is not None, _GRACE + 5)
         raise error from None
     if error.__traceback__:
@@ -111,21 +111,21 @@ def report(error: BaseException, timeout: float) -> NoReturn:
             "Its own message says why"
         )
     elif isinstance(error, SystemExit):
-        reported = RuntimeError(f"the function called sys.exit({error.code!r}): let it return instead")
+        reported = RuntimeError(f"the function called sys.exit({error.code!r}). Let it return instead")
     if reported is not error:
         reported.__cause__ = error
     report = attempt / f"failed{rank()}"
     text = "".join(traceback.format_exception(reported))
     report.with_suffix(".part").write_text(text)
     report.with_suffix(".part").rename(report)
-    if rank():  # Into its log. On the console it is the last word of the launcher's error.
+    if rank():  # To its log. On the console it is the end of the launcher's error.
         sys.stderr.write(text)
     time.sleep(_LAST_WORD)
     raise reported
 
 
 def _is_timeout(error: BaseException) -> bool:
-    """Whether a collective or the store waited in vain."""
+    """Return whether a collective or the store timed out."""
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(
         sign in text for sign in ("timed out waiting", "wait timeout", "socket timeout")
@@ -133,7 +133,7 @@ def _is_timeout(error: BaseException) -> bool:
 
 
 def _missing(attempt: Path, timeout: float, error: BaseException) -> str:
-    """Who did not come. A timeout breaks off the wait of all the others, and these report at once."""
+    """Return a sentence about the missing processes. The others time out together, and report at once."""
     first = rank() - local_rank()
 
     def missing() -> list[int]:
@@ -147,7 +147,7 @@ def _missing(attempt: Path, timeout: float, error: BaseException) -> str:
         )
         return (
             f"the processes waited for each other in different calls for {timeout:g} s. Make the same calls on every "
-            f"process, with equally many training batches, and none inside 'if is_main():'{places}"
+            f"process, with the same number of training batches, and none inside 'if is_main():'{places}"
         )
     names = ", ".join(map(str, missing())) or "of another machine"
     return f"rank {names} did not come within {timeout:g} s to where rank {rank()} waited: {_place(error)}"
@@ -181,13 +181,13 @@ def _wait(condition: Callable[[], bool], seconds: float) -> None:
 
 
 def log_restart() -> None:
-    """Log why the processes were started again, if they were."""
+    """Log why the processes were restarted, if they were."""
     attempt = _attempt()
     count = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if count and local_rank() == 0:
         failed = first_failure(attempt.with_name(f"attempt_{count - 1}"))
         why = "a process was killed"
-        if failed and "by peer" not in failed[1]:  # Else it lost the connection to the one that was.
+        if failed and "by peer" not in failed[1]:  # Otherwise it lost the connection to the killed one.
             why = f"rank {failed[0]} failed: {_last_line(failed[1])}"
         logging.getLogger("fit_distributed").warning(
             "restart %s of %s: %s", count, os.environ["TORCHELASTIC_MAX_RESTARTS"], why

@@ -1,4 +1,4 @@
-"""The part of a loader's data that this process reads."""
+"""Split the data of a loader between processes."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Loader = TypeVar("Loader", bound="DataLoader[Any]")
 
 
 class ShardSampler(Sampler[Any]):
-    """Every ``world_size``-th of another sampler's indices, or of a batch sampler's batches.
+    """Yield every ``world_size``-th of another sampler's indices, or of a batch sampler's batches.
 
-    The processes' k-th batches of B samples together are the k-th batch of N * B of one process. All go by the
-    order that rank 0 draws, whatever their random generators: each must begin a pass when the others do. Those of
-    a SequentialSampler know it without asking.
+    On N processes the k-th batches of B samples are together the k-th batch of N * B samples on one process. All
+    processes use the order that rank 0 draws, so each has to start a pass when the others do. The order of a
+    SequentialSampler is known and not exchanged.
 
     Args:
         sampler: the indices of all processes, with a ``len``.
-        pad: repeat a few, so that every process gets equally many; else each is given once.
-        drop_last: with ``pad``, leave the few out instead.
-        rank: of this process, 0 to ``world_size - 1``; None: ask when iterated.
-        world_size: number of processes, 1 or more; None: ask when iterated.
+        pad: True repeats a few, so that every process gets the same number. False yields each once.
+        drop_last: with ``pad``, drop a few instead of repeating them.
+        rank: the rank of this process, 0 to ``world_size - 1``. None looks it up when iterated.
+        world_size: the number of processes, 1 or more. None looks it up when iterated.
 
     Example:
         >>> sampler = ShardSampler(WeightedRandomSampler(weights, 1000), pad=True)
@@ -50,7 +50,7 @@ class ShardSampler(Sampler[Any]):
         world_size: int | None = None,
     ) -> None:
         if not hasattr(sampler, "__len__"):
-            raise TypeError(f"a {type(sampler).__name__} cannot be sharded: it has no len, give it a __len__")
+            raise TypeError(f"expected a sampler with a len, got {type(sampler).__name__} without. Add a __len__ to it")
         self.sampler = sampler
         self.pad = pad
         self.drop_last = drop_last
@@ -59,12 +59,12 @@ class ShardSampler(Sampler[Any]):
 
     @property
     def generator(self) -> torch.Generator | None:
-        """The random generator of the inner sampler, which the place of a run in its data needs."""
+        """The random generator of the inner sampler, which is saved with the place in the data."""
         holders = (self.sampler, getattr(self.sampler, "sampler", None))
         return next((found for holder in holders if (found := getattr(holder, "generator", None))), None)
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass the number of the pass on to the inner sampler, if it wants it."""
+        """Call ``set_epoch`` of the inner sampler, if it has that."""
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
@@ -84,7 +84,7 @@ class ShardSampler(Sampler[Any]):
         )
 
     def _total(self, length: int, size: int) -> int:
-        """How many indices are given to all processes together."""
+        """Return the number of indices of all processes together."""
         if not self.pad or length == 0:
             return length
         return (length // size if self.drop_last else -(-length // size)) * size
@@ -99,24 +99,24 @@ class ShardSampler(Sampler[Any]):
 
 
 def shard(loader: Loader, *, pad: bool | None = None) -> Loader:
-    """The part of a loader that this process reads; its batches are as large as before.
+    """Return a loader of the part of the data that this process reads, with the same batch size.
 
-    A loader that shuffles, or has a sampler of its own, is for training: every process gets equally many batches, for
-    which a few samples repeat (with ``drop_last`` they are left out). Any other is for evaluation: each sample is
-    given once, and a process may get fewer batches, or none.
+    A loader that shuffles, or has a custom sampler, is for training: every process gets the same number of batches, so
+    a few samples repeat (with ``drop_last`` they are dropped). Any other loader is for evaluation: each sample comes
+    once, and a process may get fewer batches, or none.
 
-    Of an iterable dataset each process, and each worker in it, reads everything and keeps its part. It must give the
-    same order everywhere; that it splits itself among workers is taken care of.
+    For an iterable dataset, each process and each of its workers reads everything and keeps its part. The order has to
+    be the same everywhere. A dataset that splits itself between workers works too.
 
     Args:
-        loader: a DataLoader; all its options are kept.
-        pad: True: equally many batches; False: each sample once; None: by the rule above.
+        loader: a DataLoader. All its options are kept.
+        pad: True for the same number of batches, False for each sample once, None for the rule above.
 
     Returns:
-        A loader of the same class; for one process, the loader itself.
+        A loader of the same class, or with one process the loader itself.
 
     Raises:
-        TypeError: it is no DataLoader, or its sampler has no len.
+        TypeError: it is not a DataLoader, or its sampler does not have a len.
         ValueError: it is sharded already, or has an iterable dataset and ``pad`` is None.
 
     Example:
@@ -124,8 +124,8 @@ def shard(loader: Loader, *, pad: bool | None = None) -> Loader:
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(
-            f"shard takes a torch DataLoader, got {type(loader).__name__}: of batches of your own give each process "
-            "its part, batches[rank()::world_size()]"
+            f"expected a torch DataLoader, got {type(loader).__name__}. For your own batches, pass each process its "
+            "part: batches[rank()::world_size()]"
         )
     if world_size() == 1:
         return loader
@@ -134,8 +134,8 @@ def shard(loader: Loader, *, pad: bool | None = None) -> Loader:
     if isinstance(loader.dataset, IterableDataset):
         if pad is None:
             raise ValueError(
-                "an iterable dataset does not tell what it is for: pass pad=True for training (every process gets "
-                "equally many samples, a few repeat) or pad=False for evaluation (each sample once)"
+                "expected pad= for an iterable dataset, got None. Pass pad=True for training (every process gets the "
+                "same number of samples, a few repeat) or pad=False for evaluation (each sample once)"
             )
         new["dataset"] = _IterableShard(loader.dataset, pad, rank(), world_size())
     elif batches is None:
@@ -146,14 +146,15 @@ def shard(loader: Loader, *, pad: bool | None = None) -> Loader:
     else:
         new["batch_sampler"] = _sampler(batches, pad)
     sharded = copy.copy(loader)
-    vars(sharded).update(new)  # A DataLoader does not let its sampler be set, and a new one might lose an option.
+    vars(sharded).update(new)  # A DataLoader refuses a new sampler, and another DataLoader might lose an option.
     return sharded
 
 
 def _sampler(sampler: Any, pad: bool | None, *, drop_last: bool = False) -> ShardSampler:
     if isinstance(sampler, (DistributedSampler, ShardSampler)):
         raise ValueError(
-            f"the loader is sharded already, by its {type(sampler).__name__}: use it as it is, or make it without one"
+            f"expected a loader that is not sharded, got one with a {type(sampler).__name__}. Use it without shard, or "
+            "create it with another sampler"
         )
     if pad is None:
         pad = not isinstance(getattr(sampler, "sampler", sampler), SequentialSampler)
@@ -161,7 +162,7 @@ def _sampler(sampler: Any, pad: bool | None, *, drop_last: bool = False) -> Shar
 
 
 class _IterableShard(IterableDataset[Any]):
-    """One sample of every ``size``, dealt out to the workers of this process."""
+    """Yield one of every ``size`` samples, split between the workers of this process."""
 
     def __init__(self, dataset: IterableDataset[Any], pad: bool, rank: int, size: int) -> None:
         self.dataset = dataset
@@ -186,7 +187,7 @@ class _IterableShard(IterableDataset[Any]):
 
 
 def _whole(dataset: IterableDataset[Any]) -> Iterator[Any]:
-    """All samples, also of a dataset that gives each worker a part: it is told that there are no workers."""
+    """Yield all samples, even if the dataset splits itself between workers. It sees none while it is read."""
     workers = data_utils.worker
     info = workers._worker_info
     samples: Iterator[Any] | None = None

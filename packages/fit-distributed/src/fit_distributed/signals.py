@@ -1,4 +1,4 @@
-"""Signals that ask a launcher to stop: noted by a handler, and passed on to its processes."""
+"""Handle signals that stop a launcher, and pass them on to its processes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["Signals"]
 _ASKING = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGQUIT")
 
 _PERSON = 1.0
-"""Seconds after which another Ctrl-C is a person's, who wants the end at once."""
+"""Seconds after which another Ctrl-C comes from a person who wants to stop at once."""
 
 
 class Signals:
-    """Note the first signal. Later ones change nothing, except for a Ctrl-C after a second: it raises at once.
+    """Record the first signal. Later ones change nothing, except for a Ctrl-C after a second: it raises at once.
 
-    Python allows it in the main thread only. Signals that this process ignores stay ignored, as nohup wants it.
+    Python allows it in the main thread only. Signals that this process ignores stay ignored, as under nohup.
 
     Attributes:
-        received (int): the number of the first signal; 0 while there is none.
+        received (int): the number of the first signal, 0 before it.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a process of a launch does: enter the group, call the function, hand back its value, or tell why not."""
+"""Run a process of a launch: join the group, call the function, and return its value or report an error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _left: list[Any] = []
 
 @dataclass(frozen=True)
 class Job:
-    """What a launcher tells its processes."""
+    """Describe a job for the processes of a launcher."""
 
     call: bytes
     """The pickled function, arguments and keyword arguments."""
@@ -44,9 +44,9 @@ class Job:
 
 
 def work(job: Job) -> list[bytes] | None:
-    """The life of one new process. Returns what every process returned, on the first one of this machine."""
+    """Run a job in a new process. Return the results of all processes on the first one of this machine."""
     _die_with(job.launcher)
-    if hasattr(os, "setpgrp"):  # Ctrl-C goes to the launcher alone, which passes it on: so it comes once, not twice.
+    if hasattr(os, "setpgrp"):  # Ctrl-C reaches only the launcher, which passes it on. So it comes once and not twice.
         os.setpgrp()
     with _output(job.log_dir):
         try:
@@ -63,7 +63,7 @@ def work(job: Job) -> list[bytes] | None:
 
 
 def call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Call a function in this process, in its group if there is one; returns what every process returned."""
+    """Call a function in this process, in its group if there is one. Return the results of all processes."""
     with _mark_running():
         value = fn(*args, **kwargs)
     return [load_value(data) for data in _gather(value)] if world_size() > 1 else [value]
@@ -72,7 +72,7 @@ def call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def call_in_group(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], backend: str | None, timeout: float
 ) -> list[Any]:
-    """Enter the group of which the launcher of this process told, and call a function there."""
+    """Join the group that the launcher of this process has set up, and call a function there."""
     from torch.distributed.elastic.multiprocessing.errors import record  # torchrun then prints the traceback.
 
     os.environ.update(launcher_variables())
@@ -80,8 +80,8 @@ def call_in_group(
         return call(fn, args, kwargs)
     if not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
         raise RuntimeError(
-            f"{world_size()} processes were started, but MASTER_ADDR and MASTER_PORT do not say where they meet. Set "
-            "them to the first host and a free port on it: mpirun -x MASTER_ADDR=host0 -x MASTER_PORT=29500 ..."
+            f"expected MASTER_ADDR and MASTER_PORT, where the {world_size()} processes meet. Set them to the first "
+            "host and a free port on it: mpirun -x MASTER_ADDR=host0 -x MASTER_PORT=29500 ..."
         )
     _join(backend, timeout)
     values = record(call)(fn, args, kwargs)
@@ -90,7 +90,7 @@ def call_in_group(
 
 
 def is_running() -> bool:
-    """Whether a function that was launched runs in this process."""
+    """Return whether a launched function runs in this process."""
     return _running
 
 
@@ -105,18 +105,18 @@ def _mark_running() -> Iterator[None]:
 
 
 def _join(backend: str | None, timeout: float) -> None:
-    """Enter the process group."""
+    """Join the process group."""
     env = os.environ
     here = device()
     store = None
     if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and env.get("GROUP_WORLD_SIZE") == "1":
-        # Elastic uses one store for all attempts, and what the last one has left there would lead this one astray.
+        # Elastic uses one store for all attempts. This one must not see the keys of the last one.
         tcp = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), timeout=timedelta(seconds=timeout))
         store = PrefixStore(f"attempt_{env['TORCHELASTIC_RESTART_COUNT']}", tcp)
     if here.type != "cpu":
         torch.accelerator.set_device_index(here.index)
     distributed.init_process_group(
-        backend or ("gloo" if here.type == "cpu" else None),  # None: gloo for the CPU's tensors beside the device's
+        backend or ("gloo" if here.type == "cpu" else None),  # None: gloo for tensors on the CPU, and the device's own
         store=store,
         rank=rank() if store else -1,
         world_size=world_size() if store else -1,
@@ -126,10 +126,10 @@ def _join(backend: str | None, timeout: float) -> None:
 
 
 def _leave() -> None:
-    """Leave the process group; never after an error, since that would make the others look guilty."""
-    distributed.barrier()  # gloo aborts a process whose peer is gone before it has come to rest itself.
-    # Kept until the process ends: in torch 2.6 the end of the object holds Python's lock while it waits for a thread
-    # of gloo, which may need that lock to let go of the last tensors. Both then wait for ever.
+    """Leave the process group. Not after an error, which would make the other processes look guilty."""
+    distributed.barrier()  # gloo aborts a process whose peer ends before it has finished itself.
+    # Kept until the process ends: in torch 2.6 the destructor holds Python's lock while it waits for a thread of gloo,
+    # which may need that lock to free the last tensors. That would be a deadlock.
     _left.append(distributed.group.WORLD)
     distributed.destroy_process_group()
 
@@ -149,19 +149,19 @@ def _gather(value: Any) -> list[bytes]:
 
 
 def _die_with(launcher: int) -> None:
-    """See to it that this process does not outlive its launcher, whatever ends that."""
+    """End this process when its launcher ends for any reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG.
-    if os.getppid() != launcher:  # It was gone already.
+    if os.getppid() != launcher:  # It has ended already.
         os._exit(1)
 
 
-# What a process prints.
+# The output of a process.
 
 
 @contextmanager
 def _output(log_dir: str | None) -> Iterator[None]:
-    """Rank 0 prints on the console; with ``log_dir`` every rank into a file."""
+    """Let only rank 0 print to the console. With ``log_dir`` every rank also prints to a file."""
     path = os.devnull
     if log_dir:
         os.makedirs(log_dir, exist_ok=True)
@@ -184,7 +184,7 @@ def _output(log_dir: str | None) -> Iterator[None]:
 
 
 class _Tee:
-    """The console, of which a file gets a copy. All but writing, a bar's question for its width say, is its own."""
+    """Write to the console and copy it to a file. Everything else, such as its width, is that of the console."""
 
     def __init__(self, console: Any, file: Any) -> None:
         self.console = console

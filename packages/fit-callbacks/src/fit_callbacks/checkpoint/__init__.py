@@ -1,4 +1,4 @@
-"""Checkpoints: a run that is killed at any moment goes on with the same bits."""
+"""Save checkpoints, and resume a run that was killed at any moment, bit for bit."""
 
 from .files import CheckpointError, read
 from .saver import CheckpointSaver

@@ -1,4 +1,4 @@
-"""List the checkpoints of a folder: epoch, step, monitored value, size, whole or damaged."""
+"""List the checkpoints of a folder with epoch, step, monitored value, size, and whether they are damaged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     paths = checkpoints(Path(arguments[0]))
     lines = [describe(path) for path in paths]
     header = f"{'file':<16} {'epochs':>6} {'steps':>9} {'monitored':<24} {'size':>10}"
-    sys.stdout.write("\n".join([header, *lines] if lines else [f"there is no checkpoint in {arguments[0]}"]) + "\n")
+    sys.stdout.write("\n".join([header, *lines] if lines else [f"no checkpoint in {arguments[0]}"]) + "\n")
     return 0 if lines and not any("DAMAGED" in line for line in lines) else 1
 
 

@@ -1,4 +1,4 @@
-"""Look into the content of a checkpoint: its tensors, and what torch would refuse to load."""
+"""Inspect the content of a checkpoint: its tensors, and values that torch would refuse to load."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def size_of(value: Any) -> int:
 
 
 def why_not_loadable(content: Any) -> str | None:
-    """Return what a checkpoint contains that ``torch.load(..., weights_only=True)`` refuses, and where. Else None."""
+    """Return which value of a checkpoint ``torch.load(..., weights_only=True)`` refuses, and its place, or None."""
     found = _first_foreign(content, ())
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""One checkpoint, one file: written so that a crash leaves the old one or the new one, read only when it is whole."""
+"""Write a checkpoint file so that a crash leaves the old one or the new one, and read only complete files."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ __all__ = [
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message says why, and what there still is."""
+    """Raised when a checkpoint could not be written or read. The message says why, and which ones remain."""
 
 
 def write(content: Mapping[str, Any], part: Path) -> None:
-    """Write a checkpoint under a passing name, force it to the disk, and load it again without reading its tensors.
+    """Write a checkpoint under a temporary name, force it to the disk, and load it again without reading its tensors.
 
     Raises:
-        OSError: the file did not come out as it went in.
+        OSError: the file differs from its content.
     """
     with part.open("wb") as file:
         torch.save(content, file)
@@ -50,16 +50,16 @@ def write(content: Mapping[str, Any], part: Path) -> None:
         raise OSError(f"read back, {problem}")
     try:
         torch.load(part, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # A file system may not map files.
+    except Exception:  # Some file systems cannot map files.
         torch.load(part, map_location="cpu", weights_only=True)
 
 
 @contextlib.contextmanager
 def explained(content: Mapping[str, Any], part: Path) -> Iterator[None]:
-    """Say why a checkpoint could not be written, and remove what there is of it.
+    """Explain why a checkpoint could not be written, and remove the partial file.
 
     Raises:
-        TypeError: it contains something that cannot be loaded again. The message has the place.
+        TypeError: it contains something that cannot be loaded again. The message names its place.
         CheckpointError: the disk is full, or the folder is gone.
     """
     try:
@@ -72,17 +72,17 @@ def explained(content: Mapping[str, Any], part: Path) -> Iterator[None]:
         folder = part.parent
         if not folder.exists():
             raise CheckpointError(
-                f"cannot save a checkpoint in {folder}: the folder has been moved or deleted. Make it again"
+                f"cannot save a checkpoint in {folder}: the folder has been moved or deleted. Create it again"
             ) from error
         needed, free = size_of(content) / 1e6, shutil.disk_usage(folder).free / 1e6
         raise CheckpointError(
-            f"cannot save a checkpoint in {folder}: {error}. It needs {needed:.1f} MB, {free:.1f} MB are free; "
-            "the checkpoints before it are intact"
+            f"cannot save a checkpoint in {folder}: {error}. It needs {needed:.1f} MB, {free:.1f} MB are free. "
+            "The checkpoints before it are intact"
         ) from error
 
 
 def add_name(source: Path, target: Path) -> None:
-    """Give a file one more name. What had that name goes; there is no moment without the one or the other."""
+    """Add a name to a file, and replace the file that had this name. At any moment one of them exists."""
     passing = target.with_name(f".{target.name}.link")
     passing.unlink(missing_ok=True)
     try:
@@ -96,7 +96,7 @@ def add_name(source: Path, target: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Force the names in a folder to the disk."""
-    with contextlib.suppress(OSError, AttributeError):  # Windows opens no folders
+    with contextlib.suppress(OSError, AttributeError):  # Windows cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -105,35 +105,35 @@ def sync_folder(folder: Path) -> None:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a file, by the checksums of all its records; None when it is whole."""
+    """Return the damage of a file, found by the checksums of all its records, or None if it is complete."""
     try:
         with zipfile.ZipFile(path) as records:
             bad = records.testzip()
     except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
-        return f"it is no complete checkpoint ({error})"
+        return f"it is not a complete checkpoint ({error})"
     return f"the checksum of its record {bad} is wrong" if bad else None
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, after all its checksums have been compared. Runs no code that may be in it.
+    """Read a checkpoint to the CPU, after comparing all its checksums. Code in it is not executed.
 
     Raises:
-        CheckpointError: the file is damaged, or holds something else than tensors, numbers and strings.
-        FileNotFoundError: there is none.
+        CheckpointError: the file is damaged, or contains something else than tensors, numbers and strings.
+        FileNotFoundError: the file does not exist.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        raise FileNotFoundError(f"expected a checkpoint, got {path}, which does not exist")
     if problem := find_damage(path):
         raise CheckpointError(f"{path} cannot be used: {problem}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} cannot be used: it holds more than tensors, numbers and strings") from error
-    except Exception as error:  # there are many ways to fail
+        raise CheckpointError(f"{path} cannot be used: it contains more than tensors, numbers and strings") from error
+    except Exception as error:  # it can fail in many ways
         raise CheckpointError(f"{path} cannot be used: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or "format" not in content:
-        raise CheckpointError(f"{path} cannot be used: it holds a {type(content).__name__} and not a run")
+        raise CheckpointError(f"{path} cannot be used: it contains a {type(content).__name__} and not a run")
     return content
 
 
@@ -141,7 +141,7 @@ def peek(path: Path) -> dict[str, Any] | None:
     """Return the content of a checkpoint without reading its tensors, or None if that fails."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # type: ignore[no-any-return]
-    except Exception:  # It is only looked at.
+    except Exception:  # It is not needed.
         return None
 
 
@@ -157,16 +157,16 @@ def read_same(path: Path, mark: str) -> dict[str, Any] | None:
     try:
         if fingerprint(path) == mark:
             return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
-    except Exception:  # The other process sends it then.
+    except Exception:  # Then the other process sends it.
         pass
     return None
 
 
 def newest_whole(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
-    """The first of several checkpoints that can be read; a warning names those that cannot.
+    """Return the first of several checkpoints that can be read. A warning names those that cannot.
 
     Raises:
-        CheckpointError: none can.
+        CheckpointError: all of them are damaged.
     """
     problems = []
     for path in paths:
@@ -176,6 +176,6 @@ def newest_whole(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
             problems.append(str(error))
             continue
         if problems:
-            warnings.warn(f"{'; '.join(problems)}; {path} is used in its place", stacklevel=2)
+            warnings.warn(f"{'. '.join(problems)}. Using {path} instead", stacklevel=2)
         return path, content
-    raise CheckpointError(f"no checkpoint can be used: {'; '.join(problems)}")
+    raise CheckpointError(f"no checkpoint can be used. {'. '.join(problems)}")

@@ -1,4 +1,4 @@
-"""The checkpoints in a folder: which there are, which are kept, and where those of an earlier run go."""
+"""Find the checkpoints in a folder, and move those of an earlier run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def is_same(folder: Path, other: Path) -> bool:
 
 
 def name_of(epoch: int) -> str:
-    """Return the name under which an epoch is kept."""
+    """Return the file name of an epoch."""
     return f"epoch-{epoch:04d}.pt"
 
 
 def set_aside(folder: Path) -> str | None:
-    """Move the checkpoints of an earlier run into a folder of their own. Return its name, or None without any."""
+    """Move the checkpoints of an earlier run to a new folder. Return its name, or None without checkpoints."""
     paths = checkpoints(folder)
     if not paths:
         return None
@@ -40,7 +40,7 @@ def set_aside(folder: Path) -> str | None:
 
 
 def values_after(epoch: int, monitor: str, folder: Path) -> list[tuple[float, int]]:
-    """Return values and epochs of what is kept in a folder from later epochs than one."""
+    """Return values and epochs of the checkpoints of later epochs in a folder."""
     kept = [content for path in _kept_in(folder) if (content := peek(path)) and content["epoch"] > epoch]
     values = [(content["monitor"], content["epoch"]) for content in kept if "monitor" in content]
     return [(v["value"], number) for v, number in values if v["name"] == monitor and v["value"] is not None]

@@ -1,4 +1,4 @@
-"""Keep two runs from writing into one folder."""
+"""Prevent two runs from writing to the same folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _held: set[Path] = set()
 
 
 class FolderLock:
-    """Holds a folder for one run. The system releases it when the process ends, however it ends.
+    """Lock a folder for one run. The system releases the lock when the process ends for any reason.
 
     It is a POSIX record lock, which loader workers do not inherit. On Windows, and on file systems without such locks,
-    only runs of the same process are kept apart.
+    it only works between runs of the same process.
     """
 
     def __init__(self) -> None:
@@ -24,14 +24,14 @@ class FolderLock:
         self._file: Any = None
 
     def acquire(self, folder: Path) -> None:
-        """Take the folder.
+        """Lock the folder.
 
         Raises:
             RuntimeError: another run, or another callback of this run, is writing to it.
         """
         folder = folder.resolve()
         if folder in _held:
-            raise RuntimeError(f"two CheckpointSavers write to {folder}: give each a folder of its own")
+            raise RuntimeError(f"expected one CheckpointSaver per folder, got two for {folder}. Use different folders")
         path = folder / ".lock"
         while True:
             file = path.open("a+")
@@ -42,13 +42,13 @@ class FolderLock:
                 owner = file.read().strip()
                 file.close()
                 raise RuntimeError(
-                    f"another run is writing to {folder} (process {owner or 'unknown'}): wait for it, stop it, or use "
+                    f"another run is writing to {folder} (process {owner or 'unknown'}). Wait for it, stop it, or use "
                     "another folder"
                 ) from None
             if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 break
-            file.close()  # Its owner has removed it just now.
-        with contextlib.suppress(OSError):  # The name of the owner is not worth a run.
+            file.close()  # Its owner has just removed it.
+        with contextlib.suppress(OSError):  # The owner is only for the message.
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -56,7 +56,7 @@ class FolderLock:
         _held.add(folder)
 
     def release(self) -> None:
-        """Let the folder go, if it is held."""
+        """Release the folder if it is locked."""
         if self._folder is not None:
             _held.discard(self._folder)
             with contextlib.suppress(OSError):
@@ -66,7 +66,7 @@ class FolderLock:
 
 
 def _lock(file: Any) -> None:
-    """Lock a file, where the system can do that."""
+    """Lock a file if the system supports it."""
     try:
         import fcntl
     except ImportError:  # Windows

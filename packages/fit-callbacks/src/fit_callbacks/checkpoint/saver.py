@@ -1,4 +1,4 @@
-"""The callback that saves a run, and takes it up again."""
+"""Save a run, and resume it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 @hints(
     filepath="Pass the folder: CheckpointSaver(save_dir)",
     dirpath="Pass the folder: CheckpointSaver(save_dir)",
-    save_best_only="best.pt is always kept beside last.pt, which a resume needs",
+    save_best_only="best.pt is always kept, and so is last.pt, which a resume needs",
     save_weights_only='A checkpoint is a whole run, and torch.load(path, weights_only=True)["model"] is its weights',
     save_top_k="Use keep=k",
     save_last="last.pt is always kept",
@@ -49,48 +49,49 @@ T = TypeVar("T")
     verbose="It prints a line when it resumes or stops a run",
 )
 class CheckpointSaver(Callback):
-    """Saves the run after each epoch, so that it can go on after any interruption with the same bits.
+    """Save the run after each epoch, and resume it after any interruption, bit for bit.
 
-    A checkpoint is one file with everything a run is: model, optimizer, scaler, callbacks, place in the data, random
+    A checkpoint is one file with everything about a run: model, optimizer, scaler, callbacks, place in the data, random
     states of all processes. ``torch.load("best.pt", weights_only=True)["model"]`` is the bare model's state dict. In
     ``save_dir``:
 
-    * ``last.pt``, the latest, and ``before-last.pt``, the one before, for the case that the latest is damaged;
-    * ``best.pt``, that of the best epoch by ``monitor``; with ``keep=k`` the k best also as ``epoch-0007.pt``.
+    * ``last.pt`` is the latest, and ``before-last.pt`` the one before, in case the latest is damaged.
+    * ``best.pt`` is that of the best epoch by ``monitor``. With ``keep=k`` the k best are kept as ``epoch-0007.pt``
+    too.
 
-    A file is written under another name, forced to the disk, read back, and then renamed; what it replaces goes after
-    that. A kill at any moment leaves a whole checkpoint. One with weights that are nan or infinite is not saved.
+    A file is written under another name, forced to the disk, read back, and then renamed. Only then the old file is
+    removed. A kill at any moment leaves a complete checkpoint. Weights that are nan or infinite are not saved.
 
     SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP save the run after the batch, in validation too, and end the process
     with status 143, 130, 138 or 129. Another Ctrl-C, more than a second later, ends it at once. Several processes stop
-    at the same step. Loader workers that the run starts leave these signals to it.
+    at the same step. Loader workers that the run starts ignore these signals.
 
     Args:
-        save_dir: the folder. Checkpoints of an earlier run in it are set aside into ``previous-1`` when a new one
-            begins.
+        save_dir: the folder. When a new run starts, checkpoints of an earlier run in it are moved to ``previous-1``.
         monitor: the key of the logs that decides which epoch is best. ``loss`` is ``val/loss``, or ``train/loss``
             without validation.
         mode: ``min`` if lower is better, ``max`` if higher is. ``auto`` takes ``min`` for a loss, and asks a metric's
             ``higher_is_better``.
         keep: how many of the best to keep, 1 or more.
-        every_steps: save ``last.pt`` also after each so many optimizer steps.
+        every_steps: save ``last.pt`` also every this many optimizer steps.
         resume: False starts from scratch. True resumes the newest complete checkpoint in ``save_dir``. ``"auto"`` does
             the same, and starts from scratch if there is none. A path resumes that file, or the newest complete one in
             that folder.
         save_on_signal: whether signals save and stop, in a run on the main thread.
         background: copy the state at once, and write it in a thread while training continues. The next save waits for
-            it, and raises what the thread could not do.
+            it, and raises its errors.
         on_error: ``"raise"`` ends the run if a checkpoint cannot be written, because the disk is full or the folder is
-            gone. ``"warn"`` trains on, and tries again at the next save. What cannot be loaded again always raises.
+            gone. ``"warn"`` trains on, and tries again at the next save. A state that cannot be loaded again always
+            raises an error.
 
     Raises:
-        ValueError: an argument is out of its range; the run has no such ``monitor``.
+        ValueError: an argument is out of range, or the run does not have the result ``monitor``.
         FileNotFoundError: there is nothing to resume from.
-        NotADirectoryError, PermissionError: ``save_dir`` cannot be written to; before the first step.
+        NotADirectoryError, PermissionError: ``save_dir`` cannot be written to. Raised before the first step.
         RuntimeError: another run, or another CheckpointSaver, is writing to ``save_dir``.
-        CheckpointError: nothing there can be read, or a checkpoint could not be written.
-        TypeError: the state contains something that cannot be loaded again. The message has the place. At the first
-            save.
+        CheckpointError: all checkpoints are damaged, or a checkpoint could not be written.
+        TypeError: the state contains something that cannot be loaded again. Raised at the first save. The message names
+            its place.
 
     Example:
         >>> CheckpointSaver("runs/a", "val/Acc@1", resume="auto")
@@ -122,13 +123,13 @@ class CheckpointSaver(Callback):
         self.save_on_signal = save_on_signal
         self.background = background
         if on_error not in ("raise", "warn"):
-            raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}")
+            raise ValueError(f"expected on_error to be 'raise' or 'warn', got {on_error!r}")
         self.on_error = on_error
         self._kept_before: list[tuple[float, int]] = []
         self._kept: list[tuple[float, int]] = []  # (value, epoch) of the best, the best first
         self._epochs = 0
         self._saved: tuple[int, int] | None = None
-        self._newer: list[tuple[float, int]] = []  # those in the folder that the resumed checkpoint does not know
+        self._newer: list[tuple[float, int]] = []  # later ones in the folder than the resumed checkpoint
         self._has_begun = False
         self._never_finite: set[str] = set()  # such as masks of -inf
         self._stopped_by = 0
@@ -140,11 +141,11 @@ class CheckpointSaver(Callback):
         self._state: RunnerState | None = None
 
     def on_begin(self, state: RunnerState) -> None:
-        """Look into the folder, and take up the run in it."""
+        """Resume the run in the folder, if there is one."""
         self.monitor.begin(state)
         self._kept, self._epochs, self._saved, self._stopped_by = [], 0, None, 0
         self._never_finite = not_finite(state, parameters=False)
-        # Flags and states travel between the processes by way of the CPU, so that no accelerator is waited for.
+        # Processes exchange flags and states on the CPU, so that they do not wait for an accelerator.
         self._peers = torch.distributed.new_group(backend="gloo") if has_process_group() else None
         self._asking, self._state = None, state
         self._has_begun = True
@@ -153,30 +154,30 @@ class CheckpointSaver(Callback):
             path, content = found
             state.load_state_dict(content)
             self._saved = _point(state) if is_same(path.parent, self.save_dir) else None
-            self._tell(state, path, content)
+            self._print_place(state, path, content)
         if self.save_on_signal:
             self._signals.listen()
 
     def on_epoch_begin(self, state: RunnerState) -> None:
-        """Know how many epochs are behind."""
+        """Count the complete epochs."""
         self._epochs = len(state.history)
 
     def on_loader_begin(self, state: RunnerState) -> None:
-        """Warn of an evaluation before ``fit``, which does not resume the run."""
+        """Warn about an evaluation before ``fit``, which does not resume the run."""
         if not self._has_begun and self.resume and state.rank == 0:
             self._has_begun = True
             source = self.save_dir if isinstance(self.resume, bool) or self.resume == "auto" else Path(self.resume)
             paths = checkpoints(source) if source.is_dir() else [source]
             if any(path.exists() for path in paths):
                 warnings.warn(
-                    "CheckpointSaver resumes a run in fit, and not in evaluate or predict, which use the weights that "
-                    "the model has now. Load others before: model.load_state_dict("
+                    "CheckpointSaver resumes a run in fit, and not in evaluate or predict, which use the current "
+                    "weights of the model. To use others, call model.load_state_dict("
                     f'torch.load("{self.save_dir / "best.pt"}", weights_only=True)["model"])',
                     stacklevel=2,
                 )
 
     def on_checkpoint(self, state: RunnerState) -> None:
-        """Save, where it is time; stop, where a signal asked to."""
+        """Save the run if it is due, and stop it after a signal."""
         self._stopped_by = self._asked_to_stop()
         if len(state.history) != self._epochs:
             self._epochs = len(state.history)
@@ -187,12 +188,12 @@ class CheckpointSaver(Callback):
             state.should_stop, state.status = True, "interrupted"
 
     def on_batch_end(self, state: RunnerState) -> None:
-        """In validation too, stop after the batch. What callbacks evaluate beside the run is not stopped."""
+        """Stop after the batch in validation too. Evaluations by callbacks are not stopped."""
         if not state.is_train and self._signals.received and state is self._state:
             state.should_stop = True
 
     def on_end(self, state: RunnerState) -> None:
-        """Save a run that was stopped in validation; wait for the writer; end the process if a signal asked to."""
+        """Save a run that was stopped in validation, wait for the writer, and end the process after a signal."""
         self._state = None
         try:
             if state.error is None:
@@ -214,7 +215,7 @@ class CheckpointSaver(Callback):
             self._signals.restore(keep=stopped_by)
         if stopped_by:  # The process ends. A signal that a scheduler repeats should not change its status.
             self._stop(state, signal.Signals(stopped_by))
-        if state.error is None and self._signals.received:  # It came too late to be agreed on.
+        if state.error is None and self._signals.received:  # It came too late for the processes to agree on.
             signal.raise_signal(self._signals.received)
 
     def _stop(self, state: RunnerState, number: signal.Signals) -> NoReturn:
@@ -235,11 +236,11 @@ class CheckpointSaver(Callback):
         raise SystemExit(128 + number)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which epochs are kept, and their values."""
+        """Return the kept epochs and their values."""
         return {"monitor": self.monitor.state_dict(), "kept": [list(entry) for entry in self._kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Restore the kept epochs and their values."""
         if self.monitor.load_state_dict(state_dict["monitor"]):
             kept = [(value, epoch) for value, epoch in state_dict["kept"]]
             self._kept = self._best(kept + self._newer)
@@ -251,7 +252,7 @@ class CheckpointSaver(Callback):
             self._attempt(state, self._writer.wait)
         if not self._is_finite(state):
             print_line(
-                state, f"CheckpointSaver: epoch {state.epoch} has weights that are nan or infinite; it is not saved"
+                state, f"CheckpointSaver: epoch {state.epoch} is not saved, because its weights are nan or infinite"
             )
             return
         self._kept_before = self._kept
@@ -267,7 +268,7 @@ class CheckpointSaver(Callback):
         self._attempt(state, lambda: self._writer.run(lambda: self._write(content, names, dropped), self.background))
 
     def _attempt(self, state: RunnerState, write: Callable[[], None]) -> None:
-        """Write on rank 0. Raise what fails on every rank, or warn of it."""
+        """Write on rank 0. Raise an error on every rank, or warn about it."""
         try:
             self._on_rank_zero(state, write)
         except CheckpointError as error:
@@ -278,7 +279,7 @@ class CheckpointSaver(Callback):
                 warnings.warn(f"{error}. The run continues without it", stacklevel=2)
 
     def _rank(self, epoch: int, value: float) -> tuple[list[str], list[str]]:
-        """Under which names an epoch is to be kept beside ``last.pt``, and which files go for it."""
+        """Return the names to keep an epoch under besides ``last.pt``, and the files to remove for it."""
         if not math.isfinite(value):
             return [], []
         before, this = self._kept, (value, epoch)
@@ -310,7 +311,7 @@ class CheckpointSaver(Callback):
             os.replace(part, last)
             sync_folder(self.save_dir)
         for name in dropped:
-            with contextlib.suppress(OSError):  # A file too many is not worth a run.
+            with contextlib.suppress(OSError):  # A leftover file does not matter.
                 (self.save_dir / name).unlink(missing_ok=True)
 
     def _found(self, state: RunnerState) -> tuple[Path, dict[str, Any]] | None:
@@ -339,7 +340,7 @@ class CheckpointSaver(Callback):
         return path, content
 
     def _open(self, state: RunnerState) -> tuple[Path, dict[str, Any]] | None:
-        """Make sure of the folder; what to resume from, if anything."""
+        """Lock the folder, and return the checkpoint to resume from, or None."""
         self.save_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.save_dir):
             pass
@@ -348,8 +349,8 @@ class CheckpointSaver(Callback):
             paths = checkpoints(self.save_dir)
             if not paths and self.resume is True:
                 raise FileNotFoundError(
-                    f"there is no checkpoint in {self.save_dir} to resume from. "
-                    'Pass resume="auto" to start from scratch then'
+                    f"expected a checkpoint in {self.save_dir} to resume from, got none. "
+                    'Pass resume="auto" to start from scratch'
                 )
             if not paths:
                 print_line(state, f"CheckpointSaver: no checkpoint in {self.save_dir}, starting from scratch")
@@ -359,7 +360,7 @@ class CheckpointSaver(Callback):
             source = Path(self.resume)
             paths = checkpoints(source) if source.is_dir() else [source]
             if not paths or not paths[0].exists():
-                raise FileNotFoundError(f"there is no checkpoint {source} to resume from")
+                raise FileNotFoundError(f"expected a checkpoint to resume from, got {source}, which does not exist")
             found = newest_whole(paths)
             if is_same(found[0].parent, self.save_dir):
                 return found
@@ -368,7 +369,7 @@ class CheckpointSaver(Callback):
             print_line(state, f"CheckpointSaver: {text}")
         return found
 
-    def _tell(self, state: RunnerState, path: Path, content: dict[str, Any]) -> None:
+    def _print_place(self, state: RunnerState, path: Path, content: dict[str, Any]) -> None:
         if state.epoch >= state.num_epochs:
             print_line(
                 state,
@@ -381,7 +382,7 @@ class CheckpointSaver(Callback):
             print_line(state, f"CheckpointSaver: resumed from {path}, in {place}")
 
     def _asked_to_stop(self) -> int:
-        """The signal that any process has received. What they tell each other at a batch is read at the next."""
+        """Return the signal that any process has received. It is exchanged at a batch, and read at the next."""
         if self._peers is None:
             return self._signals.received
         asked = 0
@@ -395,8 +396,8 @@ class CheckpointSaver(Callback):
         return asked
 
     def _is_finite(self, state: RunnerState) -> bool:
-        """Return whether all weights are finite on every rank, and all buffers that were so when the run began."""
-        return self._all(not_finite(state) <= self._never_finite)  # Each may have buffers of its own.
+        """Return whether all weights are finite on every rank, and all buffers that were finite at the start."""
+        return self._all(not_finite(state) <= self._never_finite)  # Buffers may differ between processes.
 
     def _all(self, condition: bool) -> bool:
         """Return whether something is true on every rank."""
@@ -417,7 +418,7 @@ class CheckpointSaver(Callback):
         return int(flag)
 
     def _on_rank_zero(self, state: RunnerState, function: Callable[[], T]) -> T:
-        """Return on every rank what a function returns on rank 0. Raise there what it raises, too."""
+        """Call a function on rank 0. Return its result on every rank, or raise its error there."""
         if self._peers is None:
             return function()
         box: list[Any] = [None, None]

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted by a handler, acted on where the run can be saved."""
+"""Record signals that stop a run, until the run can be saved."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Signals"]
 ASKING = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 
 PERSON = 1.0
-"""Seconds after which another Ctrl-C is a person's, who wants the end at once. Launchers repeat sooner."""
+"""Seconds after which another Ctrl-C comes from a person who wants to stop at once. Launchers repeat sooner."""
 
 
 class Signals:
-    """Note the first signal. Later ones change nothing, except for a Ctrl-C after a second: it acts at once.
+    """Record the first signal. Later ones change nothing, except a Ctrl-C after a second, which acts at once.
 
     Attributes:
-        received: the number of the first signal; 0 while there is none.
+        received: the number of the first signal, 0 before it.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """Take over the signals that this process does not ignore. Python allows it in the main thread only."""
+        """Handle the signals that this process does not ignore. Python allows it in the main thread only."""
         self.restore()
         self.received, self._process = 0, os.getpid()
         if threading.current_thread() is threading.main_thread():
@@ -41,7 +41,7 @@ class Signals:
                     self._before[number] = signal.signal(number, self._note)
 
     def restore(self, keep: int = 0) -> None:
-        """Give the signals back to their handlers, except for ``keep``."""
+        """Restore the handlers of all signals except ``keep``."""
         for number in [number for number in self._before if number != keep]:
             handler = self._before.pop(number)
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
@@ -55,6 +55,6 @@ class Signals:
             self._act(number)
 
     def _act(self, number: int) -> None:
-        """Do what the signal would have done without this object."""
+        """Raise the signal with its original handler."""
         self.restore()
         signal.raise_signal(number)

@@ -1,4 +1,4 @@
-"""Write in a thread, without losing an error."""
+"""Write in a thread without losing errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Writer"]
 
 
 class Writer:
-    """Run one task at a time, here or in a thread. What a thread raised is raised by the next call."""
+    """Run one task at a time, here or in a thread. The next call raises the error of the thread."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -26,14 +26,14 @@ class Writer:
         self._thread.start()
 
     def warn(self) -> None:
-        """Wait, where another error is on its way already."""
+        """Wait for the task, and warn about its error while another error is raised."""
         try:
             self.wait()
         except Exception as error:
             warnings.warn(f"{type(error).__name__}: {error}", stacklevel=2)
 
     def wait(self) -> None:
-        """Wait for the task in the thread, and raise what it raised."""
+        """Wait for the task in the thread, and raise its error."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -44,5 +44,5 @@ class Writer:
     def _try(self, task: Callable[[], None]) -> None:
         try:
             task()
-        except BaseException as error:  # Nobody would see it here.
+        except BaseException as error:  # It would not be seen here.
             self._error = error

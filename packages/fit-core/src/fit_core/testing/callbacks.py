@@ -34,13 +34,13 @@ __all__ = ["CALLBACK_CHECKS", "CallbackCase", "check_callback"]
 
 @dataclass(frozen=True)
 class CallbackCase:
-    """A callback and the run to check it in.
+    """Describe a callback and the run to check it in.
 
     Attributes:
-        make: returns new callbacks that may write into a folder: the one to check, after others that it needs.
+        make: returns new callbacks that may write into a folder: the callback to check, after others that it needs.
         network: returns a new model.
         batches: returns five or more batches of (input, target) for a seed.
-        metrics: returns new metrics, if the callback looks at some.
+        metrics: returns new metrics, if the callback uses some.
         clock: names of results that measure time, which differ from run to run.
         ddp_options: options of DistributedDataParallel in two processes, if the callback needs some.
     """
@@ -63,7 +63,7 @@ class CallbackCase:
         return kind(model, optimizer, criterion, self.metrics(), callbacks, **options)
 
     def facts(self, state: RunnerState) -> list[Any]:
-        """Return what two equal runs have in common, to the bit."""
+        """Return the facts that are equal in two equal runs, bit for bit."""
         saved = {name: value for name, value in state.state_dict().items() if name != "settings"}
         for row in (saved["logs"], *saved["history"]):
             for name in self.clock:
@@ -79,7 +79,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"accumulate_steps": 3, "use_fp16": True},
     {"accumulate_steps": 3, "use_bf16": True},
 ]
-"""The options of Runner with which runs are tried."""
+"""The options of the Runner in the checks."""
 
 
 def check_hooks(case: CallbackCase, folder: Path) -> None:
@@ -88,12 +88,12 @@ def check_hooks(case: CallbackCase, folder: Path) -> None:
         assert isinstance(callback, Callback)
         for name, method in inspect.getmembers(callback, inspect.ismethod):
             if name.startswith("on_"):
-                assert name in HOOKS, f"{name} is not a hook"
-                assert len(inspect.signature(method).parameters) == 1, f"{name} must take (self, state)"
+                assert name in HOOKS, f"expected {name} to be a hook"
+                assert len(inspect.signature(method).parameters) == 1, f"expected {name} to take (self, state)"
 
 
 def check_training(case: CallbackCase, folder: Path) -> None:
-    """Check that a run ends in each precision and with accumulation, and a second one with the same callback too."""
+    """Check that runs end in each precision and with accumulation, and that the callback works in a second run."""
     for number, options in enumerate(OPTIONS):
         runner = case.runner(case.make(folder / str(number)), **options)
         for _ in range(2):
@@ -112,7 +112,7 @@ def check_evaluation(case: CallbackCase, folder: Path) -> None:
 
 
 def check_forward(case: CallbackCase, folder: Path) -> None:
-    """Check a ``forward`` with a dict of losses and a weight that is a tensor, and a criterion with a parameter."""
+    """Check a ``forward`` with a dict of losses and a tensor as weight, and a criterion with a parameter."""
     for number, options in enumerate(OPTIONS[:3]):
         runner = case.runner(case.make(folder / str(number)), kind=SeveralLosses, **options)
         batches = case.batches(1)
@@ -137,7 +137,7 @@ def check_any_batch(case: CallbackCase, folder: Path) -> None:
 
 
 def check_own_step(case: CallbackCase, folder: Path) -> None:
-    """Check a step that is not the standard one: in ``on_after_backward`` its loss is not set yet."""
+    """Check a step of the user's own, which has not set its loss yet in ``on_after_backward``."""
     for number, options in enumerate((OPTIONS[0], OPTIONS[4])):
         runner = case.runner(case.make(folder / str(number)), kind=OwnStep, **options)
         train_two_epochs(case, runner, case.batches(0), case.batches(1), options)
@@ -156,11 +156,11 @@ def check_make_step(case: CallbackCase, folder: Path) -> None:
     inner, outer = CountSteps(), CountSteps()
     assert run(folder / "wrapped", inner, outer) == run(folder / "plain"), "a wrapped step gives other results"
     for counter in (inner, outer):
-        assert counter.steps == counter.batches, f"{counter.batches} batches, and the step was called {counter.steps}x"
+        assert counter.steps == counter.batches, f"expected {counter.batches} steps, got {counter.steps}"
 
 
 def check_state(case: CallbackCase, folder: Path) -> None:
-    """Check that what the callback remembers is the same after it went through a file and into a new one."""
+    """Check that the callback's state survives a file and loads into a new callback."""
     snapshots = Snapshots()
     case.runner([*case.make(folder / "first"), snapshots]).fit(case.batches(0), epochs=2, val_loader=case.batches(1))
     for number in {2, len(snapshots.saved) - 2}:
@@ -188,7 +188,7 @@ def check_resume(case: CallbackCase, folder: Path) -> None:
 
 
 def check_stop(case: CallbackCase, folder: Path) -> None:
-    """Check that a run which something stops inside an epoch can be resumed, and the same objects can run again."""
+    """Check that a run stopped inside an epoch can be resumed, and that the same objects can run again."""
     gold = train_three_epochs(case, case.make(folder / "gold"))
     for place in ((1, True, 2), (1, False, 1)):  # in the middle of a window of the second epoch, and in its validation
         callbacks = case.make(folder / f"stopped {place}")
@@ -225,7 +225,7 @@ def check_callback(
     processes see :func:`in_two_processes`. As tests of their own, the checks are in ``CALLBACK_CHECKS``.
 
     Args:
-        callback: one that has not run yet, of which each run gets a copy. Or a function that returns new callbacks
+        callback: a callback that has not run yet. Each run gets a copy. Or a function that returns new callbacks
             that may write into a folder: the one to check, after others that it needs. Or a class.
         skip: names of checks that cannot hold for this callback, such as ``check_any_batch``.
         **case: other fields of :class:`CallbackCase`: ``network``, ``batches``, ``metrics`` or ``clock``.
@@ -246,10 +246,11 @@ def check_callback(
 
 
 def run_checks(checks: list[Any], case: Any, skip: Collection[str]) -> None:
-    """Run checks, each in a folder of its own."""
+    """Run checks, each in another folder."""
     if unknown := set(skip) - {check.__name__ for check in checks}:
         raise ValueError(
-            f"skip names {', '.join(sorted(unknown))}, expected some of {', '.join(check.__name__ for check in checks)}"
+            f"expected skip to name some of {', '.join(check.__name__ for check in checks)}, got "
+            f"{', '.join(sorted(unknown))}"
         )
     for check in checks:
         if check.__name__ in skip:
@@ -268,7 +269,7 @@ def train_two_epochs(
     """Train, and check that the run was complete and the weights are finite. Return the history."""
     history = runner.fit(batches, epochs=2, val_loader=val_batches)
     state = runner.state
-    assert len(state.history) == 2 or state.should_stop, f"the run ended by itself with {options}"
+    assert len(state.history) == 2 or state.should_stop, f"the run ended early with {options}"
     criterion: Any = state.criterion
     parameters = [*state.model.parameters(), *criterion.parameters()]
     assert all(parameter.isfinite().all() for parameter in parameters), f"weights are not finite with {options}"

@@ -21,11 +21,11 @@ __all__ = ["METRIC_CHECKS", "MetricCase", "check_metric"]
 
 @dataclass(frozen=True)
 class MetricCase:
-    """A metric and samples for it.
+    """Describe a metric and samples for it.
 
     Attributes:
         make: returns a new metric.
-        output: what a model returns for 40 samples, a tensor.
+        output: the output of a model for 40 samples, a tensor.
         target: their targets.
     """
 
@@ -60,13 +60,13 @@ class MetricCase:
 
 
 def check_split(case: MetricCase, folder: Path) -> None:
-    """Check that batches of other sizes, including a short last one, give the same value."""
+    """Check that the value is the same with batches of other sizes, including a short last one."""
     close(case.fed(*case.batches(7, 7, 7, 7, 7, 5)).compute(), case.whole())
     close(case.fed(*case.batches(1, 39)).compute(), case.whole())
 
 
 def check_reset(case: MetricCase, folder: Path) -> None:
-    """Check that ``reset`` forgets and ``compute`` does not, and that there is a value, maybe nan, without samples."""
+    """Check that ``reset`` forgets, ``compute`` does not, and a value, perhaps nan, is returned without samples."""
     metric = case.fed(*case.batches(25, 15))
     close(metric.compute(), case.whole())
     close(metric.compute(), case.whole())
@@ -77,7 +77,7 @@ def check_reset(case: MetricCase, folder: Path) -> None:
 
 
 def check_metric_state(case: MetricCase, folder: Path) -> None:
-    """Check that a state is a copy, survives a file, and can be continued by a new metric."""
+    """Check that a state is a copy, survives a file, and that a new metric continues from it."""
     first, second = case.batches(25, 15)
     metric = case.fed(first)
     state = metric.state_dict()
@@ -90,7 +90,7 @@ def check_metric_state(case: MetricCase, folder: Path) -> None:
 
 
 def check_device(case: MetricCase, folder: Path) -> None:
-    """Check that ``to`` moves the metric and ``update`` reads no value: the device meta does not have any."""
+    """Check that ``to`` moves the metric and ``update`` does not read values, which the device meta lacks."""
     metric: Any = case.make()
     metric.to(torch.device("meta"))
     metric.reset()
@@ -146,8 +146,8 @@ def check_metric(
     device without values, logged by a Runner and resumed. As tests of their own, the checks are in ``METRIC_CHECKS``.
 
     Args:
-        metric: one that has not been used, of which each check gets copies, or a function that returns new ones.
-        output: what a model returns for 40 samples, ``(40, ...)``.
+        metric: an unused metric, of which each check gets copies, or a function that returns new ones.
+        output: the output of a model for 40 samples, ``(40, ...)``.
         target: their targets, ``(40, ...)``.
         skip: names of checks that cannot hold for this metric.
 

@@ -23,9 +23,9 @@ __all__ = ["check_measures", "check_ranks", "in_two_processes", "measure_on_rank
 
 
 def in_two_processes(function: Callable[[int, Path], Any], folder: str | os.PathLike[str]) -> list[Any]:
-    """Call ``function(rank, folder)`` in two processes of a gloo group, and return what it returned on each.
+    """Call ``function(rank, folder)`` in two processes of a gloo group, and return the result of each.
 
-    The function must be at the top of a module, since new processes import it, and return what torch can save. Starting
+    Define the function at the top of a module, since new processes import it. Its result is saved with torch. Starting
     the processes takes seconds, so let one function try everything you have::
 
         def on_a_rank(rank, folder):

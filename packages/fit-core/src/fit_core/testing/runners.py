@@ -1,4 +1,4 @@
-"""Small runs, and the other callbacks in them."""
+"""Provide small runs for the checks, and the other callbacks in them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def network() -> nn.Module:
-    """Return a small network with everything that makes exact resume hard: batch statistics and random numbers."""
+    """Return a small network with batch statistics and random numbers, which make exact resume hard."""
     return nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, 3))
 
 
@@ -40,7 +40,7 @@ def vectors(seed: int) -> list[Any]:
 
 
 class Temperature(nn.Module):
-    """A criterion with a parameter that trains."""
+    """Scale the output by a trainable parameter before the loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Temperature(nn.Module):
 
 
 class SeveralLosses(Runner):
-    """A forward that sets a dict of losses, and a weight that is a tensor."""
+    """Set a dict of losses in ``forward``, and a tensor as weight."""
 
     def forward(self) -> None:
         """Set two losses, and a weight."""
@@ -65,7 +65,7 @@ class SeveralLosses(Runner):
 
 
 class WholeBatches(Runner):
-    """A forward for batches that are dicts. There is no target, so metrics and callbacks see None."""
+    """Use batches that are dicts in ``forward``. The target is None for metrics and callbacks."""
 
     def forward(self) -> None:
         """Use parts of the batch."""
@@ -76,7 +76,7 @@ class WholeBatches(Runner):
 
 
 class OwnStep(Runner):
-    """A step that is not the standard one, and sets the loss after its backward pass."""
+    """Override the step, and set the loss after its backward pass."""
 
     def _make_step(self) -> None:
         state = self.state
@@ -90,7 +90,7 @@ class OwnStep(Runner):
 
 
 class Snapshots(Callback):
-    """Keeps the state wherever it is exact, as the bytes of a file that plain torch can read."""
+    """Keep the state at each checkpoint, as the bytes of a file that plain torch can read."""
 
     def __init__(self) -> None:
         self.saved: list[io.BytesIO] = []
@@ -100,12 +100,12 @@ class Snapshots(Callback):
         self.saved.append(to_file(state.state_dict()))
 
     def load(self, number: int) -> Any:
-        """Return a saved state as plain torch loads it."""
+        """Load a saved state with plain torch."""
         return from_file(self.saved[number])
 
 
 class FirstMemories(Callback):
-    """Notes what callbacks remember at the start of a run."""
+    """Record the state of callbacks at the start of a run."""
 
     def on_epoch_begin(self, state: RunnerState) -> None:
         """Keep the first one."""
@@ -114,7 +114,7 @@ class FirstMemories(Callback):
 
 
 class CountSteps(Callback):
-    """Wraps the step, and counts how often it is called and how many batches there are."""
+    """Wrap the step, and count its calls and the batches."""
 
     def on_begin(self, state: RunnerState) -> None:
         """Wrap the step."""
@@ -132,20 +132,20 @@ class CountSteps(Callback):
 
 
 class StopAt(Callback):
-    """Stops the run after a batch: (epoch, is_train, batch_idx)."""
+    """Stop the run after a batch: (epoch, is_train, batch_idx)."""
 
     def __init__(self, *place: Any) -> None:
         self.place: tuple[Any, ...] | None = place
 
     def on_batch_end(self, state: RunnerState) -> None:
-        """Stop, if it is the place."""
+        """Stop at this place."""
         if self.place == (state.epoch, state.is_train, state.batch_idx):
             self.place = None  # only once
             state.should_stop = True
 
 
 class Scale(nn.Module):
-    """A model whose output is its input, at first."""
+    """Return the input times a trainable parameter, 1 at first."""
 
     def __init__(self) -> None:
         super().__init__()

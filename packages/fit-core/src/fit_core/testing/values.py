@@ -1,4 +1,4 @@
-"""Compare values to the bit, and up to rounding."""
+"""Compare values bit for bit, and up to rounding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def from_file(file: io.BytesIO) -> Any:
 
 
 def flat(value: Any, path: str = "") -> list[Any]:
-    """Return nested values as a list of plain ones, which are equal if all bits are."""
+    """Return nested values as a list of plain ones, which can be compared bit for bit."""
     if isinstance(value, dict):
         return [leaf for key in value for leaf in flat(value[key], f"{path}/{key}")]
     if isinstance(value, (list, tuple)):
