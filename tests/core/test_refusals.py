@@ -187,7 +187,7 @@ def test_arguments_in_another_order_are_named():
     with pytest.raises(TypeError, match=r"expected callbacks, got the class Callback. Pass objects"):
         Runner(model, sgd(model), LOSS, [], [Callback])
     with pytest.raises(
-        TypeError, match=r"expected callbacks to be a list of callbacks, got Callback: write callbacks=\[...\]"
+        TypeError, match=r"expected callbacks to be a list of callbacks, got Callback. Write callbacks=\[...\]"
     ):
         Runner(model, sgd(model), LOSS, [], Callback())
 

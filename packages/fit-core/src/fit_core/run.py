@@ -353,14 +353,14 @@ class Run:
             ValueError: two metrics return a value of the same name.
         """
         state = self.state
-        losses, has_outputs = self._seen()
-        meters = {name: state.loss_meters.get(name) or self._new_meter(name) for name in losses}
-        metrics = state.metrics if has_outputs else []
         if self._exchanges:
-            for meter in (*meters.values(), *metrics):
+            self._share_what_was_seen()
+        metrics = state.metrics if self.has_outputs else []
+        if self._exchanges:
+            for meter in (*state.loss_meters.values(), *metrics):
                 if hasattr(meter, "all_reduce"):
                     meter.all_reduce()
-        values = {name: float(meter.compute()) for name, meter in meters.items()}
+        values = {name: float(meter.compute()) for name, meter in state.loss_meters.items()}
         if not metrics:
             return values
         found = {metric_name(metric): named_values(metric, warns=True) for metric in metrics}
@@ -494,16 +494,18 @@ class Run:
         meter = self.state.loss_meters[name] = Mean(self.state.device)
         return meter
 
-    def _seen(self) -> tuple[list[str], bool]:
-        """Return the names of the losses, and whether a batch had an output, also if only other processes saw them."""
-        seen = list(self.state.loss_meters), self.has_outputs
-        if not self._exchanges:
-            return seen
-        gathered = gather(f"the end of the {self.state.loader_name} loader", (*seen, self._samples))
+    def _share_what_was_seen(self) -> None:
+        """Let all processes have the same losses in one order, and know whether any has seen an output."""
+        state = self.state
+        seen = list(state.loss_meters), self.has_outputs, self._samples
+        gathered = gather(f"the end of the {state.loader_name} loader", seen)
         names, has_outputs, samples = zip(*gathered, strict=True)
-        if self.state.is_train:
-            self.state.samples_seen = self._samples_before + sum(samples)
-        return list(dict.fromkeys(chain(*names))), any(has_outputs)
+        self.has_outputs = any(has_outputs)
+        state.loss_meters = {
+            name: state.loss_meters.get(name) or self._new_meter(name) for name in dict.fromkeys(chain(*names))
+        }
+        if state.is_train:
+            state.samples_seen = self._samples_before + sum(samples)
 
 
 def _stepped_by(*optimizers: Any) -> Iterator[Tensor]:
