@@ -28,7 +28,7 @@ def start(folder, code, *arguments, module=(), **variables):
     )
 
 
-def until(condition, seconds=90):
+def until(condition, seconds=240):
     """Wait for a condition; returns what it gave."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
