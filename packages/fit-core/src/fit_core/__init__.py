@@ -5,7 +5,7 @@ from .checks import at_least_one
 from .history import History
 from .metric import Mean, Metric, metric_name, named_values
 from .models import unwrap
-from .processes import has_process_group
+from .processes import has_process_group, host_group
 from .runner import Runner
 from .state import RunnerState
 
@@ -19,6 +19,7 @@ __all__ = [
     "RunnerState",
     "at_least_one",
     "has_process_group",
+    "host_group",
     "metric_name",
     "named_values",
     "unwrap",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import distributed
 
-__all__ = ["gather", "has_process_group", "rank_and_world_size"]
+__all__ = ["gather", "has_process_group", "host_group", "rank_and_world_size"]
 
 
 def has_process_group() -> bool:
@@ -20,6 +20,16 @@ def rank_and_world_size() -> tuple[int, int]:
     if has_process_group():
         return distributed.get_rank(), distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def host_group() -> Any:
+    """Return a new group of all processes that exchanges values on the CPU, with the timeout of the process group.
+
+    Without a timeout of its own, a group waits half an hour for a process or a machine that is gone.
+    """
+    world: Any = distributed.group.WORLD
+    options = getattr(world._get_backend(world._device_types[0]), "options", None)
+    return distributed.new_group(backend="gloo", timeout=getattr(options, "_timeout", None))
 
 
 def gather(call: str, value: Any) -> list[Any]:

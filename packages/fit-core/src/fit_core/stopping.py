@@ -10,6 +10,7 @@ import torch
 from torch import distributed
 
 from .callback import Callback
+from .processes import host_group
 from .state import RunnerState
 
 __all__ = ["Vote"]
@@ -44,7 +45,7 @@ class Vote:
         self.is_needed, self.is_needed_in_batches, self.is_needed_in_validation = (count > 0 for count in counts)
         # With gloo the vote stays on the host and does not wait for the device.
         some = self.is_needed or self.is_needed_in_validation
-        self._group: Any = distributed.new_group(backend="gloo") if some else None
+        self._group: Any = host_group() if some else None
 
     def take(self, state: RunnerState) -> None:
         """Set ``should_stop`` and the status on all processes if one of them has set it."""

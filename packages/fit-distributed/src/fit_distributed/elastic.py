@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed import DistNetworkError
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
     RendezvousConnectionError,
     RendezvousError,
-    RendezvousHandler,
-    RendezvousInfo,
-    RendezvousParameters,
     rendezvous_handler_registry,
 )
-from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
-from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from . import worker
+from .meeting import EndedError, Meeting, Watch
 from .reports import explain
 from .signals import Signals
 
@@ -56,7 +50,7 @@ def run(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_restarts
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(job.timeout) + 1))
         if nnodes > 1:  # One store per attempt: a shared one mixes up machines with different numbers of attempts.
             os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-        watch = _Watch(signals, nproc)
+        watch = Watch(signals, nproc, nnodes, job.timeout)
         seconds = max(1, int(job.timeout))
         config = LaunchConfig(
             min_nodes=nnodes,
@@ -71,15 +65,31 @@ def run(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_restarts
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(folder),
         )
-        rendezvous_handler_registry.register("fit", _Meeting)
+        rendezvous_handler_registry.register("fit", Meeting)
         sys.stdout.flush()  # Earlier output comes before that of the processes.
         returned, error = _in_thread(lambda: elastic_launch(config, worker.work)(job), watch)
+        restarts = 0
+        while restarts < max_restarts and _is_lost(error) and watch.may_meet_again():
+            restarts += 1
+            config.max_restarts = max_restarts - restarts
+            logging.getLogger("fit_distributed").warning(
+                "restart %s of %s: lost the connection to %s, where the machines meet", restarts, max_restarts, rdzv
+            )
+            returned, error = _in_thread(lambda: elastic_launch(config, worker.work)(job), watch)
         failed: BaseException | None = error
         if isinstance(error, ChildFailedError):
             rank, failure = error.get_first_failure()
             failed = explain(Path(folder), rank, failure.exitcode, nproc * nnodes)
-        elif isinstance(error, _EndedError):
+        elif isinstance(error, EndedError):
             failed = explain(Path(folder), error.rank, 0, nproc * nnodes)
+        elif isinstance(error, RendezvousClosedError):
+            failed = ConnectionError("another machine has ended the run. Its own message says why")
+        elif _is_lost(error) and (restarts or watch.has_store):
+            again = f" and did not meet there again within {job.timeout:g} s." if restarts else "."
+            failed = ConnectionError(
+                f"lost the connection to {rdzv}, where the machines meet{again} Start the same program on each "
+                "machine again"
+            )
         elif isinstance(error, RendezvousError):
             failed = ConnectionError(
                 f"the {nnodes} machines did not meet at {config.rdzv_endpoint} within {job.timeout:g} s "
@@ -98,113 +108,12 @@ def run(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_restarts
     return next(values for values in returned.values() if values is not None)
 
 
-class _EndedError(Exception):
-    """Raised when a process has ended without an error before its function returned."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__(rank)
-        self.rank = rank
+def _is_lost(error: BaseException | None) -> bool:
+    """Return whether the store at which the machines meet did not answer."""
+    return isinstance(error, (RendezvousConnectionError, DistNetworkError))
 
 
-class _Watch:
-    """Watch the signals and the processes of a launch, which elastic does not do in time.
-
-    Attributes:
-        signals: the signals that this process has received.
-        is_meeting: whether this machine waits for the others, before processes are started.
-    """
-
-    def __init__(self, signals: Signals, nproc: int) -> None:
-        self.is_meeting = True
-        self.signals = signals
-        self._nproc = nproc
-        self._first_rank = 0
-        self._before: set[BaseProcess] = set()
-        self._processes: list[BaseProcess] = []
-
-    def meet(self, meeting: Callable[[], RendezvousInfo]) -> RendezvousInfo:
-        """Wait for the other machines, before processes are started."""
-        self.is_meeting = True
-        self._before, self._processes = set(multiprocessing.active_children()), []
-        self.look()
-        info = meeting()
-        self.is_meeting = False
-        self.look()
-        self._first_rank = info.rank * self._nproc
-        return info
-
-    def look(self) -> None:
-        """Raise an error that ends the launch after a signal, or if a process has ended without a value."""
-        if self.signals.received:
-            raise SignalException("stopped", signal.Signals(self.signals.received))
-        if not self._processes and not self.is_meeting:
-            started = set(multiprocessing.active_children()) - self._before
-            self._processes = sorted(started, key=lambda process: int(process.name.rpartition("-")[2]))
-        for number, process in enumerate(self._processes):
-            if process.exitcode == 0:
-                self.kill()
-                raise _EndedError(self._first_rank + number)
-
-    def kill(self) -> None:
-        """End all processes at once."""
-        for process in self._processes:
-            process.kill()
-
-
-class _Meeting(RendezvousHandler):
-    """Wrap the rendezvous of torch, which elastic asks several times per second whether machines wait to join.
-
-    Args:
-        params: those of torch's rendezvous, and ``watch``, which checks the processes each time.
-    """
-
-    def __init__(self, params: RendezvousParameters) -> None:
-        self._watch: _Watch = params.get("watch")
-        _wait_for_name(params.endpoint.rpartition(":")[0].strip("[]"), params.get("join_timeout"))
-        backend, store = create_backend(params)
-        self._inner = create_handler(store, backend, params)
-
-    def next_rendezvous(self) -> RendezvousInfo:
-        return self._watch.meet(self._inner.next_rendezvous)
-
-    def num_nodes_waiting(self) -> int:
-        self._watch.look()
-        return self._inner.num_nodes_waiting()
-
-    @property
-    def use_agent_store(self) -> bool:
-        return self._inner.use_agent_store
-
-    def get_backend(self) -> str:
-        return "fit"
-
-    def is_closed(self) -> bool:
-        return self._inner.is_closed()
-
-    def set_closed(self) -> None:
-        self._inner.set_closed()
-
-    def get_run_id(self) -> str:
-        return self._inner.get_run_id()
-
-    def shutdown(self) -> bool:
-        return self._inner.shutdown()
-
-
-def _wait_for_name(host: str, seconds: float) -> None:
-    """Wait until a host has an address. A pod that is being started does not have one."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.getaddrinfo(host, None)
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise RendezvousConnectionError(f"found no address of {host!r}: {error.strerror}") from None
-            time.sleep(0.2)
-
-
-def _in_thread(call: Callable[[], dict[int, Any]], watch: _Watch) -> tuple[dict[int, Any] | None, BaseException | None]:
+def _in_thread(call: Callable[[], dict[int, Any]], watch: Watch) -> tuple[dict[int, Any] | None, BaseException | None]:
     """Call a function in a thread, where elastic cannot set signal handlers, and return its value or its error."""
     outcome: list[Any] = [None, None]
 
@@ -214,6 +123,7 @@ def _in_thread(call: Callable[[], dict[int, Any]], watch: _Watch) -> tuple[dict[
         except BaseException as error:
             outcome[1] = error
 
+    watch.begin()
     thread = threading.Thread(target=target, name="fit_distributed", daemon=True)
     thread.start()
     try:
@@ -221,6 +131,9 @@ def _in_thread(call: Callable[[], dict[int, Any]], watch: _Watch) -> tuple[dict[
             thread.join(0.2)
             if watch.is_meeting and watch.signals.received:  # Processes were not started, so there is nothing to save.
                 break
+            if lost := watch.lost():  # The thread may wait for an answer for as long as the kernel does: half an hour.
+                watch.kill()
+                return None, lost
     except KeyboardInterrupt:
         watch.kill()
         thread.join(5)

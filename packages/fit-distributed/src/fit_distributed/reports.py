@@ -71,7 +71,7 @@ def _attempt() -> Path:
 
 def last_attempt(folder: Path) -> Path:
     """Return the folder of the last attempt, inside that of the run."""
-    return max(folder.glob("*/attempt_*"), key=lambda path: int(path.name.rpartition("_")[2]), default=folder)
+    return max(folder.glob("*/attempt_*"), key=lambda path: path.stat().st_mtime_ns, default=folder)
 
 
 def first_failure(attempt: Path) -> tuple[int, str] | None:
@@ -128,7 +128,7 @@ def _is_timeout(error: BaseException) -> bool:
     """Return whether a collective or the store timed out."""
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("timed out waiting", "wait timeout", "socket timeout")
+        sign in text for sign in ("timed out waiting", "wait timeout", "socket timeout", "application timeout")
     )
 
 

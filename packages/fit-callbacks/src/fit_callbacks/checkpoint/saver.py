@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from fit_core import Callback, RunnerState, has_process_group
+from fit_core import Callback, RunnerState, has_process_group, host_group
 
 from ..arguments import check_whole
 from ..ema import ModelEma
@@ -146,7 +146,7 @@ class CheckpointSaver(Callback):
         self._kept, self._epochs, self._saved, self._stopped_by = [], 0, None, 0
         self._never_finite = not_finite(state, parameters=False)
         # Processes exchange flags and states on the CPU, so that they do not wait for an accelerator.
-        self._peers = torch.distributed.new_group(backend="gloo") if has_process_group() else None
+        self._peers = host_group() if has_process_group() else None
         self._asking, self._state = None, state
         self._has_begun = True
         found = self._found(state)
