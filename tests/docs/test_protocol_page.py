@@ -46,7 +46,7 @@ def test_nothing_else_is_saved():
     assert saved.keys() == {"format", "settings", "ranks"} | counters | parts
     lengths = {"epochs", "batches per epoch", "batch_size", "accumulate_steps", "steps_per_epoch"}
     assert saved["settings"].keys() == {*lengths, "processes", "dtype", "autocast", "optimizer", "given"}
-    rank = {"random", "stream", "gradients", "window", "losses", "metrics", "has_outputs", "buffers"}
+    rank = {"random", "stream", "gradients", "window", "losses", "metrics", "has_outputs", "samples", "buffers"}
     assert saved["ranks"][0].keys() == rank
     for name in ("the optimizer", "gradient scaler", "the criterion", "random generators", "place in the training"):
         assert name in section("What is saved with a run")

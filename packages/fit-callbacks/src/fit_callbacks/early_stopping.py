@@ -38,8 +38,7 @@ class EarlyStopping(Callback):
     Raises:
         TypeError: ``monitor`` is not a string, or ``patience`` is not a whole number.
         ValueError: an argument is out of range. Before the first step: the run does not have this value, or it is
-        unknown
-            which way is better.
+            unknown which way is better.
 
     Example:
         >>> EarlyStopping("val/Acc@1", patience=5)

@@ -30,8 +30,8 @@ class LRScheduler(Callback):
         scheduler: a scheduler over the run's optimizer (or over one of :class:`Optimizers`), or a function
             ``f(optimizer, total_steps)`` that makes one when the run starts, for schedules that depend on the number of
             optimizer steps of the run.
-        interval: step it after each ``step`` or each ``epoch``. timm's schedulers are called after both, as they
-        expect.
+        interval: step it after each ``step`` or each ``epoch``. timm's schedulers are called after both, as
+            they expect.
 
     Raises:
         TypeError: ``scheduler`` is neither, or the function returned something else.
