@@ -235,7 +235,7 @@ def main() -> int:
         folder, timeout = arguments.train
         launch(train, folder, nproc=1, nnodes=2, rdzv=f"{NAMES[0]}:{PORT}", max_restarts=3, timeout=float(timeout))
         return 0
-    command = [sys.executable, __file__, "--train"]
+    command, wrong = [sys.executable, __file__, "--train"], 0
     with Hosts(arguments.timeout, command) as hosts:
         gold, plain, _, _ = attempt(hosts, "none", 0)
         print(f"| fault | end | seconds |\n|---|---|---|\n| none | - | {plain:.0f} |", flush=True)
@@ -247,13 +247,11 @@ def main() -> int:
             if result is None:
                 print(f"| {fault} | {' / '.join(last)} | {since:.0f} after the fault |", flush=True)
             else:
-                same = (
-                    "same bits"
-                    if result == gold
-                    else f"other {[name for name in result if result[name] != gold[name]]}"
-                )
-                print(f"| {fault} | {same} | {seconds - plain:.0f} lost |", flush=True)
-    return 0
+                other = [name for name in result if result[name] != gold[name]]
+                wrong += bool(other)
+                end = f"other {', '.join(other)}" if other else "same bits"
+                print(f"| {fault} | {end} | {seconds - plain:.0f} lost |", flush=True)
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":
