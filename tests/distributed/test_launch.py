@@ -70,7 +70,7 @@ def nested():
         ({"timeout": "60"}, ValueError, "expected timeout to be a finite number of seconds above 0, got '60'"),
         ({"backend": 3}, TypeError, "expected backend to be a string or None, got 3"),
         ({"rdzv": 3}, TypeError, "expected rdzv to be a string or None, got 3"),
-        ({"nnodes": 2}, ValueError, 'pass nnodes=2, rdzv="host:port", the same on each machine'),
+        ({"nnodes": 2}, ValueError, 'Pass nnodes=2, rdzv="host:port", the same on each machine'),
         ({"rdzv": "host:29400"}, ValueError, "got nnodes=1, rdzv='host:29400'"),
         ({"nnodes": 2, "rdzv": "host"}, ValueError, "got nnodes=2, rdzv='host'"),
         ({"backend": "carrier pigeon"}, ValueError, "a backend of this build of torch, got 'carrier pigeon'"),
@@ -93,7 +93,7 @@ def test_a_nested_launch_is_refused_in_one_process_and_in_two():
     with pytest.raises(RuntimeError, match="expected one launch, got one inside another"):
         launch(nested, nproc=1)
     error, _ = failed(nested)
-    assert "RuntimeError: expected one launch, got one inside another: call the inner function" in str(error)
+    assert "RuntimeError: expected one launch, got one inside another. Call the inner function" in str(error)
 
 
 def test_what_is_no_function_and_a_parameter_of_launch_itself_are_refused():
