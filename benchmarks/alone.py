@@ -1,4 +1,4 @@
-"""One contestant in this process: ``python benchmarks/alone.py NAME WORK EPOCHS``. Prints its figures as JSON."""
+"""Measure one program in this process and print JSON: ``python benchmarks/alone.py NAME WORK EPOCHS``."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Measures fit beside loops written by hand and beside other libraries, and writes docs/benchmarks.md: hatch run bench.
+"""Compare fit with hand-written loops and other libraries, and write docs/benchmarks.md: hatch run bench.
 
 Every contestant runs in a fresh process on one core, with one thread, all in turn; then the next round. A ratio is
 taken within a round; the table gives the median of the rounds, and the range. Instructions are counted by callgrind
@@ -36,7 +36,7 @@ EPOCHS = {
     "single": 3000,
     "single_validated": 3000,
 }
-FEATURES = {  # what: the Runner with it, the loop by hand with it
+FEATURES = {  # feature: the Runner with it, the hand-written loop with it
     "Accuracy(1, 5)": ("accuracies", "accuracies-by-hand"),
     "ConsoleLogger": ("bar", "bar-by-hand"),
     "TensorBoard, every 50 steps": ("tensorboard", "tensorboard-by-hand"),
@@ -192,7 +192,7 @@ def machine():
 
 
 def measure_loop(rounds, steps):
-    """The lean and the full Runner beside loops written by hand."""
+    """Compare the lean and the full Runner with hand-written loops."""
     loop, _ = compare("mlp", ["plain", "lean", "careful", "full"], rounds)
     return {"loop": loop, "instructions": {name: instructions(name) for name in loop if shutil.which("valgrind")}}
 

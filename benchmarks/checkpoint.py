@@ -1,4 +1,4 @@
-"""What a checkpoint of 200 MB costs, as a multiple of ``torch.save`` and ``fsync`` of the same content.
+"""Measure the time of a checkpoint of 200 MB, as a multiple of ``torch.save`` and ``fsync`` of the same content.
 
 Both are measured in turn, in one run; the table gives the median of the ratios within a round, and their range. For
 ``background=True`` it is the time that training waits, as a multiple of the copy that has to be made.
@@ -19,7 +19,7 @@ from torch import nn
 
 
 class Clock(Callback):
-    """Measures the saver against a save written by hand, at the end of each epoch."""
+    """Compare the saver with a hand-written save at the end of each epoch."""
 
     def __init__(self, saver, folder):
         self.saver = saver

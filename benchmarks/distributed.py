@@ -1,6 +1,6 @@
-"""What the Runner costs on one and two processes, beside DistributedDataParallel written by hand.
+"""Compare the Runner with a hand-written loop over DistributedDataParallel on one and two processes.
 
-``python benchmarks/distributed.py`` prints samples a second of both, and the ratio: 1.00 is as fast as by hand. They
+``python benchmarks/distributed.py`` prints samples per second of both, and the ratio: 1.00 is equally fast. They
 take turns, the first round is not counted, and of the others the fastest counts. On accelerators it runs on those.
 """
 
@@ -60,7 +60,7 @@ def by_runner(dataset: TensorDataset) -> Callable[[], object]:
 
 
 def measure(rounds: int) -> tuple[float, float]:
-    """Samples a second of all processes, by hand and by the Runner."""
+    """Return the samples per second of all processes, with the loop and with the Runner."""
     dataset = TensorDataset(torch.randn(SAMPLES, 256), torch.randint(10, (SAMPLES,)))
     epochs = [by_hand(dataset), by_runner(dataset)]
     best = [float("inf")] * 2

@@ -1,4 +1,4 @@
-"""The Runner beside the loop by hand on an accelerator: ``python benchmarks/gpu.py``.
+"""Compare the Runner with a hand-written loop on an accelerator: ``python benchmarks/gpu.py``.
 
 Three models (a small MLP, where the host is the limit; a residual network; a transformer) in fp32, bf16 and fp16. Both
 train in turn, in blocks of equal length with a wait for the device at the end of each; the ratio is the median over the
@@ -106,7 +106,7 @@ def by_hand(model, optimizer, criterion, dtype, device):
 
 
 def measure(model, input, dtype, device, batches):
-    """Seconds a step of the Runner and by hand, and the ratios of the blocks."""
+    """Return the seconds per step of the Runner and of the loop, and the ratios of the blocks."""
     target = torch.randint(100, (len(input),))
     loader = [(input, target)] * batches
     if device.type != "cpu":

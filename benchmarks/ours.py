@@ -1,4 +1,4 @@
-"""Loops written by hand, and the Runner: each trains a work for some epochs and calls ``mark()`` after each."""
+"""Train with hand-written loops and with the Runner. Each calls ``mark()`` after an epoch."""
 
 import copy
 import time

@@ -1,4 +1,4 @@
-"""What is trained in the benchmarks: a model, its loss and optimizer, and the batches of an epoch."""
+"""Define the models of the benchmarks, with loss, optimizer and the batches of an epoch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def conv():
 
 
 def mnist1d():
-    """MNIST-1D with the convolutional network of its paper, batch 100, Adam, until 91 % of the test set are right."""
+    """MNIST-1D with the convolutional network of its paper, batch 100, Adam, until 91% of the test set are right."""
     from mnist1d.data import get_dataset_args, make_dataset
 
     data = make_dataset(get_dataset_args())

@@ -1,4 +1,4 @@
-"""Lets docstrings look in the site as they are meant: an extension of griffe, which reads the packages for it."""
+"""Convert docstrings for the site: an extension of griffe, which reads the packages."""
 
 import ast
 import re
@@ -45,7 +45,7 @@ def is_python(code: str) -> bool:
 
 
 class Docstrings(griffe.Extension):
-    """What griffe is told of the packages, so that they look in the site as they are meant."""
+    """Convert the docstrings of the packages before griffe shows them on the site."""
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         """Unhide functions that are named like their module (``fit_distributed.launch``), and convert docstrings."""

@@ -25,7 +25,7 @@ COLUMNS, ROWS = 90, 12
 
 
 def record(command: list[str]) -> str:
-    """What a command writes to a terminal."""
+    """Return the output of a command in a terminal."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
     process = subprocess.Popen(command, stdout=slave, stderr=slave, cwd=HERE.parent)

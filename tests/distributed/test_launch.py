@@ -97,7 +97,7 @@ def test_a_nested_launch_is_refused_in_one_process_and_in_two():
 
 
 def test_what_is_no_function_and_a_parameter_of_launch_itself_are_refused():
-    with pytest.raises(TypeError, match=r"expected fn to be a function, got NoneType: launch\(train, ...\)"):
+    with pytest.raises(TypeError, match=r"expected fn to be a function, got NoneType. Write launch\(train, ...\)"):
         launch(None)
     with pytest.raises(TypeError, match="takes to have other parameters than launch, got rdzv, timeout"):
         launch(takes, 3)
