@@ -38,7 +38,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     assert result["status"] == 0
     assert result["error"].startswith("CheckpointError: cannot save a checkpoint in ")
     assert "It needs 25.2 MB, " in result["error"]
-    assert "MB are free; The checkpoints before it are intact" in result["error"]
+    assert "MB are free. The checkpoints before it are intact" in result["error"]
     assert result["intact"]
     assert result["left"] == ["digest", "error", "log.csv", "previous-1"]
 

@@ -147,7 +147,7 @@ def test_any_loader_and_evaluate_alone(kind, tmp_path):
 @every_kind
 def test_without_a_len_and_without_validation(kind, tmp_path):
     if kind in ("one cycle", "cosine an epoch", "phases", "many"):
-        with pytest.raises(ValueError, match="pass steps_per_epoch"):
+        with pytest.raises(ValueError, match="Pass steps_per_epoch"):
             make(*KINDS[kind](tmp_path), metrics=[Matrix()]).fit(Endless())
     else:
         assert len(make(*KINDS[kind](tmp_path), metrics=[Matrix()]).fit(Endless(), epochs=2)) == 2

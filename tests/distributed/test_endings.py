@@ -3,13 +3,11 @@
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
 from failing import failed, never
-from fit_callbacks import CheckpointSaver
-from fit_core import Callback, Runner
+from fit_core import Runner
 from fit_distributed import barrier, is_main, launch, parallel, rank, shard
 from programs import environment, port, start
 from torch import nn
@@ -124,33 +122,6 @@ def test_loaders_of_unequal_length_without_a_len_are_named_with_where_each_proce
     assert "the processes waited for each other in different calls for 4 s" in str(error)
     for number in range(2):
         assert f"\n  rank {number}: test_endings.py, line " in str(error)
-
-
-class Hang(Callback):
-    """Rank 1 never comes to the save."""
-
-    def on_checkpoint(self, state):
-        if rank() == 1:
-            threading.Event().wait()
-
-
-class Stop(Callback):
-    def on_checkpoint(self, state):
-        state.should_stop = state.global_step == 3
-
-
-def hang_before(kind, folder):
-    model = nn.Linear(2, 1)  # Without gradients to exchange, the groups of the saver and of the vote are the only ones.
-    callbacks = [CheckpointSaver(folder, every_steps=1)] if kind == "save" else [Stop()]
-    runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), callbacks=[Hang(), *callbacks])
-    runner.fit([(torch.ones(2, 2), torch.ones(2, 1))] * 4)
-
-
-@pytest.mark.parametrize("kind", ["save", "vote"])
-def test_a_process_that_never_comes_to_a_save_or_a_vote_ends_the_launch_after_the_timeout(kind, tmp_path):
-    error, seconds = failed(hang_before, kind, tmp_path, timeout=6)
-    assert "rank 1 did not come within 6 s to where rank 0 waited: " in str(error)
-    assert seconds < 170
 
 
 def lose_the_other():

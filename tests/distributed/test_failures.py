@@ -87,4 +87,4 @@ def stubborn():
 
 def test_a_value_that_cannot_be_sent_back_is_named():
     error, _ = failed(stubborn, timeout=60)
-    assert "TypeError: the function returned a generator that cannot be sent back" in str(error)
+    assert "TypeError: expected a result that can be sent back, got a generator" in str(error)

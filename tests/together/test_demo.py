@@ -96,8 +96,8 @@ def test_ctrl_c_is_resumed_by_the_same_command(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "0"], "--expected steps to be 1 or more, got 0"),
-        (["--nproc", "0"], "--expected nproc to be 1 or more, got 0"),
+        (["--steps", "0"], "expected --steps to be 1 or more, got 0"),
+        (["--nproc", "0"], "expected --nproc to be 1 or more, got 0"),
         (["--out", f"{DEMO}/runs"], f"--out {DEMO}/runs cannot be written to: Not a directory"),
     ],
 )

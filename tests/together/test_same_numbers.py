@@ -179,7 +179,7 @@ def everything():
 def test_unequal_loaders_are_refused_and_evaluation_exchanges_nothing(on_ranks):
     results = [result["separate"] for result in on_ranks]
     for (message, steps), _ in results:
-        assert "as many training batches on every process, got (rank 0: 5, rank 1: 4 batches)" in message
+        assert "as many training batches on every process, got rank 0: 5, rank 1: 4, " in message
         assert steps == 0
     (first, trained), (second, their_trained) = (result[1] for result in results)
     assert (first, second) == (0.0, 1.0)

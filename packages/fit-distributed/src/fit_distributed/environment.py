@@ -93,7 +93,7 @@ def _from_slurm() -> dict[str, str]:
 
 def _is_interactive(step: int) -> bool:
     """Return whether this step of SLURM is interactive, a shell or a notebook, so that its tasks are independent."""
-    if step >= 2**32 - 16 or "ipykernel" in sys.modules:  # SLURM's own steps have the last numbers.
+    if step >= 2**32 - 16 or _in_notebook():  # SLURM's own steps have the last numbers.
         return True
     if "SLURM_PTY_PORT" not in os.environ:
         return False
@@ -101,6 +101,12 @@ def _is_interactive(step: int) -> bool:
         return Path(f"/proc/{os.getppid()}/comm").read_text().strip() != "slurmstepd"
     except OSError:
         return True
+
+
+def _in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook. A program may import IPython without being one."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def _from_mpi() -> dict[str, str]:
