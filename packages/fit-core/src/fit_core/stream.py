@@ -209,15 +209,7 @@ class Stream:
     def _start_workers(self) -> None:
         """Start persistent workers that an earlier pass had started, since starting them draws a number."""
         self._is_resumed = False
-        loader: Any = self.loader
-        is_torchdata = type(loader).__module__.startswith("torchdata.")
-        if is_torchdata and self._loader_state is not None and loader.num_workers:
-            warnings.warn(
-                f"{type(self.loader).__name__} restores the order, but not the random numbers of its workers. If the "
-                "dataset draws any, the resumed run draws others. Use num_workers=0 or a DataLoader for the same bits",
-                stacklevel=6,
-            )
-        elif self._persists and self._has_workers and self.loader._iterator is None:  # type: ignore[attr-defined]
+        if self._persists and self._has_workers and self.loader._iterator is None:  # type: ignore[attr-defined]
             random, generators = get_random_state(self.device), self._get_generators()
             iter(self.loader)
             set_random_state(random, self.device)
