@@ -187,7 +187,7 @@ class TensorBoard(Callback):
         several = len(state.optimizer.param_groups) > 1
         for row in rows:
             values = {name: value for name, value in row.items() if name != "epoch" and not (name == "lr" and several)}
-            self._write(state, {**values, **_learning_rates(state), **values})
+            self._write(state, {**_learning_rates(state), **values})
         self._epochs = len(state.history)
         if self.writer is None:
             self._open(self._now(state))

@@ -68,9 +68,7 @@ def mean(criterion: Any, output: Any, target: Any, loss: Any) -> None:
         ValueError: it returns the sum, or compares each output with all targets.
     """
     criterion = unwrap(criterion)
-    function = getattr(
-        criterion, "func", criterion if hasattr(criterion, "__name__") else type(criterion)
-    )  # or partial
+    function = getattr(criterion, "func", criterion)  # of a partial
     name = getattr(function, "__name__", type(function).__name__)
     refuse_broadcast(f"the criterion {name}", criterion, output, target, loss)
     inside = criterion.modules() if isinstance(criterion, nn.Module) else [criterion]

@@ -354,12 +354,8 @@ class Run:
         """
         state = self.state
         if self._exchanges:
-            self._share_what_was_seen()
+            self._share_results()
         metrics = state.metrics if self.has_outputs else []
-        if self._exchanges:
-            for meter in (*state.loss_meters.values(), *metrics):
-                if hasattr(meter, "all_reduce"):
-                    meter.all_reduce()
         values = {name: float(meter.compute()) for name, meter in state.loss_meters.items()}
         if not metrics:
             return values
@@ -494,8 +490,8 @@ class Run:
         meter = self.state.loss_meters[name] = Mean(self.state.device)
         return meter
 
-    def _share_what_was_seen(self) -> None:
-        """Let all processes have the same losses in one order, and know whether any has seen an output."""
+    def _share_results(self) -> None:
+        """Sum losses, metrics and samples over all processes, some of which may not have had a batch."""
         state = self.state
         seen = list(state.loss_meters), self.has_outputs, self._samples
         gathered = gather(f"the end of the {state.loader_name} loader", seen)
@@ -506,6 +502,9 @@ class Run:
         }
         if state.is_train:
             state.samples_seen = self._samples_before + sum(samples)
+        for meter in (*state.loss_meters.values(), *(state.metrics if self.has_outputs else ())):
+            if hasattr(meter, "all_reduce"):
+                meter.all_reduce()
 
 
 def _stepped_by(*optimizers: Any) -> Iterator[Tensor]:

@@ -140,7 +140,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 def peek(path: Path) -> dict[str, Any] | None:
     """Return the content of a checkpoint without reading its tensors, or None if that fails."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # type: ignore[no-any-return]
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return content
     except Exception:  # It is not needed.
         return None
 
@@ -156,7 +157,8 @@ def read_same(path: Path, mark: str) -> dict[str, Any] | None:
     """Read a checkpoint that another process has checked. Return None if it is not the same here, or cannot be read."""
     try:
         if fingerprint(path) == mark:
-            return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return content
     except Exception:  # Then the other process sends it.
         pass
     return None
