@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import pickle
 import signal
 import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-import torch
 from fit_core import Callback, RunnerState, has_process_group, host_group
 
 from ..arguments import check_whole
@@ -28,12 +26,11 @@ from .files import CheckpointError, add_name, explained, fingerprint, newest_who
 from .finite import not_finite
 from .folder import checkpoints, is_same, name_of, set_aside, values_after
 from .lock import FolderLock
+from .peers import Peers
 from .signals import Signals
 from .writer import Writer
 
 __all__ = ["CheckpointSaver"]
-
-T = TypeVar("T")
 
 
 @hints(
@@ -136,8 +133,7 @@ class CheckpointSaver(Callback):
         self._signals = Signals()
         self._lock = FolderLock()
         self._writer = Writer()
-        self._peers: Any = None
-        self._asking: tuple[Any, torch.Tensor] | None = None
+        self._peers = Peers()
         self._state: RunnerState | None = None
 
     def on_begin(self, state: RunnerState) -> None:
@@ -145,9 +141,8 @@ class CheckpointSaver(Callback):
         self.monitor.begin(state)
         self._kept, self._epochs, self._saved, self._stopped_by = [], 0, None, 0
         self._never_finite = not_finite(state, parameters=False)
-        # Processes exchange flags and states on the CPU, so that they do not wait for an accelerator.
-        self._peers = host_group() if has_process_group() else None
-        self._asking, self._state = None, state
+        self._peers = Peers(host_group() if has_process_group() else None)
+        self._state = state
         self._has_begun = True
         found = self._found(state)
         if found is not None:
@@ -178,7 +173,7 @@ class CheckpointSaver(Callback):
 
     def on_checkpoint(self, state: RunnerState) -> None:
         """Save the run if it is due, and stop it after a signal."""
-        self._stopped_by = self._asked_to_stop()
+        self._stopped_by = self._peers.highest_before(self._signals.received)
         if len(state.history) != self._epochs:
             self._epochs = len(state.history)
             self._save(state, self.monitor.value(state))
@@ -197,7 +192,7 @@ class CheckpointSaver(Callback):
         self._state = None
         try:
             if state.error is None:
-                asked = self._asked_by_now()
+                asked = self._peers.highest(self._signals.received)
                 self._stopped_by = self._stopped_by or asked
                 if self._saved != _point(state):
                     self._save(state)
@@ -259,10 +254,7 @@ class CheckpointSaver(Callback):
         names, dropped = self._rank(state.epoch, value) if value is not None else ([], [])
         content = state.state_dict()
         content["monitor"] = {"name": self.monitor.key, "value": value, "weights": self._weights(state)}
-        if self._peers is not None:
-            ranks: list[Any] | None = [None] * state.world_size if state.rank == 0 else None
-            torch.distributed.gather_object(to_cpu(content["ranks"][0]), ranks, dst=0, group=self._peers)
-            content["ranks"] = ranks
+        content["ranks"] = self._peers.gather(to_cpu(content["ranks"][0]))
         if state.rank == 0:
             content = to_cpu(content, copy=self.background)
         self._attempt(state, lambda: self._writer.run(lambda: self._write(content, names, dropped), self.background))
@@ -270,7 +262,7 @@ class CheckpointSaver(Callback):
     def _attempt(self, state: RunnerState, write: Callable[[], None]) -> None:
         """Write on rank 0. Raise an error on every rank, or warn about it."""
         try:
-            self._on_rank_zero(state, write)
+            self._peers.on_rank_zero(write)
         except CheckpointError as error:
             self._saved, self._kept = None, self._kept_before
             if self.on_error == "raise":
@@ -328,14 +320,14 @@ class CheckpointSaver(Callback):
             newer = values_after(content["epoch"], self.monitor.key, self.save_dir) if is_own else []
             return path, fingerprint(path), newer
 
-        opened = self._on_rank_zero(state, open_folder)
+        opened = self._peers.on_rank_zero(open_folder)
         if opened is None:
             self._newer = []
             return None
         path, mark, self._newer = opened
         content = contents[0] if contents else read_same(path, mark)
-        if not self._all(content is not None):
-            content = self._on_rank_zero(state, lambda: content)
+        if not self._peers.all(content is not None):
+            content = self._peers.on_rank_zero(lambda: content)
         assert content is not None
         return path, content
 
@@ -381,66 +373,10 @@ class CheckpointSaver(Callback):
             place = f"epoch {state.epoch + 1} of {state.num_epochs}" + (f", after batch {batches}" if batches else "")
             print_line(state, f"CheckpointSaver: resumed from {path}, in {place}")
 
-    def _asked_to_stop(self) -> int:
-        """Return the signal that any process has received. It is exchanged at a batch, and read at the next."""
-        if self._peers is None:
-            return self._signals.received
-        asked = 0
-        if self._asking is not None:
-            work, flag = self._asking
-            work.wait()
-            asked = int(flag)
-        flag = torch.tensor(self._signals.received)
-        work = torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._peers, async_op=True)
-        self._asking = work, flag
-        return asked
-
     def _is_finite(self, state: RunnerState) -> bool:
         """Return whether all weights are finite on every rank, and all buffers that were finite at the start."""
-        return self._all(not_finite(state) <= self._never_finite)  # Buffers may differ between processes.
-
-    def _all(self, condition: bool) -> bool:
-        """Return whether something is true on every rank."""
-        if self._peers is None:
-            return condition
-        flag = torch.tensor(int(condition))
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN, group=self._peers)
-        return bool(flag)
-
-    def _asked_by_now(self) -> int:
-        """Return the signal that any process has received, at the end of a run."""
-        if self._peers is None:
-            return self._signals.received
-        if self._asking is not None:
-            self._asking[0].wait()
-        flag = torch.tensor(self._signals.received)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._peers)
-        return int(flag)
-
-    def _on_rank_zero(self, state: RunnerState, function: Callable[[], T]) -> T:
-        """Call a function on rank 0. Return its result on every rank, or raise its error there."""
-        if self._peers is None:
-            return function()
-        box: list[Any] = [None, None]
-        own: Exception | None = None
-        if state.rank == 0:
-            try:
-                box[0] = function()
-            except Exception as error:
-                own, box[1] = error, _portable(error)
-        torch.distributed.broadcast_object_list(box, src=0, group=self._peers)
-        if box[1] is not None:
-            raise own or box[1]
-        return box[0]  # type: ignore[no-any-return]
+        return self._peers.all(not_finite(state) <= self._never_finite)  # Buffers may differ between processes.
 
 
 def _point(state: RunnerState) -> tuple[int, int]:
     return state.epoch, state.samples_seen
-
-
-def _portable(error: Exception) -> Exception:
-    """Return an error that other processes can read."""
-    try:
-        return pickle.loads(pickle.dumps(error))  # type: ignore[no-any-return]
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
