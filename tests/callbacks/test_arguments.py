@@ -82,6 +82,10 @@ def test_an_option_of_reduce_lr_on_plateau(option, value):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: fit_callbacks.PhasesScheduler([Phase(0, 1, lr=0.1)], factors=0.1),
+            "expected factors to be a list of numbers, one per parameter group, got 0.1",
+        ),
         (lambda: fit_callbacks.ModelEma(1.0), "expected decay to be 0 or more and below 1, got 1.0"),
         (lambda: fit_callbacks.ModelEma("0.9"), "expected decay to be a number, got '0.9'"),
         (lambda: fit_callbacks.Mixup(p=1.5), "expected p to be 0 or more and at most 1, got 1.5"),

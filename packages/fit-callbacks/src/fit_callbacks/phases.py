@@ -85,7 +85,10 @@ class PhasesScheduler(Callback):
             raise TypeError(f"expected phases to be a list such as [Phase(0, 10, lr=(0.1, 0))], got {phases!r}")
         if not phases:
             raise ValueError("expected one phase or more, got an empty list. Pass [Phase(0, epochs, lr=...)]")
-        for factor in () if factors is None else tuple(factors) if isinstance(factors, Iterable) else (factors,):
+        if not isinstance(factors, (Iterable, type(None))):
+            raise TypeError(f"expected factors to be a list of numbers, one per parameter group, got {factors!r}")
+        factors = None if factors is None else list(factors)
+        for factor in factors or ():
             check_number("factors", factor, "[0, inf)")
         ends = [0.0, *(phase.end for phase in phases)]
         for phase, end in zip(phases, ends, strict=False):
