@@ -2,6 +2,7 @@
 
 from .checkpoint import CheckpointError, CheckpointSaver
 from .clipping import AdaptiveGradientClipping, GradientClipping
+from .compiled import CompiledStep
 from .confusion import ConfusionMatrix
 from .console import ConsoleLogger
 from .dropout import ScheduledDropout
@@ -30,6 +31,7 @@ __all__ = [
     "BatchOverfit",
     "CheckpointError",
     "CheckpointSaver",
+    "CompiledStep",
     "ConfusionMatrix",
     "ConsoleLogger",
     "Cutmix",

@@ -33,6 +33,8 @@ class GradientClipping(Callback):
         >>> GradientClipping(value=0.5)
     """
 
+    capturable = True
+
     def __init__(self, max_norm: float | None = None, *, value: float | None = None, norm_type: float = 2.0) -> None:
         if (max_norm is None) == (value is None):
             raise ValueError(
@@ -44,13 +46,15 @@ class GradientClipping(Callback):
         self.max_norm = max_norm
         self.value = value
         self.norm_type = norm_type
+        self._total, self._count = torch.zeros(()), torch.zeros((), dtype=torch.long)
 
     def on_loader_begin(self, state: RunnerState) -> None:
         """Reset the mean, unless the run was interrupted in this epoch."""
         if state.is_train:
-            if not state.batch_idx:
-                self._total, self._count = torch.zeros(()), torch.zeros((), dtype=torch.long)
             self._total, self._count = self._total.to(state.device), self._count.to(state.device)
+            if not state.batch_idx:
+                self._total.zero_()  # in place, since a graph adds to these tensors
+                self._count.zero_()
 
     def on_before_step(self, state: RunnerState) -> None:
         """Clip the gradients."""
@@ -94,6 +98,8 @@ class AdaptiveGradientClipping(Callback):
     Raises:
         ValueError: ``clip`` or ``eps`` is not above 0, or ``exclude`` does not match any parameter.
     """
+
+    capturable = True
 
     def __init__(self, clip: float = 0.01, *, eps: float = 1e-3, exclude: Iterable[str] = ()) -> None:
         check_number("clip", clip, "(0, inf)")

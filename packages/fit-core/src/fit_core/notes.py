@@ -60,7 +60,7 @@ def _metric_in(traceback: TracebackType | None) -> Any:
     """Return the metric whose update is in a traceback, or None."""
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if code.co_name == "update_meters" and Path(code.co_filename).parent == Path(__file__).parent:
+        if code.co_name == "measure" and Path(code.co_filename).parent == Path(__file__).parent:
             return traceback.tb_frame.f_locals.get("metric")
         traceback = traceback.tb_next
     return None

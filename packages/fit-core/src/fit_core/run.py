@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import chain
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from . import batch_checks, checks
 from .batch import SampleCounter, detached, to_device
 from .callback import HOOKS, Callback
 from .loaders import batches, length, why_empty
-from .metric import FunctionMetric, Mean, as_metrics, metric_name, named_values
+from .metric import FunctionMetric, Mean, Metric, as_metrics, metric_name, named_values
 from .parameters import check_frozen_since_wrapped
 from .processes import gather, has_process_group, rank_and_world_size
 from .random_state import get_random_state, set_random_state
@@ -52,6 +52,7 @@ class Run:
         model: the model that trains, also while a callback evaluates another one.
         stepped (list): the optimizers that were stepped in this batch.
         cleared: the optimizers whose parameters have only gradients of this window, and have not stepped since.
+        measured: the metrics that have seen the batch in a step which a callback has made.
         used_autocast, used_backward, used_optimizer_step: whether the step has called these parts of the Runner.
         is_in_loader: whether a loader is running, so that meters contain a part of it.
         has_batches: whether the loader has yielded a batch.
@@ -77,13 +78,14 @@ class Run:
         self.hooks = hooks_of(state.callbacks)
         self.stepped: list[torch.optim.Optimizer] = []
         self.cleared: list[Any] = []
+        self.measured: Collection[Metric] = ()
         self.used_autocast = self.used_backward = self.used_optimizer_step = False
         self.is_in_loader = self.has_batches = self.has_outputs = False
         self._scales = state.grad_scaler.is_enabled()
         self._checks_step = checks_step
         self._checks_mean = True
         self._has_modes = hasattr(state.optimizer, "train") and hasattr(state.optimizer, "eval")
-        self._divisor: float | Tensor | None = None
+        self._weighing: tuple[float | Tensor, float | Tensor | None] | None = None
         self._counter = SampleCounter(None)
         self._samples, self._samples_before = 0, state.samples_seen  # of this epoch on this process, and before it
         self._at_rest: dict[str, Any] | None = None
@@ -218,7 +220,7 @@ class Run:
         state.input = input if isinstance(input, Tensor) and input.device == device else to_device(input, device)
         state.target = target if isinstance(target, Tensor) and target.device == device else to_device(target, device)
         state.batch_size = self._counter.count(input, target)
-        state.weight = state.output = state.loss = self._divisor = None
+        state.weight = state.output = state.loss = self._weighing = None
         if state.losses:
             state.losses = {}
         if state.is_train and self.stream:
@@ -255,12 +257,50 @@ class Run:
         batch_checks.parts(state.losses)
         batch_checks.size(state.batch_size, state.weight)
 
+    def weigh(self) -> tuple[float | Tensor, float | Tensor | None]:
+        """Return the divisor of the losses of this batch, and the factor of the gradients so far, None for 1."""
+        if self._weighing is None:
+            self._weighing = self.window.weigh(self.weight(), self.state.is_optimizer_step, self.state.device)
+        return self._weighing
+
     def loss_divisor(self) -> float | Tensor:
         """Return the divisor for the losses of this batch, with which the gradients of its window add up."""
-        if self._divisor is None:
-            closes, device = self.state.is_optimizer_step, self.state.device
-            self._divisor = self.window.divisor(self.weight(), closes, self.parameters, device)
-        return self._divisor
+        divisor, factor = self.weigh()
+        if factor is not None:
+            self._weighing = divisor, None
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        return divisor
+
+    def note_step(self, measured: Collection[Metric] = ()) -> None:
+        """Take note of a step that a callback has made in place of ``make_step``.
+
+        Args:
+            measured: the metrics that have seen the batch in it.
+        """
+        optimizer = self.state.optimizer
+        self.cleared = [] if self.state.is_optimizer_step else [optimizer]
+        self.measured = measured
+        self.has_outputs = self.has_outputs or bool(measured)
+
+    def finish_step(self) -> None:
+        """Let the scaler know that all optimizers of this batch have been stepped."""
+        if self.stepped:
+            self.stepped = []
+            if self._scales:
+                self.state.grad_scaler.update()
+
+    def measure(self, metrics: Iterable[Metric]) -> None:
+        """Update metrics with the batch."""
+        state = self.state
+        self.has_outputs = True
+        output, target = detached(state.output, self.half), detached(state.target, self.half)
+        with torch.no_grad():
+            for metric in metrics:
+                if isinstance(metric, FunctionMetric):
+                    metric.weight = self.weight()
+                metric.update(output, target)
 
     def split_losses(self) -> None:
         """Move the other entries of a dict of losses than ``"loss"`` to ``state.losses``."""
@@ -290,9 +330,7 @@ class Run:
         """Count the batch, and add it to the loss and the metrics, without waiting for the device."""
         state = self.state
         if self.stepped:
-            self.stepped = []
-            if self._scales:
-                state.grad_scaler.update()
+            self.finish_step()
         if self._checks_step and state.is_optimizer_step:
             self._check_step()
         if state.is_train:
@@ -309,13 +347,8 @@ class Run:
             for name, value in state.losses.items():
                 (state.loss_meters.get(name) or self._new_meter(name)).update(value, weight)
         if state.output is not None and state.metrics:
-            self.has_outputs = True
-            output, target = detached(state.output, self.half), detached(state.target, self.half)
-            with torch.no_grad():
-                for metric in state.metrics:
-                    if isinstance(metric, FunctionMetric):
-                        metric.weight = self.weight()
-                    metric.update(output, target)
+            measured, self.measured = self.measured, ()
+            self.measure([metric for metric in state.metrics if metric not in measured] if measured else state.metrics)
 
     def end_loader(self) -> bool:
         """Put the results of a loader, over all processes, into the logs. Return False if one has left it early.

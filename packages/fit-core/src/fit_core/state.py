@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +24,37 @@ class Checkpoint(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
+
+
+class Loop(Protocol):
+    """What a callback needs of the loop to make the step of a batch in place of ``state.make_step``, from a graph, say.
+
+    The callback runs ``make_step``, ``finish_step`` and ``measure`` once while it records them. For each batch that it
+    replays, it calls ``weigh``, sets ``state.output``, ``state.loss`` and ``state.losses``, and calls ``note_step``.
+
+    Attributes:
+        cleared: the optimizers whose parameters have gradients of this accumulation window only.
+        stepped: the optimizers that were stepped in this batch.
+    """
+
+    cleared: list[Any]
+    stepped: list[torch.optim.Optimizer]
+
+    def weigh(self) -> tuple[float | Tensor, float | Tensor | None]:
+        """Return the divisor of the losses of this batch, and the factor of the gradients so far, None for 1.
+
+        Both make the gradients of an accumulation window add up, and are numbers unless a weight is a tensor or several
+        processes train.
+        """
+
+    def finish_step(self) -> None:
+        """Let the scaler know that all optimizers of this batch have been stepped."""
+
+    def measure(self, metrics: Iterable[Metric]) -> None:
+        """Update metrics with the batch."""
+
+    def note_step(self, measured: Collection[Metric] = ()) -> None:
+        """Take note that the step of this batch was made, and which metrics have seen the batch in it."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -80,6 +111,7 @@ class RunnerState:
             A callback may add to it.
         make_step: the function the loop calls for each batch. A callback may wrap it in ``on_begin``. Set to
             ``Runner._make_step`` at the start of each run.
+        loop: what a callback needs to make the step itself. See :class:`Loop`.
         should_stop: set it to stop the run, with ``status = "interrupted"`` if the run is meant to be resumed. It is
             read after each batch, which leaves the epoch incomplete (no ``on_loader_end``, no ``on_epoch_end``, and
             a resumed run completes it), and after each epoch. On several processes one may set it, before
@@ -129,6 +161,7 @@ class RunnerState:
     losses: dict[str, Any] = field(default_factory=dict)
     logs: dict[str, float] = field(default_factory=dict)
     make_step: Callable[[], None] = field(init=False)
+    loop: Loop = field(init=False)
     should_stop: bool = False
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -35,31 +34,30 @@ class Window:
         self._weight: float | Tensor = 0  # of the batches so far in an open window
         self._expected: float | Tensor = 0
 
-    def divisor(
-        self, weight: float | Tensor, closes: bool, parameters: Callable[[], Iterable[Tensor]], device: torch.device
-    ) -> float | Tensor:
-        """Return the divisor of the mean loss of a batch, before its backward pass. Call it once per batch.
+    def weigh(
+        self, weight: float | Tensor, closes: bool, device: torch.device
+    ) -> tuple[float | Tensor, float | Tensor | None]:
+        """Return the divisor of the mean loss of a batch, and the factor of the gradients so far if the window turns
+        out uneven, both to apply before the backward pass of the batch. Call it once per batch.
 
         Args:
             weight: the number that the loss is a mean over, or a 0-dim tensor, which is not read back.
             closes: whether it is the window's last batch.
-            parameters: returns the parameters whose gradients are rescaled when the window is uneven.
             device: the device of a weight that is exchanged between processes.
-        """
+        """  # noqa: D205
         if isinstance(weight, Tensor):
             weight = weight.to(device, double(device))
         opens = not isinstance(self._weight, Tensor) and self._weight == 0
         if opens:
             self._expected = _or_one(weight) * self.size
         self._weight = self._weight + weight
+        factor: float | Tensor | None = None
         if closes:
             expected, self._expected = self._expected, _or_one(self._mean_over_processes(device))
             self._weight = 0
-            if not opens:
-                _rescale(parameters, expected, self._expected)
-        if isinstance(weight, Tensor) or weight:
-            return self._expected / weight
-        return math.inf
+            if not opens and not _are_equal(expected, self._expected):
+                factor = expected / self._expected
+        return (self._expected / weight if isinstance(weight, Tensor) or weight else math.inf), factor
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights seen and expected."""
@@ -77,12 +75,9 @@ class Window:
         return total / self.world_size
 
 
-def _rescale(parameters: Callable[[], Iterable[Tensor]], expected: float | Tensor, actual: float | Tensor) -> None:
-    """Multiply gradients that were divided by the expected weight, if the actual weight differs."""
-    if isinstance(expected, Tensor) or isinstance(actual, Tensor) or expected != actual:
-        for parameter in parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(expected / actual)
+def _are_equal(expected: float | Tensor, actual: float | Tensor) -> bool:
+    """Return whether two weights are equal numbers. A tensor is not read."""
+    return not isinstance(expected, Tensor) and not isinstance(actual, Tensor) and expected == actual
 
 
 def _or_one(weight: float | Tensor) -> float | Tensor:

@@ -1,0 +1,5 @@
+"""Run the training step of a batch as one graph."""
+
+from .step import CompiledStep
+
+__all__ = ["CompiledStep"]

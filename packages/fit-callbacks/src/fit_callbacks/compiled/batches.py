@@ -1,0 +1,62 @@
+"""Take the tensors out of a batch, and put others in their place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["first_line", "flatten", "shown", "unflatten"]
+
+
+def flatten(value: Any, tensors: list[Tensor]) -> Any:
+    """Append the tensors of a nested value to a list, and return its form: shapes, dtypes, and everything else in it.
+
+    Two values of the same form differ only in the numbers in their tensors. A form can be hashed.
+
+    Raises:
+        TypeError: it contains something else than dicts, lists, tuples, tensors, numbers, strings and None.
+    """
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value.shape, value.dtype, value.stride(), value.requires_grad
+    if isinstance(value, Mapping):
+        return type(value).__name__, tuple((key, flatten(part, tensors)) for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value).__name__, tuple(flatten(part, tensors) for part in value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return type(value).__name__, value
+    raise TypeError(f"a batch contains a {type(value).__name__}")
+
+
+def unflatten(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """Return a copy of a nested value with other tensors, in the order of :func:`flatten`."""
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if isinstance(value, Mapping):
+        result: Any = copy.copy(value)  # of the same class, as that of the outputs of a Hugging Face model
+        for key in value:
+            result[key] = unflatten(value[key], tensors)
+        return result
+    if isinstance(value, (list, tuple)):
+        parts = [unflatten(part, tensors) for part in value]
+        if isinstance(value, list):
+            return parts
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
+
+
+def shown(form: Any) -> str:
+    """Return the shapes in the form of a batch, such as ``(32, 10), (32,)``."""
+    if isinstance(form, tuple) and form and isinstance(form[0], torch.Size):
+        return str(tuple(form[0]))
+    parts = [shown(part) for part in form] if isinstance(form, tuple) else []
+    return ", ".join(part for part in parts if part)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, shortened."""
+    return next(iter(str(error).strip().splitlines()), "")[:200]

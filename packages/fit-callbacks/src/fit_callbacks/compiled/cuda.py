@@ -1,0 +1,58 @@
+"""Capture a step as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+__all__ = ["Capture", "CudaGraph"]
+
+
+class Capture:
+    """What the graphs of a run share: a stream, and the memory.
+
+    Args:
+        device: the CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def on_stream(self) -> Iterator[None]:
+        """Run a step as usual on the stream on which it will be captured."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+
+class CudaGraph:
+    """The kernels of a step, launched as one.
+
+    Nothing is computed while the step is captured. A graph reads its inputs from the tensors that the step has read,
+    and writes its outputs where the step has written them.
+
+    Args:
+        capture: what the graphs of a run share.
+        inputs: the tensors of a batch.
+        step: given copies of them, makes a step and returns its outputs.
+    """
+
+    def __init__(self, capture: Capture, inputs: list[Tensor], step: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        self._inputs = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs]
+        self._graph = torch.cuda.CUDAGraph()
+        # Only this thread is asked to stay away from other calls of CUDA: a loader's may pin memory meanwhile.
+        with torch.cuda.graph(self._graph, pool=capture.pool, stream=capture.stream, capture_error_mode="thread_local"):
+            self._outputs = step(self._inputs)
+
+    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Run the step on other numbers. The outputs are overwritten by the next call."""
+        for own, tensor in zip(self._inputs, inputs, strict=True):
+            own.detach().copy_(tensor, non_blocking=True)
+        self._graph.replay()
+        return self._outputs

@@ -1,0 +1,117 @@
+"""Prepare an optimizer so that its step can be part of a graph, and its rates can change between replays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["GraphedOptimizer", "why_not_optimizer"]
+
+FUSED = ("SGD", "Adam", "AdamW")
+"""The optimizers whose fused kernels read the rate from the device, and do not need the host for fp16."""
+
+
+def why_not_optimizer(optimizer: Optimizer) -> str | None:
+    """Return why the step of an optimizer cannot be part of a graph, None if it can."""
+    name = type(optimizer).__name__
+    is_torchs = getattr(torch.optim, name, None) is type(optimizer)
+    if not is_torchs or (name != "SGD" and "capturable" not in optimizer.defaults):
+        return f"it does not know whether the step of {name} can be part of a graph. It knows SGD, Adam and AdamW"
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        return f"{name} is differentiable"
+    hooks = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    if any(getattr(optimizer, hook, None) for hook in hooks):
+        return f"{name} has hooks, which would not be called"
+    step = vars(optimizer).get("step")
+    if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
+        return f"{name}.step has been replaced"
+    return None
+
+
+class GraphedOptimizer:
+    """An optimizer whose step reads its learning rates and counters from tensors.
+
+    The flags and tensors are in its groups only while a step runs, so that schedules, logs and checkpoints see numbers
+    as usual. On CUDA the fused kernels are used where the optimizer has them, as ``fused=True`` does.
+
+    Args:
+        optimizer: one for which :func:`why_not_optimizer` returns None.
+        device: the device of its parameters.
+    """
+
+    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+        self.optimizer = optimizer
+        self.groups = optimizer.param_groups
+        self.state = optimizer.state
+        parameters = [parameter for group in self.groups for parameter in group["params"]]
+        self.is_fused = (
+            device.type == "cuda"
+            and type(optimizer).__name__ in FUSED
+            and not any(group.get("foreach") for group in self.groups)
+            and all(p.is_cuda and p.dtype in (torch.float32, torch.bfloat16, torch.float16) for p in parameters)
+        )
+        self._number = torch.float32 if self.is_fused else torch.float64  # what the fused kernels read
+        self._device = device
+        self.rates = [self._rate(group["lr"]) for group in self.groups]
+        self._last = [group["lr"] for group in self.groups]
+        self._dtypes: dict[Tensor, tuple[torch.device, torch.dtype]] = {}
+        self.move_counters()
+
+    def move_counters(self) -> None:
+        """Move the counters of steps to where a graph can change them, as exact as the kernels allow.
+
+        A foreach step computes ``1 - beta ** step`` in the precision of the counter, in which float32 is too coarse.
+        """
+        for values in self.state.values():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and not value.dim():
+                    values[name] = value.to(self._device, self._number)
+
+    def put_back(self) -> None:
+        """Move the counters to the CPU, where an optimizer that is not captured needs them."""
+        if self._device.type != "cpu" and not any(g.get("fused") or g.get("capturable") for g in self.groups):
+            for values in self.state.values():
+                for name, value in values.items():
+                    if isinstance(value, Tensor) and not value.dim():
+                        values[name] = value.to("cpu", torch.float32)
+
+    def is_current(self) -> bool:
+        """Return whether the optimizer has the same state and groups as before."""
+        return self.optimizer.state is self.state and self.optimizer.param_groups is self.groups
+
+    def copy_rates(self) -> None:
+        """Copy changed learning rates to the device."""
+        for number, group in enumerate(self.groups):
+            rate = group["lr"]
+            if rate is not self._last[number] and not isinstance(rate, Tensor):
+                self._last[number] = rate
+                self.rates[number].fill_(rate)
+
+    @contextmanager
+    def with_tensors(self) -> Iterator[None]:
+        """Put the rates as tensors, and the flags that a graph needs, into the groups meanwhile."""
+        self.copy_rates()
+        flags = {"foreach": not self.is_fused, "capturable": True, "fused": self.is_fused}
+        kept: list[dict[str, Any]] = []
+        had_scaling = hasattr(self.optimizer, "_step_supports_amp_scaling")
+        for group, rate in zip(self.groups, self.rates, strict=True):
+            changed = {"lr": rate, **{name: flag for name, flag in flags.items() if name in group}}
+            kept.append({name: group[name] for name in changed})
+            group.update(changed)
+        if self.is_fused and not had_scaling:
+            self.optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            for group, values in zip(self.groups, kept, strict=True):
+                group.update(values)
+            if self.is_fused and not had_scaling:
+                del self.optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
+
+    def _rate(self, rate: Any) -> Tensor:
+        return rate if isinstance(rate, Tensor) else torch.tensor(rate, dtype=self._number, device=self._device)

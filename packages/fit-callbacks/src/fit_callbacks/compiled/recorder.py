@@ -1,0 +1,173 @@
+"""Record a step as a graph, and replay it in the place of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from fit_core import Metric, RunnerState
+from torch import Tensor, nn
+
+from .batches import flatten, unflatten
+from .cuda import Capture, CudaGraph
+from .gradients import Gradients
+from .guard import Watch
+from .optimizer import GraphedOptimizer
+from .reasons import overrides
+from .traced import TracedGraph
+
+__all__ = ["Graph", "Recorder"]
+
+RESULTS = ("output", "loss", "losses", "weight", "batch_size", "target")
+"""The fields of the state that a step may set."""
+
+
+@dataclass
+class Graph:
+    """A recorded step.
+
+    Attributes:
+        run: runs it on the tensors of a batch, and returns tensors.
+        results: what it sets in the state, with other tensors in the place of those.
+        opens: whether it is for the first batch of an accumulation window.
+        closes: whether it is for the last, so that an optimizer step is in it.
+    """
+
+    run: Callable[[list[Tensor]], list[Tensor]]
+    results: dict[str, Any]
+    opens: bool
+    closes: bool
+
+
+class Recorder:
+    """Record the steps of a run, and replay them.
+
+    Args:
+        state: the state of the run.
+        step: the step to record.
+        optimizer: the optimizer in it.
+        parts: the modules and callbacks in it, by name.
+    """
+
+    def __init__(
+        self, state: RunnerState, step: Callable[[], None], optimizer: GraphedOptimizer, parts: dict[str, Any]
+    ) -> None:
+        self._state = state
+        self._step = step
+        self._optimizer = optimizer
+        self._parts = parts
+        self._capture = Capture(state.device) if state.device.type == "cuda" else None
+        self._parameters = [parameter for group in optimizer.groups for parameter in group["params"]]
+        self._gradients = Gradients(self._parameters) if state.accumulate_steps > 1 else None
+        self._was_eager = True
+        self._inside: Sequence[Metric] = ()
+        if self._capture is not None:
+            self._inside = [metric for metric in state.metrics if getattr(metric, "capturable", False)]
+        # The next batch overwrites what a CUDA graph has returned, so whoever may keep it gets a copy.
+        keepers = [c for c in state.callbacks if overrides(c, "on_batch_end") or overrides(c, "on_checkpoint")]
+        are_ours = all(type(callback).__module__.split(".")[0] == "fit_callbacks" for callback in keepers)
+        self._copies = self._capture is not None and not (are_ours and len(self._inside) == len(state.metrics))
+
+    def run_eagerly(self, watch: Watch) -> None:
+        """Run the step as usual, with the kernels that graphs use."""
+        on_side_stream = self._capture.on_stream() if self._capture is not None else nullcontext()
+        # On a CPU graphs and the usual step have the same kernels for the optimizer only up to rounding.
+        with_tensors = self._optimizer.with_tensors() if self._capture is not None else nullcontext()
+        with watch, on_side_stream, with_tensors:
+            self._step()
+        self._was_eager = True
+
+    def record(self, tensors: list[Tensor], opens: bool = True, closes: bool = True) -> Graph:
+        """Record the step of a batch. It is not made yet.
+
+        Args:
+            tensors: the tensors of the batch.
+            opens: whether it is the first of an accumulation window.
+            closes: whether it is the last.
+
+        Raises:
+            Exception: it cannot be recorded. The state is as before.
+        """
+        state, window = self._state, None if opens and closes else self._gradients
+        if window is not None and not opens:
+            window.adopt()
+        batch = state.input, state.target
+        before = {name: getattr(state, name) for name in RESULTS}
+        cleared, gradients = state.loop.cleared, [parameter.grad for parameter in self._parameters]
+        results: dict[str, Any] = {}
+
+        def step(own: list[Tensor]) -> list[Tensor]:
+            state.input, state.target = unflatten(batch, iter(own))
+            unchanged = {**before, "target": state.target}
+            with self._optimizer.with_tensors():
+                self._step()
+            state.loop.finish_step()
+            if self._inside:
+                state.loop.measure(self._inside)
+            if window is not None and opens:
+                window.take()
+            values = {name: getattr(state, name) for name in RESULTS}
+            results.update({name: value for name, value in values.items() if value is not unchanged[name]})
+            outputs: list[Tensor] = []
+            flatten(results, outputs)
+            return [tensor.detach() for tensor in outputs]
+
+        run: Callable[[list[Tensor]], list[Tensor]]
+        try:
+            if self._capture is not None:
+                run = CudaGraph(self._capture, tensors, step)
+            else:
+                run = TracedGraph(tensors, step, self._changeable())
+            if window is not None and not opens and not window.are_shown():
+                raise RuntimeError("the parameters that get a gradient differ between the batches of a window")
+        finally:
+            state.input, state.loop.cleared, state.loop.stepped = batch[0], cleared, []
+            for name, value in before.items():
+                setattr(state, name, value)
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                parameter.grad = gradient
+            self._was_eager = True
+        return Graph(run, results, opens, closes)
+
+    def replay(self, graph: Graph, tensors: list[Tensor]) -> None:
+        """Make the step of a batch by a graph.
+
+        Args:
+            graph: one that was recorded for its shapes and its place in the window.
+            tensors: the tensors of the batch.
+        """
+        state = self._state
+        if self._was_eager:
+            self._show_gradients(graph)
+        outputs = graph.run(tensors)
+        if self._copies:
+            outputs = [output.clone() for output in outputs]
+        parts = iter(outputs)
+        for name, value in graph.results.items():
+            setattr(state, name, unflatten(value, parts))
+        state.loop.note_step(self._inside)
+
+    def _show_gradients(self, graph: Graph) -> None:
+        """Drop the gradients of an eager step, or move them to where the graphs add to them."""
+        is_whole = graph.opens and graph.closes
+        if self._gradients is None or is_whole:
+            for parameter in self._parameters:
+                parameter.grad = None
+        elif graph.opens:
+            self._gradients.show()
+        else:
+            self._gradients.adopt()
+        self._was_eager = is_whole and self._gradients is not None
+
+    def _changeable(self) -> list[Tensor]:
+        """Return the tensors that a step may change in place."""
+        owned: list[Any] = [*self._parameters, *(self._gradients.tensors() if self._gradients else ())]
+        owned += [value for values in self._optimizer.state.values() for value in values.values()]
+        for part in self._parts.values():
+            if isinstance(part, nn.Module):
+                owned += [*part.parameters(False), *part.buffers(False)]
+            owned += vars(part).values()
+        owned += [tensor.grad for tensor in owned if isinstance(tensor, nn.Parameter)]
+        return list({id(tensor): tensor for tensor in owned if isinstance(tensor, Tensor)}.values())

@@ -1,0 +1,205 @@
+"""Run the training step of a batch as one graph."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fit_core import Callback, RunnerState
+from torch import Tensor
+
+from fit_callbacks.ranks import print_line
+from .batches import first_line, flatten, shown
+from .guard import Guard, Watch
+from .optimizer import GraphedOptimizer
+from .reasons import marked_callbacks, modules_of, why_not
+from .recorder import Graph, Recorder
+
+__all__ = ["CompiledStep"]
+
+WARM_UP = 2
+"""How many batches of a shape run as usual before a graph is recorded."""
+GRAPHS = 24
+"""How many graphs there may be, for shapes and places in an accumulation window."""
+AGAIN = 3
+"""How often graphs are recorded again before it is asked whether they are worth it."""
+
+
+class CompiledStep(Callback):
+    """Run forward, loss, backward and the optimizer's step of a batch as one graph, which is faster for small models.
+
+    On CUDA the ordinary step is captured as a CUDA graph, with the fused kernels of the optimizer. The results are the
+    same bits as without it, if the optimizer was made with ``fused=True``. On a CPU the step is compiled by
+    TorchInductor, which needs a C++ compiler and takes some seconds for each shape of a batch. Its results differ from
+    those of the ordinary step by rounding. A run that is resumed continues with the same bits on both.
+
+    The first two batches of each shape run as usual. If the step cannot be one graph, all of them do, and a line says
+    why: a value is read from a tensor (``.item()``, ``if loss > 3``), ``_make_step`` is your own, several processes
+    train, the optimizer or a hook is not known to be safe. Validation always runs as usual.
+
+    A graph repeats the work on tensors, and not the Python around it. CompiledStep looks for what would go wrong: a
+    module that counts its calls, random numbers from Python, a ``forward`` that reads ``state.global_step``. It records
+    the step again when a plain attribute of a module changes, such as the probability of a dropout. Learning rates may
+    change at every step.
+
+    A callback with ``on_after_backward`` or ``on_before_step`` that changes nothing but tensors, in place, can be part
+    of the graph. Mark it by a class attribute: ``capturable = True``. Metrics with this attribute are updated inside a
+    CUDA graph. After the step ``parameter.grad`` is None, and ``state.output`` and ``state.loss`` are detached.
+
+    Example:
+        >>> Runner(model, optimizer, criterion, callbacks=[CompiledStep()]).fit(loader, epochs=5)
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+        self._sets_weight: bool | None = None
+        self._optimizer: GraphedOptimizer | None = None
+        self._graphs: dict[Any, Graph] = {}
+
+    def on_begin(self, state: RunnerState) -> None:
+        """Put the graph in the place of the step."""
+        self._state, self._eager = state, state.make_step
+        self._reason: str | None = None
+        self._seen, self._sets_weight = {}, None
+        self._recorded_again = self._replays = 0
+        self._said: set[str] = set()
+        state.make_step = self._make_step
+
+    def on_loader_begin(self, state: RunnerState) -> None:
+        """Look whether the step can be a graph, and whether the parameters are where they were."""
+        if not state.is_train or self._reason is not None:
+            return
+        if self._optimizer is None:
+            self._reason = why_not(state, self._eager)
+            if self._reason is None:
+                self._prepare()
+            else:
+                self._give_up(self._reason)
+        elif not self._guard.is_in_place():
+            self._record_again("the parameters have been replaced")
+
+    def on_end(self, state: RunnerState) -> None:
+        """Drop the graphs, and leave the optimizer as it was."""
+        if self._optimizer is not None:
+            self._optimizer.put_back()
+            self._optimizer, self._graphs = None, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which batches have run as usual, so that a resumed run uses graphs where this one would."""
+        return {"seen": dict(self._seen), "sets_weight": self._sets_weight}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore them."""
+        self._seen, self._sets_weight = dict(state_dict["seen"]), state_dict["sets_weight"]
+
+    def _make_step(self) -> None:
+        """Make the step of a batch, by a graph if there is one."""
+        can_be_graph = self._reason is None and self._state.is_train
+        graph = self._graph() if can_be_graph else None
+        if graph is not None:
+            self._replay(graph)
+        elif can_be_graph and self._reason is None:
+            self._warm_up()
+        else:
+            self._eager()
+
+    def _prepare(self) -> None:
+        """Prepare the optimizer, and note what the graphs depend on."""
+        state = self._state
+        self._graphs = {}
+        self._optimizer = GraphedOptimizer(state.optimizer, state.device)
+        if state.grad_scaler.is_enabled() and not self._optimizer.is_fused:
+            self._give_up("in fp16 only the fused kernels of SGD, Adam and AdamW do not wait for the device")
+            return
+        self._parts = {**modules_of(state), **marked_callbacks(state)}
+        self._guard = Guard(self._parts, self._optimizer.groups)
+        self._recorder = Recorder(state, self._eager, self._optimizer, self._parts)
+
+    def _graph(self) -> Graph | None:
+        """Return the graph for this batch, None if its step has to run as usual."""
+        state = self._state
+        assert self._optimizer is not None
+        if not self._optimizer.is_current():
+            self._record_again("the optimizer was restored")
+        elif not self._guard.holds():
+            self._record_again(self._guard.changed())
+        self._tensors: list[Tensor] = []
+        try:
+            form = flatten((state.input, state.target), self._tensors)
+        except TypeError as error:
+            self._give_up(str(error))
+            return None
+        place: tuple[Any, ...] = ()
+        if state.accumulate_steps > 1:
+            if self._sets_weight is None:
+                return None
+            place = (state.optimizer not in state.loop.cleared, state.is_optimizer_step, *state.loop.weigh())
+            if self._sets_weight or any(isinstance(part, Tensor) for part in place):
+                self._give_up("the weight of a batch is a tensor or set by forward, and accumulate_steps is above 1")
+                return None
+        graph = self._graphs.get((form, place))
+        if graph is None and self._is_due(form, place):
+            begin = time.perf_counter()
+            try:
+                graph = self._graphs[form, place] = self._recorder.record(self._tensors, *place[:2])
+            except Exception as error:
+                self._give_up(f"recording it failed. {type(error).__name__}: {first_line(error)}")
+            else:
+                how = "captured as a CUDA graph" if state.device.type == "cuda" else "compiled"
+                self._say(f"the step for {shown(form)} was {how} in {time.perf_counter() - begin:.2g} s")
+        return graph
+
+    def _is_due(self, form: Any, place: Any) -> bool:
+        """Count a batch of a shape, and return whether a graph is recorded for it."""
+        name = repr((form, place))
+        if self._seen.get(name, 0) >= WARM_UP:
+            if len(self._graphs) < GRAPHS:
+                return True
+            self._say(
+                f"there are {GRAPHS} graphs, so that batches of other shapes run as usual. Pad them to few shapes"
+            )
+        elif len(self._seen) < 10 * GRAPHS:
+            self._seen[name] = self._seen.get(name, 0) + 1
+        return False
+
+    def _replay(self, graph: Graph) -> None:
+        """Run the graph, and leave the state as the step would."""
+        assert self._optimizer is not None
+        self._optimizer.copy_rates()
+        self._recorder.replay(graph, self._tensors)
+        self._replays += 1
+
+    def _warm_up(self) -> None:
+        """Run the step as usual, and look for what a graph would freeze."""
+        state = self._state
+        assert self._optimizer is not None
+        weight, watch = state.weight, Watch(state, self._parts)
+        self._recorder.run_eagerly(watch)
+        self._sets_weight = bool(self._sets_weight) or state.weight is not weight
+        self._optimizer.move_counters()
+        try:
+            flatten([state.output, state.losses], [])
+        except TypeError as error:
+            self._give_up(f"of what forward returns: {error}")
+        if watch.reason is not None:
+            self._give_up(watch.reason)
+
+    def _record_again(self, what: str) -> None:
+        """Drop the graphs because something has changed that they depend on."""
+        self._recorded_again += 1
+        if self._recorded_again > AGAIN and self._replays < 20 * self._recorded_again:
+            self._give_up(f"what it depends on changes too often: {what}")
+            return
+        self._seen = {}
+        self._prepare()
+
+    def _give_up(self, reason: str) -> None:
+        """Run the step as usual from now on, and say why."""
+        self._reason = reason
+        self._say(f"the step runs as usual, because {reason}")
+        self._graphs = {}
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            print_line(self._state, f"CompiledStep: {text}")
