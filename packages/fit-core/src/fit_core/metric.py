@@ -24,6 +24,8 @@ class Metric(Protocol):
     * ``names``, a list of the names that ``compute`` returns, if it returns a dict. They are the names in logs, behind
       ``name/`` if another metric or a loss has the same one.
     * ``higher_is_better: bool | None``, for callbacks that look for the best epoch.
+    * ``capturable = True``, if ``update`` changes nothing but tensors, in place (``self.hits += ...``), and reads no
+      number from a tensor. Then ``fit_callbacks.CompiledStep`` makes it part of a CUDA graph.
     * ``all_reduce() -> None``: sum the state over all processes. Called once, at the end of a loader, before
       ``compute``. A metric that synchronises itself in ``compute``, as those of torchmetrics do, does not need it.
     * ``to(device)``, and ``state_dict()`` / ``load_state_dict(state_dict)`` for exact resume mid-epoch.

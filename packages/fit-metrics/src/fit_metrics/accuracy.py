@@ -72,6 +72,7 @@ class Accuracy(ClassMetric, SumMetric):
     """
 
     higher_is_better = True
+    capturable = True
     correct: Tensor
     samples: Tensor
     outside: Tensor
@@ -121,6 +122,9 @@ class Accuracy(ClassMetric, SumMetric):
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Count a batch, or keep a copy to count it with others. The class describes the shapes."""
+        if output.is_cuda and torch.cuda.is_current_stream_capturing():
+            self._count(output, target)  # Each replay of the graph counts its batch, and nothing waits.
+            return
         kind = _kind(output, target)
         if kind is None or kind != self._last_kind:  # The first of its kind is counted now, so that errors show now.
             self._count_waiting()

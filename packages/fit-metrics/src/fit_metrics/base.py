@@ -26,6 +26,8 @@ class BaseMetric(Metric):
     """The name in the logs. You may change it."""
     higher_is_better: bool | None = None
     """Whether a larger value is better. None if a metric cannot be better or worse."""
+    capturable: bool = False
+    """Whether ``update`` changes nothing but tensors, in place, so that it can be part of a CUDA graph."""
 
     def __repr__(self) -> str:
         """Return the call that makes such a metric, with the arguments that are not the defaults. Read no tensor."""

@@ -43,6 +43,8 @@ class MatrixMetric(ClassMetric, SumMetric):
             there were targets or predicted classes outside of 0..C-1, or rows that are neither one-hot nor soft.
     """
 
+    capturable = True
+
     cells: Tensor
 
     def __init__(

@@ -35,6 +35,8 @@ class ImageMetric(SumMetric):
             images of other dtypes. In ``compute``: there were targets with a larger range.
     """
 
+    capturable = True
+
     total: Tensor
     images: Tensor
     outside: Tensor

@@ -43,6 +43,7 @@ class MeanSquaredError(SumMetric):
     """
 
     higher_is_better = False
+    capturable = True
     total: Tensor
     count: Tensor
 
@@ -80,6 +81,7 @@ class MeanAbsoluteError(SumMetric):
     """
 
     higher_is_better = False
+    capturable = True
     total: Tensor
     count: Tensor
 
@@ -126,6 +128,7 @@ class R2(SumMetric):
     # Sums of target - shift, where shift is the first target of all. Sums of the targets themselves would lose the
     # variance of targets that are far from 0 (years, for example), and find a variance in constant ones.
     higher_is_better = True
+    capturable = True
     shift: Tensor
     first: Tensor
     second: Tensor

@@ -9,6 +9,7 @@ from fit_core import Callback, RunnerState
 from torch import Tensor
 
 from fit_callbacks.ranks import print_line
+
 from .batches import first_line, flatten, shown
 from .guard import Guard, Watch
 from .optimizer import GraphedOptimizer

@@ -1,0 +1,239 @@
+"""What a captured step computes on a GPU: the bits of the ordinary step, with nothing left out and nothing frozen."""
+
+import copy
+
+import pytest
+import torch
+from fit_callbacks import AdaptiveGradientClipping, CompiledStep, GradientClipping, LRScheduler, ModelEma
+from fit_core import Callback, Runner
+from fit_metrics import AUROC, F1, Accuracy
+from torch import nn
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+
+OPTIMIZERS = {
+    "sgd": lambda weights: torch.optim.SGD(weights, 0.05, momentum=0.9, fused=True),
+    "nesterov": lambda weights: torch.optim.SGD(weights, 0.05, momentum=0.9, nesterov=True, fused=True),
+    "adam": lambda weights: torch.optim.Adam(weights, 1e-3, fused=True),
+    "adamw": lambda weights: torch.optim.AdamW(weights, 1e-3, weight_decay=0.1, fused=True),
+}
+
+
+def network(dropout=0.2):
+    torch.manual_seed(0)
+    layers = nn.Linear(8, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 4)
+    return nn.Sequential(*layers).cuda()
+
+
+def batches(number=12, last=16):
+    generator = torch.Generator().manual_seed(1)
+    sizes = [16] * (number - 1) + [last]
+    return [(torch.randn(n, 8, generator=generator), torch.randint(4, (n,), generator=generator)) for n in sizes]
+
+
+def train(callbacks=(), *, optimizer="sgd", epochs=3, data=None, metrics=(), model=None, **options):
+    model = model or network()
+    torch.manual_seed(3)
+    make = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
+    runner = Runner(
+        model, make(model.parameters()), nn.CrossEntropyLoss(), list(metrics), callbacks=list(callbacks), **options
+    )
+    history = runner.fit(data or batches(), epochs=epochs)
+    return runner, history
+
+
+def assert_same(ours, theirs):
+    for a, b in zip(
+        ours[0].state.model.state_dict().values(), theirs[0].state.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert ours[1] == theirs[1]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("options", [{}, {"use_bf16": True}, {"use_fp16": True}, {"accumulate_steps": 3}], ids=str)
+def test_same_bits_as_the_ordinary_step(optimizer, options, capsys):
+    for data in (batches(), batches(last=5)):
+        ours = train([CompiledStep()], optimizer=optimizer, data=data, **options)
+        assert "captured" in capsys.readouterr().out
+        assert_same(ours, train(optimizer=optimizer, data=data, **options))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_fp16": True}, {"accumulate_steps": 3}], ids=str)
+def test_same_bits_with_clipping_schedule_average_and_metrics(options, capsys):
+    def parts():
+        schedule = LRScheduler(lambda optimizer, _: torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 20))
+        return [GradientClipping(0.3), AdaptiveGradientClipping(0.1), schedule, ModelEma(0.9)]
+
+    def metrics():
+        return [Accuracy(1), Accuracy(2), F1(), AUROC()]
+
+    ours, theirs = [*parts(), CompiledStep()], parts()
+    got = train(ours, metrics=metrics(), **options)
+    assert "captured" in capsys.readouterr().out
+    expected = train(theirs, metrics=metrics(), **options)
+    assert_same(got, expected)
+    for a, b in zip(ours[3].model.state_dict().values(), theirs[3].model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+class Keep(Callback):
+    """Keeps what a step has returned."""
+
+    def __init__(self):
+        self.losses, self.outputs = [], []
+
+    def on_batch_end(self, state):
+        self.losses.append(state.loss)
+        self.outputs.append(state.output)
+
+
+def test_kept_losses_and_outputs_are_not_overwritten():
+    ours, theirs = Keep(), Keep()
+    train([ours, CompiledStep()])
+    train([theirs])
+    for kind in ("losses", "outputs"):
+        for a, b in zip(getattr(ours, kind), getattr(theirs, kind), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_the_optimizer_is_left_as_usual(tmp_path):
+    def plain(weights):
+        return torch.optim.AdamW(weights, 1e-3)
+
+    ours, theirs = train([CompiledStep()], optimizer=plain)[0], train(optimizer=plain)[0]
+    a, b = ours.state.optimizer.state_dict(), theirs.state.optimizer.state_dict()
+    assert a["param_groups"] == b["param_groups"]
+    for one, other in zip(a["state"].values(), b["state"].values(), strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name].device == other[name].device
+            torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6)
+    ours.fit(batches(), epochs=6)  # goes on
+
+
+@pytest.mark.parametrize("name", ["RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "SGD"])
+def test_other_optimizers_follow_the_ordinary_step(name, capsys):
+    def make(weights):
+        weights = list(weights)
+        return getattr(torch.optim, name)([{"params": weights[:2]}, {"params": weights[2:], "lr": 2e-3}], lr=1e-3)
+
+    def double(callbacks):
+        model = network(0.0).double()
+        data = [(x.double(), y) for x, y in batches()]
+        return train(callbacks, optimizer=make, model=model, data=data)[0].state.model.state_dict().values()
+
+    ours = double([CompiledStep()])
+    assert "captured" in capsys.readouterr().out
+    for a, b in zip(ours, double([]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_resume_has_the_same_bits(tmp_path):
+    whole = train([CompiledStep()], epochs=4, use_fp16=True)
+
+    class Stop(Callback):
+        def on_checkpoint(self, state):
+            if state.global_step == 17:
+                self.saved = copy.deepcopy(state.state_dict())
+                state.should_stop = True
+
+    stop = Stop()
+    train([CompiledStep(), stop], epochs=4, use_fp16=True)
+    model = network()
+    runner = Runner(
+        model, OPTIMIZERS["sgd"](model.parameters()), nn.CrossEntropyLoss(), callbacks=[CompiledStep()], use_fp16=True
+    )
+    runner.state.load_state_dict(stop.saved)
+    assert_same((runner, runner.fit(batches(), epochs=4)), whole)
+
+
+class Reads(nn.Module):
+    """Decides by a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, input):
+        output = self.layer(input)
+        return output if output.sum().item() > 0 else 2 * output
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(8, 4), 0
+
+    def forward(self, input):
+        self.calls += 1
+        return self.layer(input) * (1 + 1 / self.calls)
+
+
+class Hook(Callback):
+    def on_before_step(self, state):
+        for parameter in state.model.parameters():
+            parameter.grad.mul_(1 / (1 + state.global_step))
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("reads", "waits for the device"),
+        ("counts", "the step changes model.calls"),
+        ("hook", "Hook.on_before_step is not marked"),
+        ("marked hook", "reads state.global_step"),
+        ("adagrad", "the step of Adagrad"),
+    ],
+)
+def test_what_cannot_be_captured_runs_as_usual(case, reason, capsys):
+    def run(*last):
+        torch.manual_seed(0)
+        model = {"reads": Reads, "counts": Counts}.get(case, lambda: network())().cuda()
+        hooks = [Hook()] if "hook" in case else []
+        for hook in hooks:
+            hook.capturable = case == "marked hook"
+        make = torch.optim.Adagrad if case == "adagrad" else OPTIMIZERS["sgd"]
+        return train([*hooks, *last], optimizer=make, model=model)
+
+    ours = run(CompiledStep())
+    out = capsys.readouterr().out
+    assert reason in out
+    assert "captured" not in out
+    assert_same(ours, run())
+
+
+def test_frozen_layers_and_dropout_that_change_are_recorded_again(capsys):
+    class Change(Callback):
+        def on_epoch_begin(self, state):
+            state.model[3].p = 0.1 * state.epoch
+            state.model[0].weight.requires_grad = state.epoch != 1
+
+    ours = train([Change(), CompiledStep()], epochs=4)
+    assert capsys.readouterr().out.count("captured") == 1  # said once
+    assert_same(ours, train([Change()], epochs=4))
+
+
+def test_no_step_waits(capsys):
+    class NoWaits(Callback):
+        def on_batch_begin(self, state):
+            if state.batch_idx == 6:
+                torch.cuda.set_sync_debug_mode("error")
+
+        def on_batch_end(self, state):
+            if state.batch_idx == 11:
+                torch.cuda.set_sync_debug_mode("default")
+
+    data = [(x.pin_memory(), y.pin_memory()) for x, y in batches()]
+    callbacks = [GradientClipping(0.3), ModelEma(0.9), CompiledStep(), NoWaits()]
+    try:
+        train(callbacks, data=data, metrics=[Accuracy(1), Accuracy(2), F1()], use_fp16=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_loader_with_workers_and_pinned_memory(capsys):
+    data = torch.utils.data.TensorDataset(*(torch.cat(parts) for parts in zip(*batches(), strict=True)))
+    loader = torch.utils.data.DataLoader(data, 16, num_workers=1, pin_memory=True, multiprocessing_context="spawn")
+    assert_same(train([CompiledStep()], data=loader), train(data=loader))
+    assert "captured" in capsys.readouterr().out
