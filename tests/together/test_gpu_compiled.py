@@ -66,7 +66,7 @@ def test_same_bits_with_clipping_schedule_average_and_metrics(options, capsys):
         return [GradientClipping(0.3), AdaptiveGradientClipping(0.1), schedule, ModelEma(0.9)]
 
     def metrics():
-        return [Accuracy(1), Accuracy(2), F1(), AUROC()]
+        return [Accuracy(1), Accuracy(2), F1(num_classes=4), AUROC()]
 
     ours, theirs = [*parts(), CompiledStep()], parts()
     got = train(ours, metrics=metrics(), **options)
@@ -227,7 +227,7 @@ def test_no_step_waits(capsys):
     data = [(x.pin_memory(), y.pin_memory()) for x, y in batches()]
     callbacks = [GradientClipping(0.3), ModelEma(0.9), CompiledStep(), NoWaits()]
     try:
-        train(callbacks, data=data, metrics=[Accuracy(1), Accuracy(2), F1()], use_fp16=True)
+        train(callbacks, data=data, metrics=[Accuracy(1), Accuracy(2), F1(num_classes=4)], use_fp16=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -65,9 +65,13 @@ class GradientClipping(Callback):
             nn.utils.clip_grad_value_(parameters, self.value)
         else:
             norm = nn.utils.clip_grad_norm_(parameters, self.max_norm, self.norm_type)
-        is_finite = torch.isfinite(norm)  # infinite in steps that the scaler skips
-        self._total += torch.where(is_finite, norm, 0.0)
-        self._count += is_finite
+        if state.grad_scaler.is_enabled():  # A step that the scaler skips has an infinite norm.
+            is_finite = torch.isfinite(norm)
+            self._total += torch.where(is_finite, norm, 0.0)
+            self._count += is_finite
+        else:
+            self._total += norm
+            self._count += 1
 
     def on_loader_end(self, state: RunnerState) -> None:
         """Log the mean norm."""

@@ -67,6 +67,8 @@ class ModelEma(Callback):
         if not self._updates and not self._is_restored and self.model is not None:
             self.model.load_state_dict(unwrap(self._trained).state_dict())
         self._is_restored = True
+        if self.model is not None:
+            self._pair()
 
     def on_batch_end(self, state: RunnerState) -> None:
         """Update the average after a step."""
@@ -112,24 +114,29 @@ class ModelEma(Callback):
         self.model.load_state_dict({names.get(name, name): value for name, value in state_dict["model"].items()})
         self._updates, self._is_restored = state_dict["updates"], True
 
+    def _pair(self) -> None:
+        """Pair each weight with its average, by dtype, once per epoch. Looking them up costs more than the average."""
+        assert self.model is not None
+        self._pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for average, weight in zip(self.model.parameters(), unwrap(self._trained).parameters(), strict=True):
+            averages, weights = self._pairs.setdefault(weight.dtype, ([], []))
+            averages.append(average)
+            weights.append(weight)
+        self._has_buffers = any(True for _ in self.model.buffers())
+
     @torch.no_grad()
     def _update(self, decay: float) -> None:
         """Take in the weights. Not by torch's AveragedModel, whose first update copies them and reads a counter."""
         assert self.model is not None
-        trained = unwrap(self._trained)
-        groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for average, weight in zip(self.model.parameters(), trained.parameters(), strict=True):
-            averages, weights = groups.setdefault(weight.dtype, ([], []))
-            averages.append(average)
-            weights.append(weight)
         update: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        for averages, weights in groups.values():
+        for averages, weights in self._pairs.values():
             update(averages, weights, None)
-        for own, buffer in zip(self.model.buffers(), trained.buffers(), strict=True):
-            if own.shape == buffer.shape:
-                own.copy_(buffer)
-            else:  # Observers of quantization, say, have one value at first and then one per channel.
-                own.data = buffer.clone()
+        if self._has_buffers:
+            for own, buffer in zip(self.model.buffers(), unwrap(self._trained).buffers(), strict=True):
+                if own.shape == buffer.shape:
+                    own.copy_(buffer, non_blocking=True)
+                else:  # Observers of quantization, say, have one value at first and then one per channel.
+                    own.data = buffer.clone()
 
 
 def _versions(model: nn.Module) -> list[tuple[int, int]]:

@@ -345,7 +345,9 @@ class Runner:
             split = split_if_pair  # may take any batch
         else:
             split = split_pair if state.needs_loss else split_for_prediction
-        self._run = state.loop = Run(state, split, self._half, stream, checks_step=has_own_step)
+        self._run = Run(state, split, self._half, stream, checks_step=has_own_step)
+        if stream is not None:
+            state.loop = self._run
         return self._run
 
     @contextmanager

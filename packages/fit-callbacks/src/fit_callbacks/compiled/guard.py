@@ -107,7 +107,7 @@ class Watch:
             for warning in self._caught or ():
                 if "synchronizing CUDA operation" in str(warning.message):
                     waits.append(f"{warning.filename}:{warning.lineno}")
-                else:
+                elif "Synchronization debug mode" not in str(warning.message):
                     warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         after = self._all_attributes()
         changed = next((name for name in after if after[name] != self._attributes.get(name)), None)

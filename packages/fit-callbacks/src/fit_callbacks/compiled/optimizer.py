@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -94,24 +95,56 @@ class GraphedOptimizer:
 
     @contextmanager
     def with_tensors(self) -> Iterator[None]:
-        """Put the rates as tensors, and the flags that a graph needs, into the groups meanwhile."""
+        """Let the optimizer step with its rates as tensors, and the flags that a graph needs."""
         self.copy_rates()
+        optimizer, kept = self.optimizer, vars(self.optimizer).get("step")
+        step = optimizer.step
+
+        def step_with_tensors(closure: Any = None) -> Any:
+            with self._flags():
+                return step(closure)
+
+        optimizer.step = step_with_tensors  # type: ignore[method-assign]
+        try:
+            if self.is_fused:
+                with self._scaling():
+                    yield
+            else:
+                yield
+        finally:
+            if kept is None:
+                del optimizer.step
+            else:
+                optimizer.step = kept  # type: ignore[method-assign]
+
+    @contextmanager
+    def _flags(self) -> Iterator[None]:
         flags = {"foreach": not self.is_fused, "capturable": True, "fused": self.is_fused}
         kept: list[dict[str, Any]] = []
-        had_scaling = hasattr(self.optimizer, "_step_supports_amp_scaling")
         for group, rate in zip(self.groups, self.rates, strict=True):
             changed = {"lr": rate, **{name: flag for name, flag in flags.items() if name in group}}
             kept.append({name: group[name] for name in changed})
             group.update(changed)
-        if self.is_fused and not had_scaling:
-            self.optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
+        # So the others take the way without reading numbers that torch.compile takes too.
+        is_compiling = nullcontext() if self.is_fused else mock.patch("torch.compiler.is_compiling", return_value=True)
         try:
-            yield
+            with is_compiling:
+                yield
         finally:
             for group, values in zip(self.groups, kept, strict=True):
                 group.update(values)
-            if self.is_fused and not had_scaling:
-                del self.optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
+
+    @contextmanager
+    def _scaling(self) -> Iterator[None]:
+        """Let the scaler of fp16 know that the fused kernels unscale the gradients themselves."""
+        optimizer: Any = self.optimizer
+        had_scaling = hasattr(optimizer, "_step_supports_amp_scaling")
+        optimizer._step_supports_amp_scaling = True
+        try:
+            yield
+        finally:
+            if not had_scaling:
+                del optimizer._step_supports_amp_scaling
 
     def _rate(self, rate: Any) -> Tensor:
         return rate if isinstance(rate, Tensor) else torch.tensor(rate, dtype=self._number, device=self._device)

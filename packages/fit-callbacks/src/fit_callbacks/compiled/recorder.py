@@ -72,10 +72,12 @@ class Recorder:
 
     def run_eagerly(self, watch: Watch) -> None:
         """Run the step as usual, with the kernels that graphs use."""
-        on_side_stream = self._capture.on_stream() if self._capture is not None else nullcontext()
-        # On a CPU graphs and the usual step have the same kernels for the optimizer only up to rounding.
-        with_tensors = self._optimizer.with_tensors() if self._capture is not None else nullcontext()
-        with watch, on_side_stream, with_tensors:
+        on_cuda, optimizer = self._capture is not None, self._optimizer
+        # The counters that a first step makes are too coarse for the foreach kernels of a graph.
+        with_tensors = (
+            optimizer.with_tensors() if on_cuda and (optimizer.is_fused or optimizer.state) else nullcontext()
+        )
+        with watch, self._capture.on_stream() if self._capture is not None else nullcontext(), with_tensors:
             self._step()
         self._was_eager = True
 

@@ -147,7 +147,7 @@ class CompiledStep(Callback):
                 self._give_up(f"recording it failed. {type(error).__name__}: {first_line(error)}")
             else:
                 how = "captured as a CUDA graph" if state.device.type == "cuda" else "compiled"
-                self._say(f"the step for {shown(form)} was {how} in {time.perf_counter() - begin:.2g} s")
+                self._say(f"the step for {shown(form)} was {how}", f" in {time.perf_counter() - begin:.2g} s")
         return graph
 
     def _is_due(self, form: Any, place: Any) -> bool:
@@ -200,7 +200,8 @@ class CompiledStep(Callback):
         self._say(f"the step runs as usual, because {reason}")
         self._graphs = {}
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, more: str = "") -> None:
+        """Print a line, unless it was printed before."""
         if text not in self._said:
             self._said.add(text)
-            print_line(self._state, f"CompiledStep: {text}")
+            print_line(self._state, f"CompiledStep: {text}{more}")

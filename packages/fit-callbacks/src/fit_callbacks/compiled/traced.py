@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any, cast
-from unittest import mock
 
 import torch
 from torch import Tensor, fx
@@ -33,9 +32,7 @@ class TracedGraph:
         kept = [(tensor, tensor.detach().clone()) for tensor in changed]
         random = torch.get_rng_state()
         try:
-            # So the optimizers take the way without reading numbers that torch.compile takes too.
-            with mock.patch("torch.compiler.is_compiling", return_value=True):
-                traced = make_fx(lambda *tensors: step(list(tensors)), tracing_mode="real")(*inputs)
+            traced = make_fx(lambda *tensors: step(list(tensors)), tracing_mode="real")(*inputs)
         finally:
             torch.set_rng_state(random)
             with torch.no_grad():
