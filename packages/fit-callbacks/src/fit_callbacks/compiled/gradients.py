@@ -18,14 +18,13 @@ class Gradients:
     def __init__(self, parameters: list[Tensor]) -> None:
         self._parameters = parameters
         self._own: list[Tensor | None] = [torch.zeros_like(p) if p.requires_grad else None for p in parameters]
+        self._is_known = False
 
     def take(self) -> None:
         """Copy the gradients of a batch that opens a window, in the step that is recorded."""
-        for number, parameter in enumerate(self._parameters):
-            own = self._own[number]
-            if parameter.grad is None:
-                self._own[number] = None
-            elif own is not None:
+        self._learn()
+        for own, parameter in zip(self._own, self._parameters, strict=True):
+            if own is not None:
                 own.copy_(parameter.grad)
 
     def show(self) -> None:
@@ -35,14 +34,28 @@ class Gradients:
 
     def adopt(self) -> None:
         """Continue a window that an eager step has begun."""
+        self._learn()
         for own, parameter in zip(self._own, self._parameters, strict=True):
-            if own is not None and parameter.grad is not None and parameter.grad is not own:
+            if own is not None and parameter.grad is not own:
                 own.copy_(parameter.grad)
-            parameter.grad = own
+                parameter.grad = own
 
-    def are_shown(self) -> bool:
-        """Return whether the parameters have these gradients, after a step was recorded."""
-        return all(p.grad is own for own, p in zip(self._own, self._parameters, strict=True))
+    def fit(self) -> bool:
+        """Return whether the gradients of an eager step are those of the same parameters."""
+        pairs = zip(self._own, self._parameters, strict=True)
+        return not self._is_known or all((own is None) == (p.grad is None) for own, p in pairs)
+
+    def _learn(self) -> None:
+        """Note which parameters get a gradient.
+
+        Raises:
+            RuntimeError: they are others than in another batch.
+        """
+        if not self._is_known:
+            self._is_known = True
+            self._own = [p.grad if p.grad is None else own for own, p in zip(self._own, self._parameters, strict=True)]
+        if not self.fit():
+            raise RuntimeError("the parameters that get a gradient differ between the batches of a window")
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors."""

@@ -95,8 +95,7 @@ class GraphedOptimizer:
 
     @contextmanager
     def with_tensors(self) -> Iterator[None]:
-        """Let the optimizer step with its rates as tensors, and the flags that a graph needs."""
-        self.copy_rates()
+        """Let the optimizer step with its rates as tensors, and the flags that a graph needs. Copy the rates before."""
         optimizer, kept = self.optimizer, vars(self.optimizer).get("step")
         step = optimizer.step
 

@@ -73,6 +73,7 @@ class Recorder:
     def run_eagerly(self, watch: Watch) -> None:
         """Run the step as usual, with the kernels that graphs use."""
         on_cuda, optimizer = self._capture is not None, self._optimizer
+        optimizer.copy_rates()
         # The counters that a first step makes are too coarse for the foreach kernels of a graph.
         with_tensors = (
             optimizer.with_tensors() if on_cuda and (optimizer.is_fused or optimizer.state) else nullcontext()
@@ -93,6 +94,7 @@ class Recorder:
             Exception: it cannot be recorded. The state is as before.
         """
         state, window = self._state, None if opens and closes else self._gradients
+        self._optimizer.copy_rates()
         if window is not None and not opens:
             window.adopt()
         batch = state.input, state.target
@@ -122,7 +124,7 @@ class Recorder:
                 run = CudaGraph(self._capture, tensors, step)
             else:
                 run = TracedGraph(tensors, step, self._changeable())
-            if window is not None and not opens and not window.are_shown():
+            if window is not None and not window.fit():
                 raise RuntimeError("the parameters that get a gradient differ between the batches of a window")
         finally:
             state.input, state.loop.cleared, state.loop.stepped = batch[0], cleared, []
@@ -133,6 +135,10 @@ class Recorder:
             self._was_eager = True
         return Graph(run, results, opens, closes)
 
+    def can_continue(self) -> bool:
+        """Return whether a graph can continue a window, which an eager step may have begun."""
+        return self._gradients is None or not self._was_eager or self._gradients.fit()
+
     def replay(self, graph: Graph, tensors: list[Tensor]) -> None:
         """Make the step of a batch by a graph.
 
@@ -141,6 +147,7 @@ class Recorder:
             tensors: the tensors of the batch.
         """
         state = self._state
+        self._optimizer.copy_rates()
         if self._was_eager:
             self._show_gradients(graph)
         outputs = graph.run(tensors)

@@ -98,7 +98,8 @@ class CompiledStep(Callback):
         can_be_graph = self._reason is None and self._state.is_train
         graph = self._graph() if can_be_graph else None
         if graph is not None:
-            self._replay(graph)
+            self._recorder.replay(graph, self._tensors)
+            self._replays += 1
         elif can_be_graph and self._reason is None:
             self._warm_up()
         else:
@@ -134,7 +135,10 @@ class CompiledStep(Callback):
         if state.accumulate_steps > 1:
             if self._sets_weight is None:
                 return None
-            place = (state.optimizer not in state.loop.cleared, state.is_optimizer_step, *state.loop.weigh())
+            opens = not state.loop.cleared
+            if not opens and not self._recorder.can_continue():
+                return None
+            place = (opens, state.is_optimizer_step, *state.loop.weigh())
             if self._sets_weight or any(isinstance(part, Tensor) for part in place):
                 self._give_up("the weight of a batch is a tensor or set by forward, and accumulate_steps is above 1")
                 return None
@@ -162,13 +166,6 @@ class CompiledStep(Callback):
         elif len(self._seen) < 10 * GRAPHS:
             self._seen[name] = self._seen.get(name, 0) + 1
         return False
-
-    def _replay(self, graph: Graph) -> None:
-        """Run the graph, and leave the state as the step would."""
-        assert self._optimizer is not None
-        self._optimizer.copy_rates()
-        self._recorder.replay(graph, self._tensors)
-        self._replays += 1
 
     def _warm_up(self) -> None:
         """Run the step as usual, and look for what a graph would freeze."""
