@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from fit_core import Callback, RunnerState, unwrap
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .arguments import check_number
 from .lazy import refuse_lazy
@@ -128,9 +127,8 @@ class ModelEma(Callback):
     def _update(self, decay: float) -> None:
         """Take in the weights. Not by torch's AveragedModel, whose first update copies them and reads a counter."""
         assert self.model is not None
-        update: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         for averages, weights in self._pairs.values():
-            update(averages, weights, None)
+            torch._foreach_lerp_(averages, weights, 1 - decay)
         if self._has_buffers:
             for own, buffer in zip(self.model.buffers(), unwrap(self._trained).buffers(), strict=True):
                 if own.shape == buffer.shape:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["first_line", "flatten", "shown", "unflatten"]
+__all__ = ["flatten", "shown", "unflatten"]
 
 
 def flatten(value: Any, tensors: list[Tensor]) -> Any:
@@ -55,8 +55,3 @@ def shown(form: Any) -> str:
         return str(tuple(form[0]))
     parts = [shown(part) for part in form] if isinstance(form, tuple) else []
     return ", ".join(part for part in parts if part)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, shortened."""
-    return next(iter(str(error).strip().splitlines()), "")[:200]

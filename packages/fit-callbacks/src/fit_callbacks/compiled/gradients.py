@@ -24,7 +24,7 @@ class Gradients:
         """Copy the gradients of a batch that opens a window, in the step that is recorded."""
         self._learn()
         for own, parameter in zip(self._own, self._parameters, strict=True):
-            if own is not None:
+            if own is not None and parameter.grad is not None:
                 own.copy_(parameter.grad)
 
     def show(self) -> None:
@@ -36,7 +36,7 @@ class Gradients:
         """Continue a window that an eager step has begun."""
         self._learn()
         for own, parameter in zip(self._own, self._parameters, strict=True):
-            if own is not None and parameter.grad is not own:
+            if own is not None and parameter.grad is not None and parameter.grad is not own:
                 own.copy_(parameter.grad)
                 parameter.grad = own
 

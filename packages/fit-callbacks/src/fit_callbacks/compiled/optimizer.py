@@ -60,7 +60,7 @@ class GraphedOptimizer:
         self._device = device
         self.rates = [self._rate(group["lr"]) for group in self.groups]
         self._last = [group["lr"] for group in self.groups]
-        self._dtypes: dict[Tensor, tuple[torch.device, torch.dtype]] = {}
+        self._first: Any = None
         self.move_counters()
 
     def move_counters(self) -> None:
@@ -68,22 +68,28 @@ class GraphedOptimizer:
 
         A foreach step computes ``1 - beta ** step`` in the precision of the counter, in which float32 is too coarse.
         """
+        self._place_counters(self._device, self._number)
+        if self._first is None:
+            self._first = next(iter(self.state.values()), None)
+
+    def put_back(self) -> None:
+        """Put the counters where an optimizer without graphs has them: on the CPU unless it is fused or capturable."""
+        if self.is_current(self.optimizer):
+            stay = any(group.get("fused") or group.get("capturable") for group in self.groups)
+            usual = torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
+            self._place_counters(self._device if stay else torch.device("cpu"), usual)
+
+    def is_current(self, optimizer: Optimizer) -> bool:
+        """Return whether an optimizer has the same groups, and the tensors in its state are the same."""
+        is_same = optimizer.state is self.state and optimizer.param_groups is self.groups
+        first = next(iter(self.state.values()), None)
+        return is_same and len(self.groups) == len(self.rates) and (first is self._first or self._first is None)
+
+    def _place_counters(self, device: torch.device, dtype: torch.dtype) -> None:
         for values in self.state.values():
             for name, value in values.items():
                 if isinstance(value, Tensor) and not value.dim():
-                    values[name] = value.to(self._device, self._number)
-
-    def put_back(self) -> None:
-        """Move the counters to the CPU, where an optimizer that is not captured needs them."""
-        if self._device.type != "cpu" and not any(g.get("fused") or g.get("capturable") for g in self.groups):
-            for values in self.state.values():
-                for name, value in values.items():
-                    if isinstance(value, Tensor) and not value.dim():
-                        values[name] = value.to("cpu", torch.float32)
-
-    def is_current(self) -> bool:
-        """Return whether the optimizer has the same state and groups as before."""
-        return self.optimizer.state is self.state and self.optimizer.param_groups is self.groups
+                    values[name] = value.to(device, dtype)
 
     def copy_rates(self) -> None:
         """Copy changed learning rates to the device."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import fit_core
+import torch
 from fit_core import Callback, Runner, RunnerState
 from torch import nn
 
 from .optimizer import why_not_optimizer
 
-__all__ = ["marked_callbacks", "modules_of", "why_not"]
+__all__ = ["marked_callbacks", "modules_of", "why_failed", "why_not"]
 
 STEP_HOOKS = ("on_after_backward", "on_before_step")
 
@@ -38,6 +42,19 @@ def why_not(state: RunnerState, step: Callable[[], None]) -> str | None:
     return why_not_optimizer(state.optimizer)
 
 
+def why_failed(error: Exception) -> str:
+    """Return why a step could not be recorded, and the line of the user's code that was the last to run."""
+    message = next(iter(str(error).strip().splitlines()), "")[:200]
+    reads = "trying to get value out of a tracing tensor" in message or "data-dependent" in message
+    ours = str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), str(Path(fit_core.__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith((*ours, "<"))]
+    place = f" ({Path(theirs[-1].filename).name}:{theirs[-1].lineno})" if theirs else ""
+    if reads:
+        return f"it reads a number from a tensor{place}, which a graph would freeze"
+    return f"recording it failed{place}: {type(error).__name__}: {message}"
+
+
 def overrides(callback: Callback, hook: str) -> bool:
     """Return whether a callback has a hook of its own."""
     return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
@@ -46,9 +63,10 @@ def overrides(callback: Callback, hook: str) -> bool:
 def marked_callbacks(state: RunnerState) -> dict[str, Any]:
     """Return the callbacks that take part in the step, by name."""
     return {
-        f"{type(callback).__name__}": callback
-        for callback in state.callbacks
-        if any(overrides(callback, hook) for hook in STEP_HOOKS)
+        type(callback).__name__ + (f" {number}" if number else ""): callback
+        for number, callback in enumerate(
+            callback for callback in state.callbacks if any(overrides(callback, hook) for hook in STEP_HOOKS)
+        )
     }
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fit_callbacks.ranks import print_line
 
-from .batches import first_line, flatten, shown
+from .batches import flatten, shown
 from .guard import Guard, Watch
 from .optimizer import GraphedOptimizer
-from .reasons import marked_callbacks, modules_of, why_not
+from .reasons import marked_callbacks, modules_of, why_failed, why_not
 from .recorder import Graph, Recorder
 
 __all__ = ["CompiledStep"]
@@ -76,14 +76,12 @@ class CompiledStep(Callback):
                 self._prepare()
             else:
                 self._give_up(self._reason)
-        elif not self._guard.is_in_place():
-            self._record_again("the parameters have been replaced")
+        elif not self._guard.is_in_place() or modules_of(state) != self._modules:
+            self._record_again("modules or their weights were replaced")
 
     def on_end(self, state: RunnerState) -> None:
         """Drop the graphs, and leave the optimizer as it was."""
-        if self._optimizer is not None:
-            self._optimizer.put_back()
-            self._optimizer, self._graphs = None, {}
+        self._drop()
 
     def state_dict(self) -> dict[str, Any]:
         """Return which batches have run as usual, so that a resumed run uses graphs where this one would."""
@@ -110,10 +108,11 @@ class CompiledStep(Callback):
         state = self._state
         self._graphs = {}
         self._optimizer = GraphedOptimizer(state.optimizer, state.device)
+        self._modules, self._criterion = modules_of(state), state.criterion
         if state.grad_scaler.is_enabled() and not self._optimizer.is_fused:
             self._give_up("in fp16 only the fused kernels of SGD, Adam and AdamW do not wait for the device")
             return
-        self._parts = {**modules_of(state), **marked_callbacks(state)}
+        self._parts = {**self._modules, **marked_callbacks(state)}
         self._guard = Guard(self._parts, self._optimizer.groups)
         self._recorder = Recorder(state, self._eager, self._optimizer, self._parts)
 
@@ -121,10 +120,14 @@ class CompiledStep(Callback):
         """Return the graph for this batch, None if its step has to run as usual."""
         state = self._state
         assert self._optimizer is not None
-        if not self._optimizer.is_current():
-            self._record_again("the optimizer was restored")
+        if not self._optimizer.is_current(state.optimizer):
+            self._record_again("the state of the optimizer was replaced")
+        elif state.criterion is not self._criterion:
+            self._record_again("the criterion was replaced")
         elif not self._guard.holds():
             self._record_again(self._guard.changed())
+        if self._reason is not None:
+            return None
         self._tensors: list[Tensor] = []
         try:
             form = flatten((state.input, state.target), self._tensors)
@@ -133,14 +136,15 @@ class CompiledStep(Callback):
             return None
         place: tuple[Any, ...] = ()
         if state.accumulate_steps > 1:
-            if self._sets_weight is None:
-                return None
             opens = not state.loop.cleared
-            if not opens and not self._recorder.can_continue():
+            if self._sets_weight is None or (not opens and not self._recorder.can_continue()):
+                return None
+            if self._sets_weight:
+                self._give_up("forward sets the weight of a batch, and accumulate_steps is above 1")
                 return None
             place = (opens, state.is_optimizer_step, *state.loop.weigh())
-            if self._sets_weight or any(isinstance(part, Tensor) for part in place):
-                self._give_up("the weight of a batch is a tensor or set by forward, and accumulate_steps is above 1")
+            if any(isinstance(part, Tensor) for part in place):
+                self._give_up("the weight of a batch is a tensor, and accumulate_steps is above 1")
                 return None
         graph = self._graphs.get((form, place))
         if graph is None and self._is_due(form, place):
@@ -148,7 +152,7 @@ class CompiledStep(Callback):
             try:
                 graph = self._graphs[form, place] = self._recorder.record(self._tensors, *place[:2])
             except Exception as error:
-                self._give_up(f"recording it failed. {type(error).__name__}: {first_line(error)}")
+                self._give_up(why_failed(error))
             else:
                 how = "captured as a CUDA graph" if state.device.type == "cuda" else "compiled"
                 self._say(f"the step for {shown(form)} was {how}", f" in {time.perf_counter() - begin:.2g} s")
@@ -157,21 +161,23 @@ class CompiledStep(Callback):
     def _is_due(self, form: Any, place: Any) -> bool:
         """Count a batch of a shape, and return whether a graph is recorded for it."""
         name = repr((form, place))
-        if self._seen.get(name, 0) >= WARM_UP:
-            if len(self._graphs) < GRAPHS:
-                return True
-            self._say(
-                f"there are {GRAPHS} graphs, so that batches of other shapes run as usual. Pad them to few shapes"
-            )
-        elif len(self._seen) < 10 * GRAPHS:
-            self._seen[name] = self._seen.get(name, 0) + 1
+        seen = self._seen.get(name, 0)
+        if seen < WARM_UP and len(self._seen) < 10 * GRAPHS:
+            self._seen[name] = seen + 1
+            return False
+        if seen >= WARM_UP and len(self._graphs) < GRAPHS:
+            return True
+        self._say(
+            f"there are {len(self._graphs)} graphs, and the shapes of batches keep changing, so that the other steps "
+            "run as usual. Pad the batches to few shapes"
+        )
         return False
 
     def _warm_up(self) -> None:
         """Run the step as usual, and look for what a graph would freeze."""
-        state = self._state
+        state, weight = self._state, self._state.weight
         assert self._optimizer is not None
-        weight, watch = state.weight, Watch(state, self._parts)
+        watch = Watch(state, self._parts)
         self._recorder.run_eagerly(watch)
         self._sets_weight = bool(self._sets_weight) or state.weight is not weight
         self._optimizer.move_counters()
@@ -195,7 +201,13 @@ class CompiledStep(Callback):
         """Run the step as usual from now on, and say why."""
         self._reason = reason
         self._say(f"the step runs as usual, because {reason}")
-        self._graphs = {}
+        self._drop()
+
+    def _drop(self) -> None:
+        """Drop the graphs, and leave the optimizer as it was."""
+        if self._optimizer is not None:
+            self._optimizer.put_back()
+        self._optimizer, self._graphs = None, {}
 
     def _say(self, text: str, more: str = "") -> None:
         """Print a line, unless it was printed before."""
