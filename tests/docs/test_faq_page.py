@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "faq.md").read_text()
-MESSAGES = re.findall(r"^```text\n(.*?)\n```", PAGE, re.MULTILINE | re.DOTALL)
+MESSAGES = [" ".join(text.split()) for text in re.findall(r"^```text\n(.*?)\n```", PAGE, re.MULTILINE | re.DOTALL)]
 
 
 def fixed_parts():
