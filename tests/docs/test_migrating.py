@@ -121,13 +121,31 @@ def test_keras_and_fit_train_to_the_same_weights_and_results():
 @needs("lightning")
 def test_the_code_on_the_lightning_page_runs():
     names = run(blocks("lightning", "python"))
-    training, max_time, _autoencoder, _gan, several = blocks("lightning", "py")
+    ours = names["Autoencoder"]
+    training, max_time, autoencoder, _gan, several = blocks("lightning", "py")
     run([training, max_time], names)
     assert names["trainer"].callback_metrics["val_acc"] > 0.5
     L = names["L"]
     trainer = L.Trainer(max_epochs=1, callbacks=[names["MaxTime"]()], logger=False, enable_checkpointing=False)
     trainer.fit(names["Classifier"](), names["train_loader"])
     assert trainer.global_step == 30
+
+    run([autoencoder], names)
+
+    class Whole(names["Autoencoder"]):
+        def __init__(self):
+            super().__init__()
+            self.net = ours()
+
+        def forward(self, image):
+            return self.net(image)
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+    trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False)
+    trainer.fit(Whole(), names["DataLoader"](names["images"], batch_size=50))
+    assert {"mse", "kl"} <= trainer.callback_metrics.keys()
     assert "strategy=" in several  # It needs four GPUs.
 
 
