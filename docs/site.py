@@ -21,6 +21,8 @@ from mkdocstrings import Inventory
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([^)\s#]+)")
 ALWAYS = ("packages/*/README.md", "examples/README.md", "docs/template/*.*", "docs/template/**/*.py")
+NOT_FOUND = re.compile("tests/|docs/template/|packages/.*/src/")
+"""The search does not find these files: tests have the words of every page, and the reference shows the sources."""
 log = get_plugin_logger("site")
 shown: dict[str, str] = {}
 """The file of the repository behind each page."""
@@ -44,8 +46,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links to files of the repository lead to their pages."""
+    """Let links to files of the repository lead to their pages, and keep tests and templates out of the search."""
     here = page.file.src_uri
+    if NOT_FOUND.match(shown[here]):
+        page.meta["search"] = {"exclude": True}
+    else:  # The pages come before the reference, READMEs and programs.
+        is_page = shown[here].startswith("docs/") and not here.startswith("reference/")
+        page.meta["search"] = {"boost": 2 if is_page else 1}
 
     def lead(link: re.Match[str]) -> str:
         path = target(shown[here], link[1])

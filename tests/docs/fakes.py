@@ -3,6 +3,7 @@
 ``runs`` of each is a dict by id of a :class:`Run`.
 """
 
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 
@@ -23,6 +24,7 @@ class Run:
 class Client(ModuleType):
     def __init__(self, name):
         super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)  # Other libraries look whether the client is installed.
         self.runs = {}
 
     def opened(self, id):
