@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .loaders import batch_size
+
 __all__ = [
     "SampleCounter",
     "detached",
@@ -91,7 +93,7 @@ class SampleCounter:
     """
 
     def __init__(self, loader: Any) -> None:
-        self._batch_size = getattr(loader, "batch_size", None)
+        self._batch_size = batch_size(loader)
         self._lists_are_samples: bool | None = None
 
     def count(self, input: Any, target: Any) -> int | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .history import History
+from .loaders import batch_size
 from .metric import metric_name
 from .models import bare_name, unwrap
 from .parameters import check_optimizer, describe, given_settings, restore_frozen, warn_of_other_settings
@@ -141,12 +142,11 @@ class Resume:
 
 def _settings(run: Run) -> dict[str, Any]:
     """Return the settings that a resumed run should have in common with the first one."""
-    batch_size = getattr(run.state.train_loader, "batch_size", None)
     assert run.stream is not None
     return {
         "epochs": run.state.num_epochs,
         "batches per epoch": run.state.batches_per_epoch,
-        "batch_size": batch_size if isinstance(batch_size, int) else None,
+        "batch_size": batch_size(run.state.train_loader),
         "accumulate_steps": run.state.accumulate_steps,
         "steps_per_epoch": run.stream.steps,
         "processes": run.state.world_size,
