@@ -4,6 +4,7 @@ import pytest
 import torch
 from classifier import Schedule, fingerprint, make
 from fit_core import Callback
+from fit_core.batch import SampleCounter
 from numbered import runner
 from scene import Snapshots, load
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset
@@ -61,6 +62,13 @@ def test_stopped_after_any_batch_and_resumed_ends_with_the_same_bits(own_generat
     gold = run([save])
     for saved in save.saved if workers == 0 else save.saved[1::5]:
         assert run([], saved) == gold
+
+
+def test_its_batch_size_decides_whether_a_list_is_of_samples_or_of_fields():
+    counter = SampleCounter(batched(5))
+    assert counter.count([torch.zeros(5, 1)] * 2, [torch.zeros(5, 1)] * 2) == 5
+    assert counter.count([torch.zeros(3, 1)] * 2, [torch.zeros(3, 1)] * 2) == 3
+    assert SampleCounter(batched(2)).count([torch.zeros(5, 1)] * 2, [torch.zeros(5, 1)] * 2) == 2
 
 
 def test_set_epoch_reaches_the_sampler_inside():
