@@ -16,6 +16,7 @@ from .metric import metric_name
 from .models import bare_name, unwrap
 from .parameters import check_optimizer, describe, given_settings, restore_frozen, warn_of_other_settings
 from .place import convert
+from .random_state import packed
 from .run import Run
 from .state import RunnerState
 from .weights import check_state, load_state, state_of
@@ -110,7 +111,7 @@ class Resume:
                 "given": self._given,
             },
             "callbacks": {name: callback.state_dict() for name, callback in _stateful_callbacks(state)},
-            "ranks": [self._run.state_dict()],
+            "ranks": [_of_rank(self._run)],
         }
         return _without_numpy(saved) if "numpy" in sys.modules else saved
 
@@ -138,6 +139,17 @@ class Resume:
 
     def _given_now(self) -> dict[str, Any]:
         return given_settings(self._state.optimizer, self._model, self._state.criterion)
+
+
+def _of_rank(run: Run) -> dict[str, Any]:
+    """Return the part of the state that differs between processes, with random states as they are saved."""
+    rank = run.state_dict()
+    place = rank["stream"]
+    start = place["pass_start"]
+    if "random" in start:
+        start = {**start, "random": packed(start["random"])}
+    place = {**place, "pass_start": start, "before_peek": packed(place["before_peek"])}
+    return {**rank, "random": packed(rank["random"]), "stream": place}
 
 
 def _settings(run: Run) -> dict[str, Any]:
