@@ -270,7 +270,9 @@ def orders(steps):
     plain = shard(DataLoader(torch.arange(10), batch_size=2, shuffle=True))
     seeded = DataLoader(torch.arange(10), batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(5))
     workers = shard(DataLoader(torch.arange(10), batch_size=2, shuffle=True, num_workers=1))
-    return [read(loader) for loader in (plain, plain, shard(seeded), workers)]
+    sampler = BatchSampler(RandomSampler(range(10)), 2, drop_last=False)
+    batched = shard(DataLoader(torch.arange(10), batch_size=None, sampler=sampler))
+    return [read(loader) for loader in (plain, plain, shard(seeded), workers, batched)]
 
 
 def test_all_processes_go_by_the_order_of_rank_0():
