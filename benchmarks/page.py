@@ -19,12 +19,13 @@ One command runs all measurements and writes the page. It installs the other lib
 hatch run bench
 ```
 
-Measured on {machine}. Other versions: {versions}.
+Measured on {machine}, {versions}. The versions of the other libraries are in the table of
+[installations](#compared-with-other-libraries).
 
 Each program runs in a fresh process, pinned to one core, with one thread. All run in turn for {rounds} rounds
-({few} with other libraries), and a ratio compares two times of the same round. The tables show the median and, in
-brackets, the range. A ratio below 1 is faster than the hand-written loop. On another machine the times differ, the
-ratios differ less, and the counted instructions least.
+({few} with other models and libraries), and a ratio compares two times of the same round. The tables show the median
+and, in brackets, the range. A ratio below 1 is faster than the hand-written loop. On another machine the times differ,
+the ratios differ less, and the counted instructions least.
 """
 
 WORKS = {
@@ -66,13 +67,8 @@ def label(name):
 
 def write(result, features):
     """Return the text of the page."""
-    versions = ", ".join([result["versions"], *(f"{name} {row[0]}" for name, row in libraries(result))])
-    head = HEAD.format(machine=result["machine"], rounds=result["rounds"], few=result["few"], versions=versions)
+    head = HEAD.format(**{name: result[name] for name in ("machine", "versions", "rounds", "few")})
     return "\n".join([head, runner(result), costs(result, features), fastest(result), rest(result)])
-
-
-def libraries(result):
-    return [(name, row) for name, row in result["installed"].items() if row and row[0]]
 
 
 def runner(result):
@@ -105,11 +101,12 @@ def runner(result):
 
 
 def scale(result):
-    pairs = [(work, seen, "plain", "lean") for work, seen in result["scale"].items()]
-    pairs += [(work, seen, "epochs-by-hand", "epochs") for work, seen in result["epochs"].items()]
+    seen = {work: result["peers"][work] for work in ("conv", "attention")} | result["scale"]
+    pairs = [(work, rows, "plain", "lean") for work, rows in seen.items()]
+    pairs += [(work, rows, "epochs-by-hand", "epochs") for work, rows in result["epochs"].items()]
     return [
-        [SCALE[work], micro(seen[by_hand]), micro(seen[ours]), shown(ratios(seen[ours], seen[by_hand]))]
-        for work, seen, by_hand, ours in pairs
+        [SCALE[work], micro(rows[by_hand]), micro(rows[ours]), shown(ratios(rows[ours], rows[by_hand]))]
+        for work, rows, by_hand, ours in pairs
     ]
 
 
@@ -183,10 +180,11 @@ def fastest(result):
     ]
     goal = works["mnist1d"]
     reached = []
-    for name in sorted((name for name in names if name in goal), key=lambda name: goal[name][0]["reached"]):
-        wall = statistics.median(row["reached"] for row in goal[name])
-        once = statistics.median(map(once_only, goal[name])) if name in COMPILES else 0
-        reached.append([label(name), f"{wall:.1f} s", f"{once:.1f} s", f"{wall - once:.1f} s", cell_epochs(goal[name])])
+    walls = {name: statistics.median(row["reached"] for row in goal[name]) for name in names if name in goal}
+    for name, wall in sorted(walls.items(), key=lambda pair: pair[1]):
+        once = statistics.median(map(once_only, goal[name]))
+        split = [f"{once:.1f} s", f"{wall - once:.1f} s"] if name in COMPILES else ["", f"{wall:.1f} s"]
+        reached.append([label(name), f"{wall:.1f} s", *split, str(goal[name][0]["epochs"])])
     return (
         "## How fast can a step get?\n\n"
         "![The time of a step, relative to a hand-written loop](pictures/benchmarks.png)\n\n"
@@ -199,10 +197,6 @@ def fastest(result):
         + "\nMNIST-1D to 91% of the test set, where compiling counts:\n\n"
         + table(["", "wall", "of which compiling", "the rest", "epochs"], reached)
     )
-
-
-def cell_epochs(rows):
-    return str(rows[0]["epochs"])
 
 
 def once_only(row):
