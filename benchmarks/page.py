@@ -19,7 +19,7 @@ One command runs all measurements and writes the page. It installs the other lib
 hatch run bench
 ```
 
-Measured on {machine}, {versions}. The versions of the other libraries are in the table of
+Measured on {machine}, with {versions}. The versions of the other libraries are in the table of
 [installations](#compared-with-other-libraries).
 
 Each program runs in a fresh process, pinned to one core, with one thread. All run in turn for {rounds} rounds
