@@ -194,7 +194,8 @@ def fastest(result):
         "(`scan`). The first three columns show the time of a step without compiling, the last the seconds that "
         "compiling took: first with an empty cache, then with what the first time left in it.\n\n"
         + table(["", *(WORKS[work] for work in ("mlp", "conv", "attention")), "compiling the MLP"], rows)
-        + "\nMNIST-1D to 91% of the test set, where compiling counts:\n\n"
+        + "\nMNIST-1D to 91% of the test set, where compiling counts. Compiled code rounds differently, and after some "
+        "steps the weights differ, so the numbers of epochs do too:\n\n"
         + table(["", "wall", "of which compiling", "the rest", "epochs"], reached)
     )
 
