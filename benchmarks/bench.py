@@ -9,33 +9,20 @@ Other libraries are installed into environments of their own under ``.bench``, w
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
 import re
-import shutil
 import statistics
-import subprocess
-import sys
-import venv
 from pathlib import Path
 
+import installed
 import torch
-from page import draw, write
+from chart import draw
+from contest import BENCH, HERE, compare, forget_compiled, instructions, run
+from page import write
 from peers import PEERS
 
-HERE = Path(__file__).parent
-EPOCHS = {
-    "mlp": 4,
-    "conv": 4,
-    "mnist1d": 200,
-    "thousand": 8,
-    "big": 4,
-    "workers": 6,
-    "single": 3000,
-    "single_validated": 3000,
-}
 FEATURES = {  # feature: the Runner with it, the hand-written loop with it
     "Accuracy(1, 5)": ("accuracies", "accuracies-by-hand"),
     "ConsoleLogger": ("bar", "bar-by-hand"),
@@ -44,135 +31,59 @@ FEATURES = {  # feature: the Runner with it, the hand-written loop with it
     "ModelEma": ("ema", "ema-by-hand"),
     "CheckpointSaver, once per epoch": ("saver", "idle-by-hand"),
 }
+COMPILED = ["CompiledStep", "torch.compile"]
+TORCH_PEERS = [name for name, peer in PEERS.items() if not peer.compiles]
+JAX_PEERS = [name for name, peer in PEERS.items() if peer.compiles]
 
 
-def python_of(name):
-    """The interpreter of a contestant, and what is wrong with it if it cannot be installed."""
-    if name not in PEERS:
-        return sys.executable, None
-    package = PEERS[name][1][0]
-    folder = HERE.parent / ".bench" / package
-    python = folder / "bin" / "python"
-    if not (folder / "installed").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        ours = next(path for path in sys.path if (Path(path) / "torch").is_dir())
-        (next(folder.glob("lib/python*/site-packages")) / "torch-of-the-benchmark.pth").write_text(ours)
-        torch_version = f"torch=={torch.__version__.split('+')[0]}"
-        command = [python, "-m", "pip", "install", "--quiet", torch_version, *PEERS[name][1]]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment())
-        if result.returncode:
-            return None, last_line(result.stderr)
-        (folder / "installed").touch()
-    return str(python), None
+def few(rounds):
+    return min(rounds, 3)
 
 
-def environment():
-    """Of a contestant: one thread, nothing of this process's path, and bytecode kept, as after an installation."""
-    rest = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
-    return {**rest, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+def measure_loop(rounds, steps):
+    """Compare the lean and the full Runner with hand-written loops."""
+    names = ["plain", "lean", "careful", "full"]
+    return {"loop": compare("mlp", names, rounds)[0], "instructions": instructions(names)}
 
 
-def last_line(text):
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:200] if lines else "no message"
+def measure_features(rounds, steps):
+    """Add one feature at a time."""
+    return {"features": compare("mlp", [name for pair in FEATURES.values() for name in pair], rounds)[0]}
 
 
-def pinned(*command):
-    """The command, on one core where the system can do that."""
-    if shutil.which("taskset"):
-        return ["taskset", "-c", str(max(os.sched_getaffinity(0))), *command]
-    return list(command)
+def measure_scale(rounds, steps):
+    """Compare other models, many callbacks, and a long run."""
+    works, epochs = ("thousand", "big", "workers"), ("single", "single_validated")
+    return {
+        "scale": {work: compare(work, ["plain", "lean"], few(rounds))[0] for work in works},
+        "epochs": {work: compare(work, ["epochs-by-hand", "epochs"], few(rounds))[0] for work in epochs},
+        "ten": compare("mlp", ["lean", "ten"], few(rounds))[0],
+        "flat": flat(steps),
+    }
 
 
-def run(name, work, epochs, *before):
-    """The figures of one contestant, what it printed on stderr, and what went wrong."""
-    python, problem = python_of(name)
-    if problem:
-        return None, "", problem
-    command = pinned(*before, python, str(HERE / "alone.py"), name, work, str(epochs))
-    env = environment() if name in PEERS else {**environment(), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
-    except subprocess.TimeoutExpired:
-        return None, "", "took more than 15 minutes"
-    if result.returncode:
-        return None, result.stderr, last_line(result.stderr)
-    return json.loads(result.stdout.strip().splitlines()[-1]), result.stderr, None
-
-
-def compare(work, names, rounds, figure="step"):
-    """For each name the figures of all rounds; and who failed, with the reason."""
-    seen, failed = {name: [] for name in names}, {}
-    for number in range(rounds):
-        for name in names:
-            if name in failed:
-                continue
-            print(f"\r{work}, round {number + 1} of {rounds}: {name:<24}", end="", file=sys.stderr, flush=True)
-            figures, _, problem = run(name, work, EPOCHS[work])
-            if figures is None or figure not in figures:
-                failed[name] = problem or "did not reach the goal"
-            else:
-                seen[name].append(figures)
-    print(file=sys.stderr)
-    return {name: rows for name, rows in seen.items() if name not in failed}, failed
-
-
-def ratios(rows, others, figure="step"):
-    """Median, least and largest of the ratios within a round."""
-    values = sorted(row[figure] / reference[figure] for row, reference in zip(rows, others, strict=True))
-    return statistics.median(values), values[0], values[-1]
-
-
-def instructions(name, work="mlp"):
-    """Instructions a step: of two lengths the difference."""
-    counts = []
-    for epochs in (1, 2):
-        _, printed, problem = run(name, work, epochs, "valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
-        if problem:
-            return None
-        counts.append(int(re.search(r"Collected : (\d+)", printed)[1]))
-    return (counts[1] - counts[0]) / 1000
-
-
-def installed(name):
-    """(version, packages, megabytes) of what a peer brings beside torch and what torch brings."""
-    python, problem = python_of(name)
-    if problem:
-        return None
-    site = next((Path(python).parent.parent / "lib").glob("python*/site-packages"))
-    found = [
-        package
-        for package in importlib.metadata.distributions(path=[str(site)])
-        if package.name not in ("pip", "setuptools")
-    ]
-    files = {package.locate_file(file) for package in found for file in package.files or ()}
-    size = sum(file.stat().st_size for file in map(Path, files) if file.is_file() and file.suffix != ".pyc")
-    version = next(package.version for package in found if package.name.lower() == PEERS[name][1][0])
-    return version, len(found), size / 1e6
-
-
-def own_size(*packages):
-    """Megabytes of packages of this repository."""
-    sources = [file for name in packages for file in (HERE.parent / "packages" / name / "src").rglob("*")]
-    return sum(file.stat().st_size for file in sources if file.suffix in (".py", ".typed")) / 1e6
-
-
-def import_time(name, module):
-    """Seconds that importing takes after torch, the least of five."""
-    python, problem = python_of(name)
-    if problem:
-        return None
-    code = f"import torch, time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
-    env = {**environment(), "KERAS_BACKEND": "torch"}
-    if name not in PEERS:
-        env["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
-    got = [subprocess.run(pinned(python, "-c", code), capture_output=True, text=True, env=env) for _ in range(5)]
-    return min((float(result.stdout.split()[-1]) for result in got if not result.returncode), default=None)
+def measure_peers(rounds, steps):
+    """Compare other libraries and compiled steps, all in the same rounds, and what the libraries install."""
+    forget_compiled()
+    peers, failed = {}, []
+    for work in ("mlp", "conv", "attention", "mnist1d"):
+        names = ["plain", "lean", *COMPILED, *JAX_PEERS, *([] if work == "attention" else TORCH_PEERS)]
+        figure = "reached" if work == "mnist1d" else "step"
+        peers[work], wrong = compare(work, names, few(rounds), figure)
+        failed += [(name, work, why) for name, why in wrong.items()]
+    return {
+        "peers": peers,
+        "failed": failed,
+        "versions": installed.versions(JAX_PEERS[0]),
+        **installed.measure(TORCH_PEERS, few(rounds)),
+    }
 
 
 def flat(steps):
-    """A long run of the lean Runner: time a step and memory, of its first and last tenth."""
-    figures, _, _ = run("lean", "mlp", max(20, steps // 1000))
+    """Return the time of a step and the memory in the first and last tenth of a long run of the lean Runner."""
+    figures, _, problem = run("lean", "mlp", max(20, steps // 1000))
+    if problem:
+        raise RuntimeError(problem)
     each, memory = figures["each"], figures["memory"]
     tenth = len(each) // 10
     first, last = (statistics.median(part) for part in (each[:tenth], each[-tenth:]))
@@ -180,7 +91,7 @@ def flat(steps):
 
 
 def machine():
-    """In words: processor, cores, system, versions, date."""
+    """Return processor, cores, system, versions and date."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists() and (found := re.search(r"model name\s*: (.+)", info.read_text())):
@@ -191,71 +102,31 @@ def machine():
     )
 
 
-def measure_loop(rounds, steps):
-    """Compare the lean and the full Runner with hand-written loops."""
-    loop, _ = compare("mlp", ["plain", "lean", "careful", "full"], rounds)
-    return {"loop": loop, "instructions": {name: instructions(name) for name in loop if shutil.which("valgrind")}}
-
-
-def measure_features(rounds, steps):
-    """One feature at a time."""
-    return {"features": compare("mlp", [name for pair in FEATURES.values() for name in pair], rounds)[0]}
-
-
-def measure_scale(rounds, steps):
-    """Other models, many callbacks, and a long run."""
-    works = ("conv", "thousand", "big", "workers")
-    return {
-        "scale": {work: compare(work, ["plain", "lean"], rounds)[0] for work in works},
-        "epochs": {
-            work: compare(work, ["epochs-by-hand", "epochs"], rounds)[0] for work in ("single", "single_validated")
-        },
-        "ten": compare("mlp", ["lean", "ten"], rounds)[0],
-        "flat": flat(steps),
-    }
-
-
-def measure_peers(rounds, steps):
-    """Other libraries: their speed, what they install, how long they take to import."""
-    peers, failed = {}, {}
-    for work in ("mlp", "conv", "mnist1d"):
-        figure = "reached" if work == "mnist1d" else "step"
-        peers[work], wrong = compare(work, ["plain", "lean", *PEERS], max(3, rounds // 2), figure)
-        failed = {**wrong, **failed}
-    all_four = ["fit-core", "fit-callbacks", "fit-metrics", "fit-distributed"]
-    brings = {name: installed(name) for name in PEERS}
-    brings["**fit-core**"] = ("", 1, own_size("fit-core"))
-    brings["**fit, all four**"] = ("", len(all_four), own_size(*all_four))
-    modules = {
-        "**fit-core**": "fit_core",
-        "**fit, all four**": ", ".join(package.replace("-", "_") for package in all_four),
-    }
-    modules |= {name: peer[2] for name, peer in PEERS.items()}
-    imports = {name: import_time(name, module) for name, module in modules.items()}
-    return {"peers": peers, "failed": failed, "installed": brings, "import": imports}
-
-
 PARTS = {"loop": measure_loop, "features": measure_features, "scale": measure_scale, "peers": measure_peers}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5, help="default: 5, and 3 with other models and libraries")
     parser.add_argument("--only", choices=PARTS, help="measure one part, and keep what was measured of the others")
-    parser.add_argument("--steps", type=int, default=200_000, help="of the long run")
+    parser.add_argument("--steps", type=int, default=100_000, help="of the long run (default: 100000)")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "docs", help="where to write the page and the chart")
     arguments = parser.parse_args()
-    kept = HERE.parent / ".bench" / "result.json"
-    kept.parent.mkdir(exist_ok=True)
+    kept = BENCH / "result.json"
+    BENCH.mkdir(exist_ok=True)
     result = json.loads(kept.read_text()) if arguments.only and kept.exists() else {}
     for part in [arguments.only] if arguments.only else PARTS:
-        result |= {"machine": machine(), "rounds": arguments.rounds}
         result |= PARTS[part](arguments.rounds, arguments.steps)
+        result |= {"machine": machine(), "rounds": arguments.rounds, "few": few(arguments.rounds)}
         kept.write_text(json.dumps(result))
-    if all(part in result for part in PARTS):
-        text = write(result, FEATURES, ratios)
-        print(text)
-        (HERE.parent / "docs" / "benchmarks.md").write_text(text)
-        draw(result, ratios, HERE.parent / "docs" / "pictures" / "benchmarks.png")
+    if missing := [part for part in PARTS if part not in result]:
+        print(f"measured {arguments.only}. The page needs {', '.join(missing)} too")
+        return
+    text = write(result, FEATURES)
+    print(text)
+    (arguments.out / "pictures").mkdir(parents=True, exist_ok=True)
+    (arguments.out / "benchmarks.md").write_text(text)
+    draw(result, arguments.out / "pictures" / "benchmarks.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Train with hand-written loops and with the Runner. Each calls ``mark()`` after an epoch."""
 
 import copy
+import dataclasses
 import time
 
 import torch
@@ -39,6 +40,19 @@ def lean(work, epochs, mark, folder):
     """The Runner of fit-core alone."""
     runner = Runner(work.model, work.make_optimizer(), work.criterion, callbacks=[Mark(mark)])
     runner.fit(work.loader, epochs=epochs)
+
+
+def compiled_model(work, epochs, mark, folder):
+    """The plain loop with ``torch.compile(model)``."""
+    plain(dataclasses.replace(work, model=torch.compile(work.model)), epochs, mark, folder)
+
+
+def compiled_step(work, epochs, mark, folder):
+    """The Runner with each training step compiled as a whole."""
+    from fit_callbacks import CompiledStep
+
+    callbacks = [CompiledStep(), Mark(mark)]
+    Runner(work.model, work.make_optimizer(), work.criterion, callbacks=callbacks).fit(work.loader, epochs=epochs)
 
 
 def epochs_by_hand(work, epochs, mark, folder):
@@ -233,6 +247,8 @@ def nothing_by_hand(work, folder):
 CONTESTANTS = {
     "plain": plain,
     "lean": lean,
+    "CompiledStep": compiled_step,
+    "torch.compile": compiled_model,
     "epochs-by-hand": epochs_by_hand,
     "epochs": epochs_of_runner,
     "ten": ten,

@@ -1,62 +1,78 @@
-"""Write the page docs/benchmarks.md and its chart from the results of bench.py."""
+"""Write the page docs/benchmarks.md from the results of bench.py."""
 
 import statistics
 
+from chart import LABELS
+from contest import ratios
+
 HEAD = """# Benchmarks
 
-This page compares the time of a step with `fit`, with a hand-written loop and with other libraries. One command runs
-all measurements and writes the page. It installs the other libraries into their own environments:
+This page answers three questions about the time of a training step:
+
+1. [How much does the Runner cost?](#how-much-does-the-runner-cost)
+2. [How much does a feature cost?](#how-much-does-a-feature-cost)
+3. [How fast can a step get?](#how-fast-can-a-step-get)
+
+One command runs all measurements and writes the page. It installs the other libraries into their own environments:
 
 ```
 hatch run bench
 ```
 
-Measured on {machine}.
+Measured on {machine}, with {versions}. The versions of the other libraries are in the table of
+[installations](#compared-with-other-libraries).
 
 Each program runs in a fresh process, pinned to one core, with one thread. All run in turn for {rounds} rounds
-({few} with other libraries), and a ratio compares two times of the same round. The tables show the median and, in
-brackets, the range. A ratio below 1 is faster than the hand-written loop. On another machine the times differ, the
-ratios differ less, and the counted instructions least.
+({few} with other models and libraries), and a ratio compares two times of the same round. The tables show the median
+and, in brackets, the range. A ratio below 1 is faster than the hand-written loop. On another machine the times differ,
+the ratios differ less, and the counted instructions least.
 """
 
-NAMES = {"mlp": "MLP 32-64-10, batch 32", "conv": "small convnet, batch 32", "mnist1d": "MNIST-1D to 91%"}
+WORKS = {
+    "mlp": "MLP 32-64-10, batch 32",
+    "conv": "small convnet, batch 32",
+    "attention": "one transformer layer, batch 16",
+    "mnist1d": "MNIST-1D to 91%",
+}
+SCALE = {
+    "conv": "small convnet, batch 32",
+    "attention": "one transformer layer, batch 16",
+    "thousand": "1000 parameter tensors",
+    "big": "a model of 500 MB",
+    "workers": "a DataLoader with two workers",
+    "single": "one batch per epoch",
+    "single_validated": "one batch per epoch, validated on one batch",
+}
+COMPILES = ["CompiledStep", "torch.compile", "JAX, jit", "JAX, scan", "Keras on JAX", "Keras on JAX, 100 steps"]
 
 
 def table(head, rows):
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
 def shown(ratio):
     median, least, most = ratio
-    return f"{median:.2f} ({least:.2f}-{most:.2f})"
+    return f"{median:.2f} ({least:.2f}-{most:.2f})" if median >= 0.1 else f"{median:.3f} ({least:.3f}-{most:.3f})"
 
 
 def micro(rows):
     return f"{1e6 * statistics.median(row['step'] for row in rows):.0f}"
 
 
-def write(result, features, ratios):
-    """Return the text of the page, with the parts that were measured."""
-    few = max(3, result["rounds"] // 2)
-    parts = [HEAD.format(machine=result["machine"], rounds=result["rounds"], few=few)]
-    if "loop" in result:
-        parts.append(loop(result, ratios))
-    if "peers" in result:
-        parts.append(peers(result, ratios))
-    if "features" in result:
-        parts.append(costs(result, features, ratios))
-    if "scale" in result:
-        parts.append(scale(result, ratios))
-    parts.append(
-        "## Accelerators\n\nThese numbers are from a CPU, where the time between two operations matters most. "
-        "`python benchmarks/gpu.py` measures an MLP, a residual network and a transformer in fp32, bf16 and fp16 on "
-        "the accelerator of the machine. It has not been run for this page.\n"
-    )
-    return "\n".join(parts)
+def label(name):
+    text = LABELS.get(name, name)
+    return f"**{text}**" if text.startswith("fit") else text
 
 
-def loop(result, ratios):
+def write(result, features):
+    """Return the text of the page."""
+    head = HEAD.format(**{name: result[name] for name in ("machine", "versions", "rounds", "few")})
+    return "\n".join([head, runner(result), costs(result, features), fastest(result), rest(result)])
+
+
+def runner(result):
+    """Answer the first question: the loop, its instructions, other works, other libraries."""
     seen, counted = result["loop"], result["instructions"]
     rows = []
     for name, other, what in (
@@ -68,44 +84,53 @@ def loop(result, ratios):
         one, base = counted.get(name), counted.get(other)
         instructions = f"{one:,.0f} ({one / base:.3f})".replace(",", " ") if one and base else ""
         rows.append([what, micro(seen[name]), shown(ratios(seen[name], seen[other])), instructions])
+    ten, long = result["ten"], result["flat"]
+    first, last = (1e6 * seconds for seconds in long["time"])
     return (
-        "## Compared with a hand-written loop\n\nMLP 32-64-10, batch 32, SGD. The ratio compares with the hand-written "
+        "## How much does the Runner cost?\n\nMLP 32-64-10, batch 32, SGD. The ratio compares with the hand-written "
         "loop that has the same features. The plain loop keeps its running loss on the device. The careful loop reads "
         "values only when it shows them.\n\n"
         + table(["", "us per step", "ratio", "instructions per step (ratio)"], rows)
-        + "\n"
+        + "\nOther models and loaders, with fit-core alone:\n\n"
+        + table(["", "hand-written loop, us per step", "Runner", "ratio"], scale(result))
+        + f"\nTen callbacks with a hook at every batch, compared with none: {shown(ratios(ten['ten'], ten['lean']))}.\n"
+        f"\nIn a run of {long['steps']} steps, a step took {first:.0f} us in the first tenth and {last:.0f} us in the "
+        f"last. Peak memory was {long['memory'][0]:.1f} MB after the first tenth and {long['memory'][1]:.1f} MB at the "
+        "end.\n\n" + peers(result)
     )
 
 
-def peers(result, ratios):
-    works = result["peers"]
-    order = sorted(
-        works["mlp"], key=lambda name: ratios(works["mlp"][name], works["mlp"]["plain"])[0] if name != "plain" else 0
-    )
+def scale(result):
+    seen = {work: result["peers"][work] for work in ("conv", "attention")} | result["scale"]
+    pairs = [(work, rows, "plain", "lean") for work, rows in seen.items()]
+    pairs += [(work, rows, "epochs-by-hand", "epochs") for work, rows in result["epochs"].items()]
+    return [
+        [SCALE[work], micro(rows[by_hand]), micro(rows[ours]), shown(ratios(rows[ours], rows[by_hand]))]
+        for work, rows, by_hand, ours in pairs
+    ]
+
+
+def peers(result):
+    works = {work: result["peers"][work] for work in ("mlp", "conv", "mnist1d")}
+    names = ["plain", "lean", *(name for name in result["installed"] if not name.startswith("*"))]
     rows = []
-    for name in order:
-        label = {"plain": "hand-written loop", "lean": "**fit**"}.get(name, name)
-        row = [label]
+    for name in sorted(names, key=lambda name: order(works["mlp"], name)):
+        row = [label(name)]
         for work, figure in (("mlp", "step"), ("conv", "step"), ("mnist1d", "reached")):
-            seen = works[work]
-            row.append(shown(ratios(seen[name], seen["plain"], figure)) if name in seen else "-")
+            row.append(cell(works[work], name, figure))
         seen = works["mnist1d"].get(name)
         row.append(f"{statistics.median(row['reached'] for row in seen):.1f} s" if seen else "-")
         row.append(str(seen[0]["epochs"]) if seen else "-")
         rows.append(row)
     text = (
-        "## Compared with other libraries\n\n"
-        "![The time of a step, as a multiple of the hand-written loop](pictures/benchmarks.png)\n\n"
+        "### Compared with other libraries\n\n"
         "Each library runs with the leanest settings in its documentation: no progress bar, no log, no checkpoint, no "
-        "metric. The first two columns show the time of a step. The MNIST-1D column shows the time of `fit` until 91% "
-        "of the test set are classified correctly, which the same code checks after each epoch. All start from the "
-        "same weights, so libraries that pass the same batches to the same optimizer need the same number of epochs. "
-        "Keras has its own Adam and losses and needs another number.\n\n"
-        + table(["", *NAMES.values(), "wall", "epochs"], rows)
-        + "\n"
+        "metric. The first two columns show the time of a step. The MNIST-1D column shows the time of training until "
+        "91% of the test set are classified correctly, which the same code checks after each epoch. Imports are not "
+        "counted. All start from the same weights, so libraries that pass the same batches to the same optimizer need "
+        "the same number of epochs. Keras has its own Adam and losses and needs another number.\n\n"
+        + table(["", *(WORKS[work] for work in works), "wall", "epochs"], rows)
     )
-    if result["failed"]:
-        text += "\nCould not run:\n\n" + "".join(f"* {name}: `{why}`\n" for name, why in result["failed"].items())
     rows = []
     for name, seconds in result["import"].items():
         took = "-" if seconds is None else f"{1000 * seconds:.0f} ms"
@@ -117,11 +142,19 @@ def peers(result, ratios):
         "(NumPy, tqdm, ...) are not counted, which favours the libraries that need them. Of the four fit packages, "
         "fit-callbacks needs TensorBoard and tqdm, and the others need only torch.\n\n"
         + table(["", "version", "further packages", "MB installed", "import"], rows)
-        + "\n"
     )
 
 
-def costs(result, features, ratios):
+def order(seen, name):
+    return ratios(seen[name], seen["plain"])[0] if name in seen else float("inf")
+
+
+def cell(seen, name, figure="step"):
+    return shown(ratios(seen[name], seen["plain"], figure)) if name in seen else "-"
+
+
+def costs(result, features):
+    """Answer the second question."""
     seen = result["features"]
     base = statistics.median(row["step"] for row in seen["idle-by-hand"])
     rows = []
@@ -129,64 +162,66 @@ def costs(result, features, ratios):
         more = [1e6 * (statistics.median(row["step"] for row in seen[name]) - base) for name in (with_it, by_hand)]
         rows.append([what, *(f"{row:+.0f}" for row in more), shown(ratios(seen[with_it], seen[by_hand]))])
     return (
-        "## What each feature costs\n\nFor the same MLP, this table shows the microseconds per step that each feature "
-        f"adds to the bare hand-written loop ({1e6 * base:.0f}), and the ratio of the whole step to that of a "
+        "## How much does a feature cost?\n\nFor the same MLP, this table shows the microseconds per step that each "
+        f"feature adds to the bare hand-written loop ({1e6 * base:.0f}), and the ratio of the whole step to that of a "
         "hand-written loop with the same feature. The cost is negative where the Runner is faster than the bare "
-        "loop.\n\n" + table(["", "Runner", "hand-written loop", "ratio"], rows) + "\n"
+        "loop.\n\n" + table(["", "Runner", "hand-written loop", "ratio"], rows)
     )
 
 
-def scale(result, ratios):
-    names = {
-        "conv": "small convnet",
-        "thousand": "1000 parameter tensors",
-        "big": "a model of 500 MB",
-        "workers": "a DataLoader with two workers",
-    }
+def fastest(result):
+    """Answer the third question: compiled steps, of ours and of others."""
+    works = result["peers"]
+    names = ["plain", "lean", *COMPILES]
     rows = [
-        [names[work], micro(seen["plain"]), micro(seen["lean"]), shown(ratios(seen["lean"], seen["plain"]))]
-        for work, seen in result["scale"].items()
+        [label(name), *(cell(works[work], name) for work in ("mlp", "conv", "attention")), compiling(works, name)]
+        for name in sorted(names, key=lambda name: order(works["mlp"], name))
+        if any(name in seen for seen in works.values())
     ]
-    names = {"single": "one batch per epoch", "single_validated": "one batch per epoch, validated on one batch"}
-    rows += [
-        [
-            names[work],
-            micro(seen["epochs-by-hand"]),
-            micro(seen["epochs"]),
-            shown(ratios(seen["epochs"], seen["epochs-by-hand"])),
-        ]
-        for work, seen in result["epochs"].items()
-    ]
-    ten = result["ten"]
-    long = result["flat"]
-    first, last = (1e6 * seconds for seconds in long["time"])
+    goal = works["mnist1d"]
+    reached = []
+    walls = {name: statistics.median(row["reached"] for row in goal[name]) for name in names if name in goal}
+    for name, wall in sorted(walls.items(), key=lambda pair: pair[1]):
+        once = statistics.median(map(once_only, goal[name]))
+        split = [f"{once:.1f} s", f"{wall - once:.1f} s"] if name in COMPILES else ["", f"{wall:.1f} s"]
+        reached.append([label(name), f"{wall:.1f} s", *split, str(goal[name][0]["epochs"])])
     return (
-        "## Scale\n\n"
-        + table(["", "hand-written loop, us per step", "Runner", "ratio"], rows)
-        + f"\n\nTen callbacks with a hook at every batch, compared with none: "
-        f"{shown(ratios(ten['ten'], ten['lean']))}.\n\n"
-        f"In a run of {long['steps']} steps, a step took {first:.0f} us in the first tenth and {last:.0f} us in the "
-        f"last. Peak memory was {long['memory'][0]:.1f} MB after the first tenth and {long['memory'][1]:.1f} MB at the "
-        "end.\n"
+        "## How fast can a step get?\n\n"
+        "![The time of a step, relative to a hand-written loop](pictures/benchmarks.png)\n\n"
+        "A compiler turns forward, backward and the optimizer's update into one program. `CompiledStep` does that in "
+        "the Runner, [Make it faster](faster.md#compile-the-whole-step) says when it applies. `torch.compile` compiles "
+        "the model in the plain loop. JAX compiles a step (`jit`), or an epoch whose batches are all in memory "
+        "(`scan`). The first three columns show the time of a step without compiling, the last the seconds that "
+        "compiling took: first with an empty cache, then with what the first time left in it.\n\n"
+        + table(["", *(WORKS[work] for work in ("mlp", "conv", "attention")), "compiling the MLP"], rows)
+        + "\nMNIST-1D to 91% of the test set, where compiling counts. Compiled code rounds differently, and after some "
+        "steps the weights differ, so the numbers of epochs do too:\n\n"
+        + table(["", "wall", "of which compiling", "the rest", "epochs"], reached)
     )
 
 
-def draw(result, ratios, path):
-    """Draw the times as bars, as multiples of the hand-written loop."""
-    import matplotlib
+def once_only(row):
+    """Return the seconds that the first epoch took longer than the others."""
+    return max(0.0, row["first"] - statistics.median(row["each"]) * row["batches"]) if row.get("each") else 0.0
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    seen = result["peers"]["mlp"]
-    values = sorted((ratios(rows, seen["plain"])[0], name) for name, rows in seen.items())
-    figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(values) + 1), layout="constrained")
-    labels = [{"plain": "hand-written loop", "lean": "fit"}.get(name, name) for _, name in values]
-    colors = ["#d62728" if name == "lean" else "#999999" for _, name in values]
-    bars = axes.barh(labels, [value for value, _ in values], color=colors)
-    axes.bar_label(bars, [f"{value:.2f}" for value, _ in values], padding=4)
-    axes.invert_yaxis()
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("time of a step, as a multiple of the hand-written loop (MLP 32-64-10, batch 32, CPU)")
-    figure.savefig(path, dpi=120)
+def compiling(works, name):
+    if name not in COMPILES or name not in works["mlp"]:
+        return ""
+    first, *others = map(once_only, works["mlp"][name])
+    return f"{first:.1f} s, {statistics.median(others):.1f} s" if others else f"{first:.1f} s"
+
+
+def rest(result):
+    """Say what was not run."""
+    text = (
+        "## What was not run\n\n"
+        "* **Accelerators.** These numbers are from a CPU, where the time between two operations matters most. "
+        "`python benchmarks/gpu.py` measures an MLP, a residual network and a transformer in fp32, bf16 and fp16 on "
+        "the accelerator of the machine.\n"
+        "* **Several processes.** `python benchmarks/distributed.py` compares them with a hand-written loop.\n"
+    )
+    reasons = {}
+    for name, work, why in result["failed"]:
+        reasons.setdefault((name, why), []).append(WORKS[work])
+    return text + "".join(f"* **{name}** ({', '.join(of)}): `{why}`\n" for (name, why), of in reasons.items())

@@ -3,8 +3,11 @@
 Each trains a work for some epochs and calls ``mark()`` after each, in an environment of its own.
 """
 
-import os
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
+import jax_peers
 import torch
 
 
@@ -77,7 +80,6 @@ def ignite(work, epochs, mark, folder):
 
 
 def keras(work, epochs, mark, folder):
-    os.environ["KERAS_BACKEND"] = "torch"
     import keras
 
     model = keras.Sequential([keras.layers.TorchModuleWrapper(work.model)])
@@ -168,15 +170,30 @@ def argus(work, epochs, mark, folder):
     model.fit(work.loader, num_epochs=epochs, callbacks=[on_epoch_complete(lambda state: mark())])
 
 
+class Peer(NamedTuple):
+    """A library: the function that trains with it, what to install, and what a user imports."""
+
+    run: Callable
+    packages: list[str]
+    module: str
+    environment: dict[str, str] | None = None
+    compiles: bool = False
+
+
+ON_JAX = (["jax", "optax", "keras"], "keras", {"KERAS_BACKEND": "jax"}, True)
+
 PEERS = {
-    "Lightning": (lightning, ["lightning"], "lightning"),
-    "Fabric": (fabric, ["lightning"], "lightning.fabric"),
-    "Ignite": (ignite, ["pytorch-ignite"], "ignite.engine"),
-    "accelerate": (accelerate, ["accelerate"], "accelerate"),
-    "Keras": (keras, ["keras"], "keras"),
-    "TorchTNT": (torchtnt, ["torchtnt", "setuptools<81"], "torchtnt.framework.train"),
-    "skorch": (skorch, ["skorch"], "skorch"),
-    "Poutyne": (poutyne, ["poutyne"], "poutyne"),
-    "argus": (argus, ["pytorch-argus"], "argus"),
+    "Lightning": Peer(lightning, ["lightning"], "lightning"),
+    "Fabric": Peer(fabric, ["lightning"], "lightning.fabric"),
+    "Ignite": Peer(ignite, ["pytorch-ignite"], "ignite.engine"),
+    "accelerate": Peer(accelerate, ["accelerate"], "accelerate"),
+    "Keras on torch": Peer(keras, ["keras"], "keras", {"KERAS_BACKEND": "torch"}),
+    "TorchTNT": Peer(torchtnt, ["torchtnt", "setuptools<81"], "torchtnt.framework.train"),
+    "skorch": Peer(skorch, ["skorch"], "skorch"),
+    "Poutyne": Peer(poutyne, ["poutyne"], "poutyne"),
+    "argus": Peer(argus, ["pytorch-argus"], "argus"),
+    "JAX, jit": Peer(jax_peers.jit, ON_JAX[0], "jax, optax", compiles=True),
+    "JAX, scan": Peer(jax_peers.scan, ON_JAX[0], "jax, optax", compiles=True),
+    "Keras on JAX": Peer(jax_peers.keras, *ON_JAX),
+    "Keras on JAX, 100 steps": Peer(partial(jax_peers.keras, steps_per_execution=100), *ON_JAX),
 }
-"""By name: the function, what to install, and what a user imports."""

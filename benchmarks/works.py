@@ -42,6 +42,31 @@ class Shuffled:
             yield self.input[index], self.target[index]
 
 
+class Block(nn.Module):
+    """A transformer layer with its normalization first."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        three = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(*three)
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.mlp(self.norm2(x))
+
+
+class Mean(nn.Module):
+    """Average over the tokens."""
+
+    def forward(self, x):
+        return x.mean(1)
+
+
 def mlp():
     """MLP 32-64-10, batch 32, SGD."""
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -56,6 +81,12 @@ def conv():
         *(nn.Flatten(), nn.Linear(16 * 4 * 4, 10)),
     )
     return Work(model, [(torch.randn(32, 1, 16, 16), torch.randint(10, (32,))) for _ in range(300)])
+
+
+def attention():
+    """One transformer layer of width 64 with 4 heads, over 32 tokens, batch 16, SGD."""
+    model = nn.Sequential(nn.Linear(16, 64), Block(64, 4), Mean(), nn.Linear(64, 10))
+    return Work(model, [(torch.randn(16, 32, 16), torch.randint(10, (16,))) for _ in range(200)])
 
 
 def mnist1d():
@@ -104,4 +135,6 @@ def single_validated():
     return Work(mlp().model, mlp().loader[:1], validates=True)
 
 
-WORKS = {work.__name__: work for work in (mlp, conv, mnist1d, thousand, big, workers, single, single_validated)}
+WORKS = {
+    work.__name__: work for work in (mlp, conv, attention, mnist1d, thousand, big, workers, single, single_validated)
+}

@@ -11,7 +11,7 @@ from fit_callbacks import LRFinder
 from fit_core import Callback
 from scene import Watch, batches, flat, make, network
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, default_collate
 
 
 def quadratic(lr_max=8.0, **options):
@@ -68,7 +68,13 @@ class Draws(Dataset):
         return noise, index % 3
 
 
-def test_training_after_a_search_is_the_same_as_without_one():
+class DrawsBatches(Draws):
+    def __getitem__(self, indices):
+        return default_collate([super(DrawsBatches, self).__getitem__(index) for index in indices])
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_training_after_a_search_is_the_same_as_without_one(inside):
     class Counts(nn.Module):
         """Remembers in a buffer that is not saved, and in one that grows."""
 
@@ -86,7 +92,11 @@ def test_training_after_a_search_is_the_same_as_without_one():
     def train(searches):
         model = nn.Sequential(Counts(), network())
         random.seed(0), numpy.random.seed(0), torch.manual_seed(0)
-        loader = DataLoader(Draws(), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        loader = DataLoader(Draws(), batch_size=4, shuffle=True, generator=generator)
+        if inside:  # the loader's sampler, a BatchSampler
+            sampler = BatchSampler(RandomSampler(Draws(), generator=generator), 4, False)
+            loader = DataLoader(DrawsBatches(), batch_size=None, sampler=sampler)
         if searches:
             make(LRFinder(steps=12), model=model).fit(loader)
         runner = make(model=model)

@@ -6,7 +6,7 @@ import pytest
 from fit_callbacks import CheckpointSaver, Report
 from fit_core import Callback
 from scene import Snapshots, Watch, accuracy, batches, load, make
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 
 class Tracker:
@@ -134,9 +134,12 @@ def test_a_second_fit_is_a_second_run():
     assert len(tracker.params) == 2
 
 
-def test_hyperparameters():
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 4}, {"batch_size": None, "sampler": BatchSampler(range(8), 4, False)}]
+)
+def test_hyperparameters(options):
     tracker = Tracker()
-    loader = DataLoader(batches()[0][0].split(1), batch_size=4, collate_fn=lambda _: batches()[0])
+    loader = DataLoader(batches()[0][0], collate_fn=lambda _: batches()[0], **options)
     make(tracker.report()).fit(loader, epochs=2)
     assert tracker.params == [
         {

@@ -1,6 +1,7 @@
 """The timer gives advice about data loading, and the profiler traces the steps asked for."""
 
 import json
+import re
 import time
 from types import SimpleNamespace
 
@@ -8,9 +9,10 @@ import fit_callbacks.timer
 import pytest
 import torch
 from fit_callbacks import Profiler, Timer
+from fit_callbacks.numbers import duration
 from fit_core import Callback
 from scene import batches, make
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Subset, TensorDataset, WeightedRandomSampler
 
 
 class Clock:
@@ -53,7 +55,7 @@ def test_the_share_of_waiting_is_logged_with_advice(monkeypatch, capsys):
         assert [row["data_wait"] for row in history] == [0.75, 0.75]
         out = capsys.readouterr().out
         assert out.count("\n") == 1  # advice is given once
-        assert "in epoch 1 the model waited for data 75% of the time (12.0 of 16.0 s)" in out
+        assert "in epoch 1 waiting for data took 12.0 s and training 4.0 s (per batch 3.0 s and 1.0 s). Use" in out
         assert "num_workers=4" in out
 
 
@@ -70,7 +72,7 @@ def test_a_wait_of_less_than_a_second_is_not_worth_a_line(monkeypatch, capsys):
 
 
 def test_advice_depends_on_the_loader():
-    data = TensorDataset(torch.zeros(4, 1))
+    data = torch.zeros(4, 1)
     advice = [
         fit_callbacks.timer._advice(loader)
         for loader in (
@@ -86,6 +88,53 @@ def test_advice_depends_on_the_loader():
         strict=True,
     ):
         assert part in text
+
+
+INDEXED = {
+    "shuffled": ({"shuffle": True}, "RandomSampler(dataset), 3, drop_last=False"),
+    "in order": ({"drop_last": True}, "SequentialSampler(dataset), 3, drop_last=True"),
+    "weighted": ({"sampler": WeightedRandomSampler([1.0] * 6, 8)}, "loader.sampler, 3, drop_last=False"),
+    "workers": ({"shuffle": True, "num_workers": 2}, "RandomSampler(dataset), 3, drop_last=False"),
+}
+
+
+@pytest.mark.parametrize("case", INDEXED)
+@pytest.mark.parametrize("part", [False, True])
+def test_a_tensor_dataset_gets_a_line_that_yields_the_same_batches(case, part):
+    options, expected = INDEXED[case]
+    dataset = TensorDataset(torch.arange(8), torch.arange(8))
+    if part:
+        dataset = Subset(Subset(dataset, range(1, 8)), range(6))
+    loader = DataLoader(dataset, batch_size=3, **options)
+    advice = fit_callbacks.timer._advice(loader)
+    (line,) = re.findall(r"DataLoader\(.*\)\)", advice)
+    assert line == f"DataLoader(dataset, batch_size=None, sampler=BatchSampler({expected}))"
+    pasted = eval(line, {**vars(torch.utils.data), "dataset": dataset, "loader": loader})
+
+    def read(loader):
+        torch.manual_seed(0)
+        return [[part.tolist() for part in batch] for batch in loader]
+
+    assert read(pasted) == read(loader)
+    assert "num_workers=4" in fit_callbacks.timer._advice(pasted)
+    seeded = DataLoader(dataset, batch_size=3, shuffle=True, generator=torch.Generator())
+    assert "BatchSampler(loader.sampler, 3, " in fit_callbacks.timer._advice(seeded)
+
+
+def test_a_tensor_dataset_that_is_indexed_by_other_means_gets_other_advice():
+    dataset = TensorDataset(torch.arange(8), torch.arange(8))
+    for options in (
+        {"batch_size": 3, "collate_fn": lambda samples: samples},
+        {"batch_size": None},
+        {"batch_sampler": BatchSampler(range(8), 3, False), "num_workers": 2, "persistent_workers": True},
+    ):
+        assert "BatchSampler" not in fit_callbacks.timer._advice(DataLoader(dataset, **options))
+
+
+def test_durations():
+    values = [0, 3.14e-4, 0.9996e-3, 2.44e-3, 0.12, 0.9996, 12.34, 59.96, 125]
+    shown = ["0 us", "314 us", "1 ms", "2.44 ms", "120 ms", "1.0 s", "12.3 s", "1:00", "2:05"]
+    assert [duration(value) for value in values] == shown
 
 
 def test_on_an_accelerator_events_are_read_only_when_they_have_passed(monkeypatch):

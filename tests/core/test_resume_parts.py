@@ -1,13 +1,17 @@
 """Parts of a run that are easily lost on the way to a file: workers, buffers of each process, metrics."""
 
+import io
+import random
 import warnings
 from functools import partial
 
+import numpy
 import pytest
 import torch
-from classifier import Stateful
+from classifier import Stateful, loaders
 from classifier import make as make_classifier
 from fit_core import Callback, Runner
+from fit_core.random_state import get_random_state, packed, set_random_state
 from processes import on_two_processes
 from scene import Snapshots, load
 from torch import nn
@@ -144,3 +148,29 @@ def test_buffers_that_are_not_broadcast_are_those_of_each_process(tmp_path):
     assert not torch.equal(first, second)
     assert torch.equal(first, first_again)
     assert torch.equal(second, second_again)
+
+
+def test_random_states_are_saved_as_tensors_which_take_less_time_than_a_thousand_numbers():
+    random.seed(3), numpy.random.seed(4)
+    train, _ = loaders("iterable", 0)  # without a len, so that there is a state from before the prefetched batch
+    make_classifier([save := Snapshots()], accumulate_steps=2).fit(train)
+
+    def leaves(value):
+        if isinstance(value, dict):
+            return sum(map(leaves, value.values()))
+        return sum(map(leaves, value)) if isinstance(value, (list, tuple)) else 1
+
+    for saved in save.saved:
+        assert leaves(load(saved)) < 150
+    numpy.random.normal()  # leaves a second one for later
+    for loads in (lambda state: state, lambda state: load(saved_bytes(packed(state)))):
+        state = get_random_state(torch.device("cpu"))
+        expected = [random.random(), random.gauss(0, 1), *numpy.random.normal(size=3), torch.rand(1).item()]
+        set_random_state(loads(state), torch.device("cpu"))
+        assert expected == [random.random(), random.gauss(0, 1), *numpy.random.normal(size=3), torch.rand(1).item()]
+
+
+def saved_bytes(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()

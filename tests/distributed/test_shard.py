@@ -155,6 +155,25 @@ def test_samplers_and_batch_samplers_of_the_users_own(monkeypatch):
     assert on_ranks(monkeypatch, 2, lambda: read(shard(explicit))) == [[[0, 2], [4]], [[1, 3], [5]]]
 
 
+@pytest.mark.parametrize("order", [RandomSampler, SequentialSampler])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("count", [3, 19, 40])
+def test_a_batch_sampler_as_sampler_is_sharded_like_the_usual_loader(monkeypatch, order, drop_last, count):
+    def batched():
+        torch.manual_seed(3)
+        sampler = BatchSampler(order(range(count)), 4, drop_last)
+        sharded = shard(DataLoader(torch.arange(count), batch_size=None, sampler=sampler))
+        batches = read(sharded)
+        assert len(sharded) == len(batches)
+        return batches
+
+    def usual():
+        torch.manual_seed(3)
+        return read(shard(DataLoader(torch.arange(count), 4, shuffle=order is RandomSampler, drop_last=drop_last)))
+
+    assert on_ranks(monkeypatch, 2, batched) == on_ranks(monkeypatch, 2, usual)
+
+
 def test_the_number_of_the_pass_and_the_generator_reach_and_come_from_the_inner_sampler():
     class Epochs(RandomSampler):
         def set_epoch(self, epoch):
@@ -167,6 +186,8 @@ def test_the_number_of_the_pass_and_the_generator_reach_and_come_from_the_inner_
     assert sampler.generator is inner.generator
     assert ShardSampler(BatchSampler(inner, 2, False), pad=True).generator is inner.generator
     assert ShardSampler(SequentialSampler(range(4)), pad=False).generator is None
+    ShardSampler(BatchSampler(inner, 2, False), pad=True).set_epoch(4)
+    assert inner.epoch == 4
 
 
 def test_one_process_keeps_its_loader():
@@ -189,6 +210,15 @@ def test_what_cannot_be_sharded_is_refused(monkeypatch):
     theirs = DataLoader(torch.arange(4), sampler=DistributedSampler(range(4), 2, 0))
     with pytest.raises(ValueError, match="a loader that is not sharded, got one with a DistributedSampler"):
         shard(theirs)
+
+    class Buckets(BatchSampler):
+        pass
+
+    for kind in (BatchSampler, Buckets):
+        inside = kind(DistributedSampler(range(4), 2, 0), 2, False)
+        for options in ({"batch_sampler": inside}, {"sampler": inside, "batch_size": None}):
+            with pytest.raises(ValueError, match="a loader that is not sharded, got one with a DistributedSampler"):
+                shard(DataLoader(torch.arange(4), **options))
     with pytest.raises(ValueError, match="a loader that is not sharded, got one with a ShardSampler"):
         shard(shard(DataLoader(torch.arange(4))))
     with pytest.raises(ValueError, match="Pass pad=True for training"):
@@ -240,7 +270,9 @@ def orders(steps):
     plain = shard(DataLoader(torch.arange(10), batch_size=2, shuffle=True))
     seeded = DataLoader(torch.arange(10), batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(5))
     workers = shard(DataLoader(torch.arange(10), batch_size=2, shuffle=True, num_workers=1))
-    return [read(loader) for loader in (plain, plain, shard(seeded), workers)]
+    sampler = BatchSampler(RandomSampler(range(10)), 2, drop_last=False)
+    batched = shard(DataLoader(torch.arange(10), batch_size=None, sampler=sampler))
+    return [read(loader) for loader in (plain, plain, shard(seeded), workers, batched)]
 
 
 def test_all_processes_go_by_the_order_of_rank_0():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["clock", "file_size", "short"]
+__all__ = ["clock", "duration", "file_size", "short"]
 
 
 def short(value: float, width: int = 9) -> str:
@@ -28,6 +28,15 @@ def clock(seconds: float, digits: int = 1) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration such as 310 us, 2.4 ms, 12.3 s or 2:05."""
+    if seconds < 0.9995e-3:
+        return f"{1e6 * seconds:.0f} us"
+    if seconds < 0.9995:
+        return f"{1e3 * seconds:.3g} ms"
+    return f"{seconds:.1f} s" if seconds < 59.95 else clock(seconds)
 
 
 def file_size(size: float) -> str:

@@ -146,9 +146,15 @@ def _params(state: RunnerState) -> dict[str, Any]:
         "model": type(unwrap(state.model)).__name__,
         "optimizer": type(state.optimizer).__name__,
         "lr": float(group.get("initial_lr", group["lr"])),
-        "batch_size": getattr(state.train_loader, "batch_size", None),
+        "batch_size": _batch_size(state.train_loader),
         "accumulate_steps": state.accumulate_steps,
         "processes": state.world_size,
         "epochs": state.num_epochs,
     }
     return {name: value for name, value in params.items() if value is not None}
+
+
+def _batch_size(loader: Any) -> int | None:
+    """Return the batch size of a loader or of its BatchSampler."""
+    holders = (loader, getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None))
+    return next((size for holder in holders if (size := getattr(holder, "batch_size", None)) is not None), None)

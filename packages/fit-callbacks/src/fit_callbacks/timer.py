@@ -8,8 +8,18 @@ from typing import Any
 
 import torch
 from fit_core import Callback, RunnerState
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from .arguments import check_number
+from .numbers import duration
 from .ranks import print_line
 
 __all__ = ["Timer"]
@@ -18,10 +28,10 @@ __all__ = ["Timer"]
 class Timer(Callback):
     """Measure the share of the training time that the model waits for the loader, and print advice if it is large.
 
-    The share, in 0..1, is logged as ``data_wait``. If it exceeds ``advise_above`` and one second, a line says so, once
-    per run. On an accelerator the device's own clock measures how long the device was idle, with events that are read
-    long after they have passed, so the host can run ahead. The time that later callbacks in the list spend in
-    ``on_checkpoint`` counts as waiting.
+    The share, in 0..1, is logged as ``data_wait``. If it exceeds ``advise_above`` and one second, a line compares the
+    time of the data with the time of training and says what to change, once per run. On an accelerator the device's own
+    clock measures how long the device was idle, with events that are read long after they have passed, so the host can
+    run ahead. The time that later callbacks in the list spend in ``on_checkpoint`` counts as waiting.
 
     Args:
         advise_above: the share of the time above which to print advice, in 0..1.
@@ -47,12 +57,14 @@ class Timer(Callback):
         if state.is_train:
             self._waits = HostWaits() if state.device.type == "cpu" else DeviceWaits(state.device)
             self._began = time.perf_counter()
+            self._batches = 0
             self._waits.begin()
 
     def on_batch_begin(self, state: RunnerState) -> None:
         """End the wait for the batch."""
         if state.is_train:
             self._waits.end()
+            self._batches += 1
 
     def on_checkpoint(self, state: RunnerState) -> None:
         """Start to wait for the next batch."""
@@ -66,10 +78,12 @@ class Timer(Callback):
         share = state.logs["data_wait"] = min(1.0, waited / max(total, 1e-9))
         if share > self.advise_above and waited > 1 and not self._advised:  # less is not worth the effort
             self._advised = True
+            trained = max(0.0, total - waited)
             print_line(
                 state,
-                f"Timer: in epoch {state.epoch + 1} the model waited for data {share:.0%} of the time "
-                f"({waited:.1f} of {total:.1f} s). {_advice(state.loader)}",
+                f"Timer: in epoch {state.epoch + 1} waiting for data took {duration(waited)} and training "
+                f"{duration(trained)} (per batch {duration(waited / self._batches)} and "
+                f"{duration(trained / self._batches)}). {_advice(state.loader)}",
             )
 
 
@@ -124,6 +138,12 @@ class DeviceWaits:
 
 
 def _advice(loader: Any) -> str:
+    if _collates_a_tensor_dataset(loader):
+        return (
+            "The loader collates tensors sample by sample. Index them once per batch, without workers: DataLoader("
+            f"dataset, batch_size=None, sampler=BatchSampler({_order(loader.sampler)}, {loader.batch_size}, "
+            f"drop_last={loader.drop_last})). The samplers are in torch.utils.data"
+        )
     workers = getattr(loader, "num_workers", None)
     if workers is None:
         return "Prepare batches in the background: use a DataLoader with num_workers"
@@ -132,3 +152,21 @@ def _advice(loader: Any) -> str:
     if not loader.persistent_workers:
         return f"The {workers} workers restart in each epoch. Set persistent_workers=True, then try more workers"
     return f"{workers} workers are not enough. Try more, or do less work per sample"
+
+
+def _collates_a_tensor_dataset(loader: Any) -> bool:
+    """Return whether a loader makes its batches of the samples of tensors that could be indexed at once."""
+    if not isinstance(loader, DataLoader) or type(loader.batch_sampler) is not BatchSampler:
+        return False
+    dataset: Any = loader.dataset
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    return type(dataset) is TensorDataset and loader.collate_fn is default_collate and loader.batch_size is not None
+
+
+def _order(sampler: Any) -> str:
+    """Return the code that makes a sampler like this one, which a sharded loader has inside."""
+    while hasattr(sampler, "sampler"):
+        sampler = sampler.sampler
+    known = type(sampler) in (RandomSampler, SequentialSampler) and getattr(sampler, "generator", None) is None
+    return f"{type(sampler).__name__}(dataset)" if known else "loader.sampler"

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .loaders import batch_size
+
 __all__ = [
     "SampleCounter",
     "detached",
@@ -91,7 +93,8 @@ class SampleCounter:
     """
 
     def __init__(self, loader: Any) -> None:
-        self._batch_size = getattr(loader, "batch_size", None)
+        self._loader = loader
+        self._batch_size: int | None = None
         self._lists_are_samples: bool | None = None
 
     def count(self, input: Any, target: Any) -> int | None:
@@ -107,7 +110,9 @@ class SampleCounter:
             samples = next(iter(agreed))
         elif isinstance(input, (list, tuple)) and len(agreed) == 2 and len(input) in agreed:
             fields = next(iter(agreed - {len(input)}))
-            if self._batch_size in agreed:
+            if self._loader is not None:  # not in a run that does not ask for it
+                self._batch_size, self._loader = batch_size(self._loader), None
+            if self._batch_size is not None and self._batch_size in agreed:
                 samples = self._batch_size
             elif self._lists_are_samples is not None:
                 samples = len(input) if self._lists_are_samples else fields

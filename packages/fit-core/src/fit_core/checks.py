@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, default_collate
 
 from .callback import Callback
 from .loaders import length, why_empty
@@ -139,12 +139,22 @@ def loader(name: str, value: Any, steps: int | None, *, passes: int = 1) -> None
 
     Raises:
         TypeError: it is not an iterable of batches.
-        ValueError: it is empty, or is read more than once and can be read only once.
+        ValueError: it is empty, would make batches of batches, or is read more than once and can be read only once.
     """
     at_least_one(steps=steps)
     wrap = _how_to_wrap(value)
     if wrap:
         raise TypeError(f"expected {name} to be a DataLoader or another iterable of batches, got {wrap}")
+    if (
+        isinstance(value, DataLoader)
+        and isinstance(value.sampler, BatchSampler)
+        and value.batch_size is not None
+        and value.collate_fn is default_collate
+    ):
+        raise ValueError(
+            f"expected {name} with batch_size=None, as its sampler yields batches, got batch_size={value.batch_size}. "
+            "Write DataLoader(dataset, batch_size=None, sampler=sampler)"
+        )
     if length(value) == 0 and rank_and_world_size()[1] == 1:
         raise ValueError(why_empty(value, name))
     if passes > 1 and steps is None and isinstance(value, Iterator):

@@ -1,4 +1,4 @@
-"""Find out the length of a loader, why it is empty, and where an epoch ends."""
+"""Find out the length, the batch size and the samplers of a loader, why it is empty, and where an epoch ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 
 from .workers import open_loader
 
-__all__ = ["batches", "has_estimated_length", "length", "warn_longer", "why_empty"]
+__all__ = ["batch_size", "batches", "has_estimated_length", "length", "samplers", "warn_longer", "why_empty"]
 
 
 def length(loader: Iterable[Any], at_most: int | None = None) -> int | None:
@@ -21,6 +21,22 @@ def length(loader: Iterable[Any], at_most: int | None = None) -> int | None:
     except TypeError:
         return at_most
     return size if at_most is None else min(size, at_most)
+
+
+def samplers(loader: Any) -> list[Any]:
+    """Return the samplers of a loader and those inside of them, such as the RandomSampler of a BatchSampler."""
+    found: list[Any] = []
+    for sampler in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
+        while sampler is not None and not any(sampler is other for other in found):
+            found.append(sampler)
+            sampler = getattr(sampler, "sampler", None)
+    return found
+
+
+def batch_size(loader: Any) -> int | None:
+    """Return the batch size of a loader or of its BatchSampler, None if neither has one."""
+    sizes = (getattr(holder, "batch_size", None) for holder in (loader, *samplers(loader)))
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def has_estimated_length(loader: Any) -> bool:
@@ -51,8 +67,8 @@ def warn_longer(name: str, size: int) -> None:
 def why_empty(loader: Any, name: str) -> str:
     """Explain why a loader yields no batches, with the sizes that matter."""
     samples = length(getattr(loader, "dataset", ()))
-    size = getattr(loader, "batch_size", None)
-    if samples and size and getattr(loader, "drop_last", False):
+    size = batch_size(loader)
+    if samples and size and any(getattr(holder, "drop_last", False) for holder in (loader, *samplers(loader))):
         return (
             f"{name} yields no batches: its {samples} samples do not fill one batch of {size}, and drop_last=True "
             "drops them. Use a smaller batch_size or drop_last=False"

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from .history import History
+from .loaders import batch_size
 from .metric import metric_name
 from .models import bare_name, unwrap
 from .parameters import check_optimizer, describe, given_settings, restore_frozen, warn_of_other_settings
 from .place import convert
+from .random_state import packed
 from .run import Run
 from .state import RunnerState
 from .weights import check_state, load_state, state_of
@@ -109,7 +111,7 @@ class Resume:
                 "given": self._given,
             },
             "callbacks": {name: callback.state_dict() for name, callback in _stateful_callbacks(state)},
-            "ranks": [self._run.state_dict()],
+            "ranks": [_of_rank(self._run)],
         }
         return _without_numpy(saved) if "numpy" in sys.modules else saved
 
@@ -139,14 +141,24 @@ class Resume:
         return given_settings(self._state.optimizer, self._model, self._state.criterion)
 
 
+def _of_rank(run: Run) -> dict[str, Any]:
+    """Return the part of the state that differs between processes, with random states as they are saved."""
+    rank = run.state_dict()
+    place = rank["stream"]
+    start = place["pass_start"]
+    if "random" in start:
+        start = {**start, "random": packed(start["random"])}
+    place = {**place, "pass_start": start, "before_peek": packed(place["before_peek"])}
+    return {**rank, "random": packed(rank["random"]), "stream": place}
+
+
 def _settings(run: Run) -> dict[str, Any]:
     """Return the settings that a resumed run should have in common with the first one."""
-    batch_size = getattr(run.state.train_loader, "batch_size", None)
     assert run.stream is not None
     return {
         "epochs": run.state.num_epochs,
         "batches per epoch": run.state.batches_per_epoch,
-        "batch_size": batch_size if isinstance(batch_size, int) else None,
+        "batch_size": batch_size(run.state.train_loader),
         "accumulate_steps": run.state.accumulate_steps,
         "steps_per_epoch": run.stream.steps,
         "processes": run.state.world_size,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .loaders import has_estimated_length, length, warn_longer, why_empty
+from .loaders import has_estimated_length, length, samplers, warn_longer, why_empty
 from .random_state import get_random_state, set_random_state
 from .workers import open_loader
 
@@ -54,10 +54,8 @@ class Stream:
         self.opens_window = False
         self.closes_window = False
         self._looks_ahead = window > 1 and steps is None and (self.size is None or has_estimated_length(loader))
-        batch_sampler = getattr(loader, "batch_sampler", None)
-        samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-        self._samplers: list[Any] = [sampler for sampler in dict.fromkeys(samplers) if hasattr(sampler, "set_epoch")]
-        generators = [getattr(holder, "generator", None) for holder in (loader, *samplers)]
+        self._samplers = [sampler for sampler in samplers(loader) if hasattr(sampler, "set_epoch")]
+        generators = [getattr(holder, "generator", None) for holder in (loader, *samplers(loader))]
         self._generators = [g for g in dict.fromkeys(generators) if isinstance(g, torch.Generator)]
         self._iterator: Iterator[Any] | None = None
         self._ahead: list[Any] = []

@@ -60,13 +60,13 @@ class ShardSampler(Sampler[Any]):
     @property
     def generator(self) -> torch.Generator | None:
         """The random generator of the inner sampler, which is saved with the place in the data."""
-        holders = (self.sampler, getattr(self.sampler, "sampler", None))
-        return next((found for holder in holders if (found := getattr(holder, "generator", None))), None)
+        return next((found for inner in _chain(self.sampler) if (found := getattr(inner, "generator", None))), None)
 
     def set_epoch(self, epoch: int) -> None:
-        """Call ``set_epoch`` of the inner sampler, if it has that."""
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
+        """Call ``set_epoch`` of the inner samplers that have it."""
+        for inner in _chain(self.sampler):
+            if hasattr(inner, "set_epoch"):
+                inner.set_epoch(epoch)
 
     def __len__(self) -> int:
         rank, size = self._place()
@@ -138,11 +138,13 @@ def shard(loader: Loader, *, pad: bool | None = None) -> Loader:
                 "same number of samples, a few repeat) or pad=False for evaluation (each sample once)"
             )
         new["dataset"] = _IterableShard(loader.dataset, pad, rank(), world_size())
+    elif batches is None and type(loader.sampler) is BatchSampler:
+        new["sampler"] = _batches(loader.sampler, pad)
     elif batches is None:
         new["sampler"] = _sampler(loader.sampler, pad)
     elif type(batches) is BatchSampler:
-        new["sampler"] = _sampler(batches.sampler, pad, drop_last=batches.drop_last)
-        new["batch_sampler"] = BatchSampler(new["sampler"], batches.batch_size, batches.drop_last)
+        new["batch_sampler"] = _batches(batches, pad)
+        new["sampler"] = new["batch_sampler"].sampler
     else:
         new["batch_sampler"] = _sampler(batches, pad)
     sharded = copy.copy(loader)
@@ -150,15 +152,30 @@ def shard(loader: Loader, *, pad: bool | None = None) -> Loader:
     return sharded
 
 
+def _batches(batches: Any, pad: bool | None) -> BatchSampler:
+    """Return a BatchSampler over the samples of this process."""
+    return BatchSampler(
+        _sampler(batches.sampler, pad, drop_last=batches.drop_last), batches.batch_size, batches.drop_last
+    )
+
+
 def _sampler(sampler: Any, pad: bool | None, *, drop_last: bool = False) -> ShardSampler:
-    if isinstance(sampler, (DistributedSampler, ShardSampler)):
-        raise ValueError(
-            f"expected a loader that is not sharded, got one with a {type(sampler).__name__}. Use it without shard, or "
-            "create it with another sampler"
-        )
+    for inner in _chain(sampler):
+        if isinstance(inner, (DistributedSampler, ShardSampler)):
+            raise ValueError(
+                f"expected a loader that is not sharded, got one with a {type(inner).__name__}. Use it without shard, "
+                "or create it with another sampler"
+            )
     if pad is None:
         pad = not isinstance(getattr(sampler, "sampler", sampler), SequentialSampler)
     return ShardSampler(sampler, pad=pad, drop_last=drop_last)
+
+
+def _chain(sampler: Any) -> Iterator[Any]:
+    """Yield a sampler and those inside of it, such as the RandomSampler of a BatchSampler."""
+    while sampler is not None:
+        yield sampler
+        sampler = getattr(sampler, "sampler", None)
 
 
 class _IterableShard(IterableDataset[Any]):
