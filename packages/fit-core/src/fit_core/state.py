@@ -27,7 +27,7 @@ class Checkpoint(Protocol):
 
 
 class Loop(Protocol):
-    """What a callback needs of the loop to make the step of a batch in place of ``state.make_step``, from a graph, say.
+    """Let a callback make the step of a batch in place of ``state.make_step``, from a graph, say.
 
     The callback runs ``make_step``, ``finish_step`` and ``measure`` once while it records them. For each batch that it
     replays, it calls ``weigh``, sets ``state.output``, ``state.loss`` and ``state.losses``, and calls ``note_step``.
@@ -111,7 +111,7 @@ class RunnerState:
             A callback may add to it.
         make_step: the function the loop calls for each batch. A callback may wrap it in ``on_begin``. Set to
             ``Runner._make_step`` at the start of each run.
-        loop: what a callback needs to make the step itself. See :class:`Loop`.
+        loop: for a callback that makes the step itself, from a graph, say. See :class:`Loop`.
         should_stop: set it to stop the run, with ``status = "interrupted"`` if the run is meant to be resumed. It is
             read after each batch, which leaves the epoch incomplete (no ``on_loader_end``, no ``on_epoch_end``, and
             a resumed run completes it), and after each epoch. On several processes one may set it, before

@@ -12,7 +12,7 @@ __all__ = ["Capture", "CudaGraph"]
 
 
 class Capture:
-    """What the graphs of a run share: a stream, and the memory.
+    """Hold the stream and the memory that the graphs of a run share.
 
     Args:
         device: the CUDA device.

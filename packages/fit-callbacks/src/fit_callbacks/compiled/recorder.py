@@ -65,7 +65,7 @@ class Recorder:
         self._inside: Sequence[Metric] = ()
         if self._capture is not None:
             self._inside = [metric for metric in state.metrics if getattr(metric, "capturable", False)]
-        # The next batch overwrites what a CUDA graph has returned, so whoever may keep it gets a copy.
+        # The next batch overwrites the outputs of a CUDA graph. Callbacks and metrics that may keep them get copies.
         keepers = [c for c in state.callbacks if overrides(c, "on_batch_end") or overrides(c, "on_checkpoint")]
         are_ours = all(type(callback).__module__.split(".")[0] == "fit_callbacks" for callback in keepers)
         self._copies = self._capture is not None and not (are_ours and len(self._inside) == len(state.metrics))
