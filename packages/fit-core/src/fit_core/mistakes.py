@@ -27,6 +27,11 @@ def advice(error: Exception, state: RunnerState) -> str | None:
                 "expected labels and indices in range, got one outside. Run one batch on the CPU, which names it: "
                 'move the model there with model.to("cpu")'
             )
+        if "CUDAGraphs that has been overwritten" in message and state.accumulate_steps > 1:
+            return (
+                'expected a model whose gradients stay until the window ends, got mode="reduce-overhead", which overwrites '
+                "them with each batch. Compile it without this mode, or use fit_callbacks.CompiledStep"
+            )
         if "same device" in message or "expected device" in message:
             return (
                 f"expected every tensor on {state.device}, got one on another device. Make it a buffer, which moves "
