@@ -29,8 +29,8 @@ def advice(error: Exception, state: RunnerState) -> str | None:
             )
         if "CUDAGraphs that has been overwritten" in message and state.accumulate_steps > 1:
             return (
-                'expected gradients that stay until the window ends, got those of mode="reduce-overhead", which each batch '
-                "overwrites. Compile the model without this mode, or use fit_callbacks.CompiledStep"
+                'expected gradients that stay until the window ends, got those of mode="reduce-overhead", which each '
+                "batch overwrites. Compile the model without this mode, or use fit_callbacks.CompiledStep"
             )
         if "same device" in message or "expected device" in message:
             return (
