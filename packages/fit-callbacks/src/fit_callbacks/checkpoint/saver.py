@@ -87,6 +87,7 @@ class CheckpointSaver(Callback):
         NotADirectoryError, PermissionError: ``save_dir`` cannot be written to. Raised before the first step.
         RuntimeError: another run, or another CheckpointSaver, is writing to ``save_dir``.
         CheckpointError: all checkpoints are damaged, or a checkpoint could not be written.
+        NotImplementedError: the model is sharded.
         TypeError: the state contains something that cannot be loaded again. Raised at the first save. The message names
             its place.
 
@@ -138,6 +139,12 @@ class CheckpointSaver(Callback):
 
     def on_begin(self, state: RunnerState) -> None:
         """Resume the run in the folder, if there is one."""
+        sharded = [name for name, weight in state.model.named_parameters() if hasattr(weight, "full_tensor")]
+        if sharded:
+            raise NotImplementedError(
+                f"expected a model that is whole on every process, got one whose {sharded[0]} is sharded, which would "
+                "save the shards of rank 0 only. Save it with torch.distributed.checkpoint"
+            )
         self.monitor.begin(state)
         self._kept, self._epochs, self._saved, self._stopped_by = [], 0, None, 0
         self._never_finite = not_finite(state, parameters=False)
