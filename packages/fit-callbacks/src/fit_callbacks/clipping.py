@@ -9,6 +9,7 @@ from fit_core import Callback, RunnerState
 from torch import Tensor, nn
 
 from .arguments import check_number, names_of
+from .shards import whole
 
 __all__ = ["AdaptiveGradientClipping", "GradientClipping"]
 
@@ -65,6 +66,7 @@ class GradientClipping(Callback):
             nn.utils.clip_grad_value_(parameters, self.value)
         else:
             norm = nn.utils.clip_grad_norm_(parameters, self.max_norm, self.norm_type)
+        norm = whole(norm)
         if state.grad_scaler.is_enabled():  # A step that the scaler skips has an infinite norm.
             is_finite = torch.isfinite(norm)
             self._total += torch.where(is_finite, norm, 0.0)

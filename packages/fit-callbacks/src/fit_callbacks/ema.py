@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .arguments import check_number
 from .lazy import refuse_lazy
+from .shards import ShardedAverage, is_sharded
 
 __all__ = ["ModelEma"]
 
@@ -25,6 +26,9 @@ class ModelEma(Callback):
     ``evaluate`` and ``predict`` use the model itself, and warn. A checkpoint contains both: the trained model as
     ``["model"]`` and the average as ``["callbacks"]["ModelEma"]["model"]``. It works at any place in the list of
     callbacks.
+
+    A model that ``fully_shard`` has split cannot be copied. Each process keeps its part of the average, and puts it
+    into the model during each forward pass of an evaluation.
 
     Args:
         decay: in 0..1, 1 excluded. Closer to 1 means a longer memory (about ``1 / (1 - decay)`` steps).
@@ -58,7 +62,10 @@ class ModelEma(Callback):
         """Copy the model. The average of a resumed run is restored after this."""
         self.model, self._trained, self._versions = None, state.model, None
         refuse_lazy(state.model, "ModelEma")
-        self.model, self._updates = copy.deepcopy(unwrap(state.model)).eval(), 0
+        model = unwrap(state.model)
+        sharded = any(map(is_sharded, model.state_dict().values()))
+        self.model = (ShardedAverage(model) if sharded else copy.deepcopy(model)).eval()
+        self._updates = 0
         self._is_restored = False
 
     def on_epoch_begin(self, state: RunnerState) -> None:

@@ -8,6 +8,8 @@ import torch
 from fit_core import Callback, RunnerState, has_process_group
 from torch import Tensor, nn
 
+from .shards import local, whole
+
 __all__ = ["StopOnNonFinite"]
 
 
@@ -48,7 +50,9 @@ class StopOnNonFinite(Callback):
             torch.distributed.all_reduce(count)
             is_bad = count > 0
         if is_bad.item():
-            lost = [name for name, weight in _named(state, "named_parameters") if not torch.isfinite(weight).all()]
+            lost = [
+                name for name, weight in _named(state, "named_parameters") if not torch.isfinite(local(weight)).all()
+            ]
             before = f"{_some(lost)} was not finite before it" if lost else "The weights are those before this batch"
             raise FloatingPointError(
                 f"{_what_is_bad(state)} in epoch {state.epoch + 1}, batch {state.batch_idx + 1} (after "
@@ -64,7 +68,7 @@ def _what_is_bad(state: RunnerState) -> str:
     if buffers:
         return f"the buffer {_some(buffers)} is nan"
     gradients = [(name, p.grad) for name, p in _named(state, "named_parameters") if p.grad is not None]
-    infinite = [name for name, gradient in gradients if not torch.isfinite(gradient).all()]
+    infinite = [name for name, gradient in gradients if not torch.isfinite(local(gradient)).all()]
     return f"the gradient of {_some(infinite)} is not finite" if infinite else "something on another rank is not finite"
 
 
@@ -82,8 +86,8 @@ def _has_nan(tensor: Tensor) -> bool:
 
 def _norm(tensors: list[Tensor]) -> Tensor:
     """Return the norm of all tensors together, which is nan or infinite if one of their entries is."""
-    norm = nn.utils.get_total_norm(tensors)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
+    norm: Tensor = whole(nn.utils.get_total_norm(tensors))
+    return norm
 
 
 def _some(names: list[str]) -> str:

@@ -17,6 +17,7 @@ from .every import check_every, is_due
 from .harmless import Harmless
 from .paths import local_folder
 from .running import running_values
+from .shards import whole
 
 __all__ = ["TensorBoard"]
 
@@ -131,10 +132,11 @@ class TensorBoard(Callback):
 
     def on_epoch_end(self, state: RunnerState) -> None:
         """Write histograms."""
-        if self.writer is not None and self.histograms:
-            for name, parameter in unwrap(state.model).named_parameters():
+        for name, parameter in unwrap(state.model).named_parameters() if self.histograms else ():
+            values = whole(parameter.detach())  # on every process, which has a part of it
+            if self.writer is not None:
                 with self._harmless("could not draw a histogram"):
-                    self.writer.add_histogram(name.replace(".", "/"), parameter.detach(), self._now(state))
+                    self.writer.add_histogram(name.replace(".", "/"), values, self._now(state))
 
     def on_end(self, state: RunnerState) -> None:
         """Write the last epoch, and close the file."""

@@ -16,13 +16,14 @@ from .loaders import length, why_empty
 from .metric import Metric, metric_name
 from .models import common_device
 from .processes import gather, has_process_group, rank_and_world_size
+from .sharded import is_sharded, reshard
 from .state import RunnerState
 from .stream import Stream
 
 __all__ = [
+    "all_exchange",
     "at_least_one",
     "can_train",
-    "criterion_exchanges",
     "device",
     "fit",
     "loader",
@@ -114,6 +115,7 @@ def _optimizer_steps_model(optimizer: torch.optim.Optimizer, model: nn.Module, c
     Raises:
         ValueError: it has none of the model's. Having only a part of them is a warning.
     """
+    reshard(model)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if trainable and not any(id(parameter) in held for parameter in trainable.values()):
@@ -273,18 +275,28 @@ def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, val
         raise ValueError(why_empty(stream.loader, "train_loader"))
 
 
-def criterion_exchanges(model: nn.Module, criterion: Any, world_size: int) -> None:
-    """Check that several processes average the gradients of a criterion's parameters as those of the model.
+def all_exchange(model: nn.Module, criterion: Any, world_size: int) -> None:
+    """Check that several processes average the gradients of all parameters, if they average those of the model.
 
     Raises:
-        ValueError: the model is in DistributedDataParallel, and a criterion with trainable parameters is not.
+        ValueError: a criterion with trainable parameters is not wrapped or sharded as the model is, or a part of the
+            model is not sharded.
     """
-    if world_size == 1 or not hasattr(model, "no_sync") or hasattr(criterion, "no_sync"):
+    if world_size == 1 or not (hasattr(model, "no_sync") or is_sharded(model)):
         return
-    if isinstance(criterion, nn.Module) and any(parameter.requires_grad for parameter in criterion.parameters()):
+    trains = isinstance(criterion, nn.Module) and any(parameter.requires_grad for parameter in criterion.parameters())
+    if trains and not (hasattr(criterion, "no_sync") or is_sharded(criterion)):
         raise ValueError(
             f"expected a wrapped criterion on {world_size} processes, got a plain {type(criterion).__name__} with "
             "trainable parameters, which would drift apart. Wrap it: criterion = fit_distributed.parallel(criterion)"
+        )
+    reshard(model)
+    whole = [name for name, p in model.named_parameters() if p.requires_grad and not hasattr(p, "full_tensor")]
+    if whole and not hasattr(model, "no_sync"):
+        raise ValueError(
+            f"expected fully_shard on the whole model, got {len(whole)} parameters that are not sharded "
+            f"({', '.join(whole[:3])}{', ...' if len(whole) > 3 else ''}), which would drift apart between the "
+            "processes. Call fully_shard(model) after its layers"
         )
 
 

@@ -22,6 +22,7 @@ from .metric import FunctionMetric, Mean, Metric, as_metrics, metric_name, named
 from .parameters import check_frozen_since_wrapped
 from .processes import gather, has_process_group, rank_and_world_size
 from .random_state import get_random_state, set_random_state
+from .sharded import Shards, in_step, reshard
 from .state import RunnerState
 from .stopping import Vote
 from .stream import Stream
@@ -93,12 +94,16 @@ class Run:
         state.rank, state.world_size = rank_and_world_size()
         self._exchanges = has_process_group()
         self.window = Window(state.accumulate_steps, state.world_size if self._exchanges else 1)
-        checks.criterion_exchanges(state.model, state.criterion, state.world_size)
+        checks.all_exchange(state.model, state.criterion, state.world_size)
         checks.metrics_reduce(state.metrics, state.world_size)
         votes = stream is not None and self._exchanges and state.world_size > 1
         self._vote = Vote(state.callbacks, state.device) if votes else None
         self.gradient_exchange: AbstractContextManager[Any] = _NOTHING
-        self._wrapped: list[Any] = [module for module in self.modules() if hasattr(module, "no_sync")]
+        self._shards = [shards for module in self.modules() if (shards := Shards(module))]
+        self._wrapped: list[Any] = [*(module for module in self.modules() if hasattr(module, "no_sync")), *self._shards]
+        if stream is not None:
+            for gradient in self._unreduced():  # of a window in which the last run ended
+                gradient.grad = None
         for metric in state.metrics:
             if hasattr(metric, "to"):
                 metric.to(state.device)
@@ -133,10 +138,13 @@ class Run:
         """Return the modules with a train or eval mode: the model, and the criterion if it is a module."""
         return [part for part in (self.model, self.state.criterion) if isinstance(part, nn.Module)]
 
-    def parameters(self) -> list[Tensor]:
+    def parameters(self) -> list[Any]:
         """Return everything that may have a gradient, once."""
         others = (parameter for module in self.modules() for parameter in module.parameters())
-        return list(dict.fromkeys((*_stepped_by(self.state.optimizer), *others)))
+        found = dict.fromkeys((*_stepped_by(self.state.optimizer), *others))
+        for gradient in (unreduced := self._unreduced()):
+            found.pop(gradient.whole, None)
+        return [*found, *unreduced]
 
     def call(self, hook: str) -> None:
         """Call a hook of every callback that overrides it, in order."""
@@ -165,6 +173,8 @@ class Run:
             return not self._exchanges or self.state.world_size == 1
         if self.state.is_train:
             return vote.is_needed_in_batches or not vote.is_needed
+        if self._shards:  # They are in step, and stop after the same batch.
+            return False
         if vote.is_needed_in_validation:
             vote.take(self.state)
         return vote.is_needed_in_validation
@@ -186,6 +196,8 @@ class Run:
         self.has_batches = False
         self._counter = SampleCounter(loader)
         self._batches = iter(stream) if stream else batches(loader, steps, "loader")
+        if self._shards and not stream and self._exchanges and state.world_size > 1:
+            self._batches = in_step(self._batches, state.make_step, self._stops_validation, state.device)
         for module in self.modules():
             module.train(state.is_train)
         self.set_optimizer_mode(state.is_train and state.batch_idx != state.num_batches)  # not for the empty rest
@@ -357,6 +369,8 @@ class Run:
             ValueError: the loader yielded no batches, or two results have the same name.
         """
         state = self.state
+        for module in self.modules() if self._shards else ():
+            reshard(module)
         if self._vote is not None and self._vote.is_needed_in_validation and not state.is_train:
             self._vote.take(state)
             if state.should_stop:
@@ -492,8 +506,15 @@ class Run:
         for metric in self.state.metrics:
             metric.reset()
 
+    def _unreduced(self) -> list[Any]:
+        """Return the gradients that sharded modules have not averaged yet."""
+        return [gradient for shards in self._shards for gradient in shards.unreduced]
+
+    def _stops_validation(self) -> bool:
+        return self.state.should_stop and self._vote is not None and self._vote.is_needed_in_validation
+
     def _own_buffers(self) -> dict[str, Tensor]:
-        """Return the buffers that DistributedDataParallel does not synchronize between processes."""
+        """Return the buffers that are not synchronized between processes."""
         apart = [m for m in self._wrapped if getattr(m, "broadcast_buffers", True) is False]
         return {f"{number}.{name}": b for number, module in enumerate(apart) for name, b in module.named_buffers()}
 
