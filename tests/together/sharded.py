@@ -53,7 +53,7 @@ def runner(model, *callbacks, lr=0.1, **options):
 
 
 def whole(tensor):
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
 
 
 def weights(model):

@@ -162,13 +162,14 @@ def _settings(run: Run) -> dict[str, Any]:
         "accumulate_steps": run.state.accumulate_steps,
         "steps_per_epoch": run.stream.steps,
         "processes": run.state.world_size,
+        "sharded": run.is_sharded,
         "dtype": _name(next((p.dtype for p in run.parameters() if p.is_floating_point()), torch.float32)),
         "autocast": _name(run.half) if run.half else "off",
     }
 
 
-_OF_BATCHES = ("batches per epoch", "batch_size", "accumulate_steps", "steps_per_epoch", "processes")
-"""The settings that decide how samples are split into batches."""
+_OF_BATCHES = ("batches per epoch", "batch_size", "accumulate_steps", "steps_per_epoch", "processes", "sharded")
+"""The settings that decide how samples are split into batches, and where the gradients of an open window are."""
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -134,6 +134,11 @@ class Run:
         finally:
             self._thread = 0
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ``fully_shard`` has split the model or the criterion."""
+        return bool(self._shards)
+
     def modules(self) -> list[nn.Module]:
         """Return the modules with a train or eval mode: the model, and the criterion if it is a module."""
         return [part for part in (self.model, self.state.criterion) if isinstance(part, nn.Module)]

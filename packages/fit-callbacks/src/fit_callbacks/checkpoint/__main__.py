@@ -6,15 +6,17 @@ import sys
 from pathlib import Path
 
 from ..numbers import file_size
-from .files import CheckpointError, read
+from .files import CheckpointError, read_file
 from .folder import checkpoints
+from .shard_files import shards_size
 
 
 def describe(path: Path) -> str:
     """Return a line about a checkpoint."""
     size = file_size(path.stat().st_size)
     try:
-        content = read(path)
+        content = read_file(path)
+        size = file_size(path.stat().st_size + shards_size(content))
     except CheckpointError as error:
         return f"{path.name:<16} {'':>6} {'':>9} {'':<24} {size:>10}  DAMAGED: {error}"
     monitor = content.get("monitor", {})

@@ -24,6 +24,8 @@ def to_cpu(value: Any, *, copy: bool = False, seen: dict[Any, Tensor] | None = N
         seen: the tensors so far. One that occurs twice, such as a tied weight, is copied once.
     """
     seen = {} if seen is None else seen
+    if isinstance(value, Tensor) and value.is_meta:  # It stands for a sharded one.
+        return value
     if isinstance(value, Tensor):
         key = (
             id(value) if value.layout != torch.strided else (value.data_ptr(), value.shape, value.stride(), value.dtype)

@@ -16,16 +16,20 @@ from typing import Any
 import torch
 
 from .content import size_of, why_not_loadable
+from .shard_files import damage_of_shards
+from .sharded import fill
 
 __all__ = [
     "CheckpointError",
     "add_name",
+    "cannot_save",
     "explained",
     "find_damage",
     "fingerprint",
     "newest_whole",
     "peek",
     "read",
+    "read_file",
     "read_same",
     "sync_folder",
     "write",
@@ -69,16 +73,20 @@ def explained(content: Mapping[str, Any], part: Path) -> Iterator[None]:
             part.unlink(missing_ok=True)
         if reason := why_not_loadable(content):
             raise TypeError(reason) from error
-        folder = part.parent
-        if not folder.exists():
-            raise CheckpointError(
-                f"cannot save a checkpoint in {folder}: the folder has been moved or deleted. Create it again"
-            ) from error
-        needed, free = size_of(content) / 1e6, shutil.disk_usage(folder).free / 1e6
-        raise CheckpointError(
-            f"cannot save a checkpoint in {folder}: {error}. It needs {needed:.1f} MB, {free:.1f} MB are free. "
-            "The checkpoints before it are intact"
-        ) from error
+        raise cannot_save(part.parent, error, size_of(content)) from error
+
+
+def cannot_save(folder: Path, error: Exception, size: int) -> CheckpointError:
+    """Return the error that explains why a checkpoint of this size could not be written."""
+    if not folder.exists():
+        return CheckpointError(
+            f"cannot save a checkpoint in {folder}: the folder has been moved or deleted. Create it again"
+        )
+    free = shutil.disk_usage(folder).free / 1e6
+    return CheckpointError(
+        f"cannot save a checkpoint in {folder}: {error}. It needs {size / 1e6:.1f} MB, {free:.1f} MB are free. "
+        "The checkpoints before it are intact"
+    )
 
 
 def add_name(source: Path, target: Path) -> None:
@@ -117,11 +125,23 @@ def find_damage(path: Path) -> str | None:
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint to the CPU, after comparing all its checksums. Code in it is not executed.
 
+    The tensors of a sharded model are put together, on a single process too, so that
+    ``torch.save(read("runs/a/best.pt"), "whole.pt")`` makes it a plain file.
+
     Raises:
-        CheckpointError: the file is damaged, or contains something else than tensors, numbers and strings.
+        CheckpointError: the file or its shards are damaged, or contain something else than tensors, numbers and
+            strings.
         FileNotFoundError: the file does not exist.
     """
-    path = Path(path)
+    return fill(read_file(Path(path)), Path(path))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, with empty tensors on the meta device in place of sharded ones, whose checksums are compared.
+
+    Raises:
+        CheckpointError, FileNotFoundError: as :func:`read`.
+    """
     if not path.exists():
         raise FileNotFoundError(f"expected a checkpoint, got {path}, which does not exist")
     if problem := find_damage(path):
@@ -134,6 +154,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be used: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or "format" not in content:
         raise CheckpointError(f"{path} cannot be used: it contains a {type(content).__name__} and not a run")
+    if problem := damage_of_shards(path, content):
+        raise CheckpointError(f"{path} cannot be used: {problem}")
     return content
 
 
@@ -173,7 +195,7 @@ def newest_whole(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
     problems = []
     for path in paths:
         try:
-            content = read(path)
+            content = read_file(path)
         except CheckpointError as error:
             problems.append(str(error))
             continue

@@ -5,13 +5,18 @@ from __future__ import annotations
 import torch
 from fit_core import RunnerState
 
+from ..shards import local
+
 __all__ = ["not_finite"]
 
 
 def not_finite(state: RunnerState, *, parameters: bool = True) -> set[str]:
-    """Return the names of the parameters and buffers of model and criterion that contain nan or infinity."""
+    """Return the names of the parameters and buffers of model and criterion that contain nan or infinity.
+
+    Of a sharded one, this process looks at its part.
+    """
     tensors = {
-        f"{number}.{name}": value.detach()
+        f"{number}.{name}": local(value.detach())
         for number, module in enumerate((state.model, state.criterion))
         if isinstance(module, torch.nn.Module)
         for name, value in (*(module.named_parameters() if parameters else ()), *module.named_buffers())

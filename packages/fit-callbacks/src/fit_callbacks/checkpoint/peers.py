@@ -22,7 +22,7 @@ class Peers:
     """
 
     def __init__(self, group: Any = None) -> None:
-        self._group = group
+        self.group = group
         self._asked: tuple[Any, torch.Tensor] | None = None
 
     def all(self, condition: bool) -> bool:
@@ -31,12 +31,12 @@ class Peers:
 
     def highest(self, number: int) -> int:
         """Return the highest number of all ranks."""
-        if self._group is None:
+        if self.group is None:
             return int(number)
         if self._asked is not None:
             self._asked[0].wait()
         highest = torch.tensor(int(number))
-        distributed.all_reduce(highest, distributed.ReduceOp.MAX, group=self._group)
+        distributed.all_reduce(highest, distributed.ReduceOp.MAX, group=self.group)
         return int(highest)
 
     def highest_before(self, number: int) -> int:
@@ -44,7 +44,7 @@ class Peers:
 
         A single process gets its number back.
         """
-        if self._group is None:
+        if self.group is None:
             return number
         before = 0
         if self._asked is not None:
@@ -52,23 +52,45 @@ class Peers:
             work.wait()
             before = int(highest)
         highest = torch.tensor(number)
-        work = distributed.all_reduce(highest, distributed.ReduceOp.MAX, group=self._group, async_op=True)
+        work = distributed.all_reduce(highest, distributed.ReduceOp.MAX, group=self.group, async_op=True)
         self._asked = work, highest
         return before
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks on rank 0, and an empty list on the others."""
-        if self._group is None:
+        if self.group is None:
             return [value]
         values: list[Any] | None = None
         if distributed.get_rank() == 0:
             values = [None] * distributed.get_world_size()
-        distributed.gather_object(value, values, dst=0, group=self._group)
+        distributed.gather_object(value, values, dst=0, group=self.group)
         return values or []
+
+    def together(self, function: Callable[[], T]) -> T:
+        """Call a function on every rank. Raise the error of the first rank that has one on all of them."""
+        if self.group is None:
+            return function()
+        own: Exception | None = None
+        try:
+            result = function()
+        except Exception as error:
+            own = error
+        errors: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(errors, own and _portable(own), group=self.group)
+        first = next((rank for rank, error in enumerate(errors) if error), None)
+        if first is not None:
+            raise own if own and first == distributed.get_rank() else errors[first]
+        return result
+
+    def close(self) -> None:
+        """Destroy the process group."""
+        if self.group is not None:
+            distributed.destroy_process_group(self.group)
+        self.group = self._asked = None
 
     def on_rank_zero(self, function: Callable[[], T]) -> T:
         """Call a function on rank 0. Return its result on every rank, or raise its error there."""
-        if self._group is None:
+        if self.group is None:
             return function()
         box: list[Any] = [None, None]
         own: Exception | None = None
@@ -77,7 +99,7 @@ class Peers:
                 box[0] = function()
             except Exception as error:
                 own, box[1] = error, _portable(error)
-        distributed.broadcast_object_list(box, src=0, group=self._group)
+        distributed.broadcast_object_list(box, src=0, group=self.group)
         if box[1] is not None:
             raise own or box[1]
         result: T = box[0]

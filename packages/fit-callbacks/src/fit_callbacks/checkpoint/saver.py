@@ -9,10 +9,12 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fit_core import Callback, RunnerState, has_process_group, host_group
+from torch import Tensor
 
 from ..arguments import check_whole
 from ..ema import ModelEma
@@ -21,12 +23,24 @@ from ..hints import hints
 from ..monitor import Monitor
 from ..paths import local_folder, local_path
 from ..ranks import print_line
-from .content import to_cpu
-from .files import CheckpointError, add_name, explained, fingerprint, newest_whole, read_same, sync_folder, write
+from .content import size_of, to_cpu
+from .files import (
+    CheckpointError,
+    add_name,
+    cannot_save,
+    explained,
+    fingerprint,
+    newest_whole,
+    read_same,
+    sync_folder,
+    write,
+)
 from .finite import not_finite
-from .folder import checkpoints, is_same, name_of, set_aside, values_after
+from .folder import checkpoints, clear_unused, is_same, make_folder, name_of, set_aside, values_after
 from .lock import FolderLock
 from .peers import Peers
+from .shard_files import write_shards
+from .sharded import fill, place_of, take_shards
 from .signals import Signals
 from .writer import Writer
 
@@ -59,6 +73,10 @@ class CheckpointSaver(Callback):
     A file is written under another name, forced to the disk, read back, and then renamed. Only then the old file is
     removed. A kill at any moment leaves a complete checkpoint. Weights that are nan or infinite are not saved.
 
+    Of a model that ``fully_shard`` has split, each process writes its shards to a folder ``shards-000001`` in
+    ``save_dir``, and the file refers to it. The run may be resumed on another number of processes, or on one.
+    ``fit_callbacks.checkpoint.read("best.pt")`` puts the tensors together.
+
     SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP save the run after the batch, in validation too, and end the process
     with status 143, 130, 138 or 129. Another Ctrl-C, more than a second later, ends it at once. Several processes stop
     at the same step. Loader workers that the run starts ignore these signals.
@@ -87,7 +105,6 @@ class CheckpointSaver(Callback):
         NotADirectoryError, PermissionError: ``save_dir`` cannot be written to. Raised before the first step.
         RuntimeError: another run, or another CheckpointSaver, is writing to ``save_dir``.
         CheckpointError: all checkpoints are damaged, or a checkpoint could not be written.
-        NotImplementedError: the model is sharded.
         TypeError: the state contains something that cannot be loaded again. Raised at the first save. The message names
             its place.
 
@@ -134,27 +151,23 @@ class CheckpointSaver(Callback):
         self._signals = Signals()
         self._lock = FolderLock()
         self._writer = Writer()
-        self._peers = Peers()
+        self._peers = self._writers = Peers()
         self._state: RunnerState | None = None
 
     def on_begin(self, state: RunnerState) -> None:
         """Resume the run in the folder, if there is one."""
-        sharded = [name for name, weight in state.model.named_parameters() if hasattr(weight, "full_tensor")]
-        if sharded:
-            raise NotImplementedError(
-                f"expected a model that is whole on every process, got one whose {sharded[0]} is sharded, which would "
-                "save the shards of rank 0 only. Save it with torch.distributed.checkpoint"
-            )
         self.monitor.begin(state)
         self._kept, self._epochs, self._saved, self._stopped_by = [], 0, None, 0
         self._never_finite = not_finite(state, parameters=False)
+        like = place_of(state)
         self._peers = Peers(host_group() if has_process_group() else None)
+        self._writers = Peers(host_group()) if like and self.background and has_process_group() else self._peers
         self._state = state
         self._has_begun = True
         found = self._found(state)
         if found is not None:
             path, content = found
-            state.load_state_dict(content)
+            state.load_state_dict(self._peers.together(lambda: fill(content, path, like, state.rank)))
             self._saved = _point(state) if is_same(path.parent, self.save_dir) else None
             self._print_place(state, path, content)
         if self.save_on_signal:
@@ -205,7 +218,10 @@ class CheckpointSaver(Callback):
                     self._save(state)
                 if self.background:
                     self._attempt(state, self._writer.wait)
-            else:
+                if self._writers is not self._peers:
+                    self._writers.close()
+                self._peers.close()
+            else:  # The process ends. A connection that it closes would look like the cause elsewhere.
                 self._writer.warn()
         except BaseException:
             self._signals.restore()
@@ -261,15 +277,25 @@ class CheckpointSaver(Callback):
         names, dropped = self._rank(state.epoch, value) if value is not None else ([], [])
         content = state.state_dict()
         content["monitor"] = {"name": self.monitor.key, "value": value, "weights": self._weights(state)}
+        content, shards = take_shards(content, state.rank)
         content["ranks"] = self._peers.gather(to_cpu(content["ranks"][0]))
         if state.rank == 0:
             content = to_cpu(content, copy=self.background)
-        self._attempt(state, lambda: self._writer.run(lambda: self._write(content, names, dropped), self.background))
+        if self.background:
+            shards = {name: shard.to("cpu", copy=True) for name, shard in shards.items()}
+
+        def write() -> None:
+            if shards:
+                self._write_sharded(content, shards, names, dropped, state.rank)
+            elif state.rank == 0:
+                self._write(content, names, dropped)
+
+        self._attempt(state, lambda: self._writer.run(write, self.background))
 
     def _attempt(self, state: RunnerState, write: Callable[[], None]) -> None:
-        """Write on rank 0. Raise an error on every rank, or warn about it."""
+        """Write. Raise an error of one rank on every rank, or warn about it."""
         try:
-            self._peers.on_rank_zero(write)
+            self._peers.together(write)
         except CheckpointError as error:
             self._saved, self._kept = None, self._kept_before
             if self.on_error == "raise":
@@ -312,6 +338,27 @@ class CheckpointSaver(Callback):
         for name in dropped:
             with contextlib.suppress(OSError):  # A leftover file does not matter.
                 (self.save_dir / name).unlink(missing_ok=True)
+
+    def _write_sharded(
+        self, content: dict[str, Any], shards: dict[str, Tensor], names: list[str], dropped: list[str], rank: int
+    ) -> None:
+        """Write the shards of each process to a new folder, which the file refers to, so that its name commits both."""
+        writers = self._writers
+        try:
+            folder = self.save_dir / writers.on_rank_zero(lambda: make_folder(self.save_dir))
+            files = writers.gather(writers.together(lambda: write_shards(shards, folder, writers.group, rank)))
+        except OSError as error:
+            if rank == 0:
+                clear_unused(self.save_dir)
+            raise cannot_save(self.save_dir, error, size_of(shards)) from error
+
+        def commit() -> None:
+            sync_folder(folder)
+            content["shards"] = {"folder": folder.name, "files": dict(chain.from_iterable(map(dict.items, files)))}
+            self._write(content, names, dropped)
+            clear_unused(self.save_dir)
+
+        writers.on_rank_zero(commit)
 
     def _found(self, state: RunnerState) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint to resume from. Each process reads it, unless some see another file than rank 0."""

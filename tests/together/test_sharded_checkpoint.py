@@ -1,0 +1,120 @@
+"""A sharded run is saved by all processes, and resumed on any number of them."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from fit_callbacks import CheckpointSaver, GradientClipping, ModelEma
+from fit_core import Callback
+from processes import on_two_processes
+from programs import environment
+from sharded import loaders, needs_cpu_shards, network, runner, weights
+from torch import nn
+
+pytestmark = [pytest.mark.timeout(500), needs_cpu_shards]
+
+
+class StopAfter(Callback):
+    def __init__(self, batches):
+        self.left = batches
+
+    def on_batch_end(self, state):
+        self.left -= state.is_train
+        if self.left == 0:
+            state.should_stop = True
+
+
+def train(folder, *callbacks, resume="auto", accumulate_steps=1, epochs=3, model=None, **options):
+    if model is None:
+        torch.manual_seed(3)
+        model = network()
+        model.insert(1, nn.Dropout(0.3))
+        model.append(nn.BatchNorm1d(3, affine=False).double())
+    torch.manual_seed(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0)
+    ema = ModelEma(0.9)
+    saver = CheckpointSaver(folder, resume=resume, every_steps=1, **options)
+    run = runner(model, ema, GradientClipping(0.5), saver, *callbacks, accumulate_steps=accumulate_steps)
+    train_loader, val_loader = loaders()
+    torch.manual_seed(torch.initial_seed() + 7)
+    history = run.fit(train_loader, epochs=epochs, val_loader=val_loader)
+    return run, ema, history
+
+
+def everything(run, ema, history):
+    state = run.state.optimizer.state_dict()["state"]
+    momenta = {f"momentum {number}": part["momentum_buffer"] for number, part in state.items()}
+    buffers = dict(run.state.model.named_buffers())
+    full = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in momenta.items()}
+    return {
+        **weights(run.state.model),
+        **{f"average {k}": v for k, v in weights(ema.model).items()},
+        **full,
+        **buffers,
+    }, [dict(row) for row in history]
+
+
+def same(one, other):
+    (values, rows), (other_values, other_rows) = one, other
+    return rows == other_rows and all(torch.equal(value, other_values[name]) for name, value in values.items())
+
+
+def resumed(rank, folder, batches, **options):
+    """Stop after some batches, resume with other weights and another seed, and compare with an undisturbed run."""
+    gold = everything(*train(folder / "gold", **options))
+    train(folder / "again", StopAfter(batches), **options)
+    again = everything(*train(folder / "again", **options))
+    return same(gold, again)
+
+
+RESUMED = {
+    "epoch": {"batches": 6},
+    "inside": {"batches": 8},
+    "window": {"batches": 7, "accumulate_steps": 4},
+    "background": {"batches": 8, "background": True},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_the_same_number_of_processes_resumes_bit_for_bit(ranks, name):
+    assert ranks[name] == (True, True)
+
+
+def scenario(name, folder):
+    command = [sys.executable, str(Path(__file__).with_name("sharded_crash.py")), name, str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_a_kill_while_shards_are_written_leaves_a_whole_checkpoint(tmp_path):
+    result = scenario("killed_while_saving", tmp_path)
+    assert result["steps"] == sorted(result["steps"])  # A resume never fell behind what was there.
+    assert result["steps"][-1] > 0
+    assert result["left"] <= 5  # Those that no checkpoint uses are removed by the next save.
+
+
+def test_another_number_of_processes_resumes_with_the_same_weights_and_optimizer(tmp_path):
+    results = scenario("other_processes", tmp_path)
+    assert results.pop("whole") == [["0.bias", "0.weight", "2.bias", "2.weight"], [[15, 6], [15], [3, 15], [3]]]
+    assert results.pop("whole on 1") is results.pop("whole on 2") is True
+    assert results.keys() == {"4-2", "2-4", "2-1", "1-2"}
+    for name, result in results.items():
+        before, after = name.split("-")
+        assert result["exact"], name
+        assert f"processes {before} -> {after}" in result["said"][0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder):
+    """What both ranks returned, by case."""
+    cases = {name: partial(resumed, folder=folder / name, **options) for name, options in RESUMED.items()}
+    return on_two_processes(cases, folder)
