@@ -23,10 +23,15 @@ def sharded(model, layers=None, **options):
     return model
 
 
-def network(seed=0, **options):
-    """A model whose layers do not divide by the number of processes. The head's bias belongs to the root's shards."""
+def plain_network(seed=0):
+    """A model whose layers do not divide by the number of processes."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(6, 15), nn.Tanh(), nn.Linear(15, 3)).double()
+    return nn.Sequential(nn.Linear(6, 15), nn.Tanh(), nn.Linear(15, 3)).double()
+
+
+def network(seed=0, **options):
+    """The same, sharded. Its head belongs to the root."""
+    model = plain_network(seed)
     return sharded(model, [model[0]], **options)
 
 

@@ -15,6 +15,7 @@ from fit_callbacks import (
     summary,
 )
 from fit_core import Callback
+from fit_distributed import parallel
 from processes import on_two_processes
 from sharded import loaders, needs_cpu_shards, network, runner, sharded, weights
 from torch import nn
@@ -270,6 +271,41 @@ def test_histograms_and_summary_show_whole_weights(ranks, tmp_path_factory):
     assert text == other
 
 
+class Blocks(nn.Module):
+    """A model with blocks in a list, one of them with a part of its own, and weights outside of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.blocks = nn.ModuleList([nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.Tanh()])
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, input):
+        output = self.first(input)
+        for block in self.blocks:
+            output = block(output)
+        return self.last(output)
+
+
+def in_one_line(rank):
+    """Each process starts with other weights, of which those of rank 0 count."""
+    torch.manual_seed(rank)
+    model = parallel(Blocks().double(), fsdp=True)
+    parts = [name for name, module in model.named_modules() if hasattr(module, "unshard")]
+    train_loader, val_loader = loaders()
+    history = runner(model).fit(train_loader, epochs=2, val_loader=val_loader)
+    return weights(model), history, parts
+
+
+def test_parallel_shards_in_one_line(ranks):
+    expected, history, _ = in_one_line(0)
+    for model, rows, parts in ranks["parallel"]:
+        assert parts == ["", "blocks.0", "blocks.1"]
+        for name, value in expected.items():
+            torch.testing.assert_close(model[name], value, rtol=1e-12, atol=1e-12)
+        assert rows[-1] == pytest.approx(history[-1], rel=1e-12)
+
+
 def refused(rank):
     messages = []
     part = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)).double()
@@ -334,5 +370,6 @@ def ranks(tmp_path_factory):
         "nan": not_finite,
         "watch": partial(watch, folder=str(folder / "board")),
         "refused": refused,
+        "parallel": in_one_line,
     }
     return on_two_processes(cases, folder) | {"folder": folder}

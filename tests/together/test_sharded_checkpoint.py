@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fit_callbacks import CheckpointSaver, GradientClipping, ModelEma
 from fit_core import Callback
 from processes import on_two_processes
 from programs import environment
-from sharded import loaders, needs_cpu_shards, network, runner, weights
+from sharded import loaders, needs_cpu_shards, network, plain_network, runner, weights
 from torch import nn
 
 pytestmark = [pytest.mark.timeout(500), needs_cpu_shards]
@@ -83,6 +84,29 @@ def test_the_same_number_of_processes_resumes_bit_for_bit(ranks, name):
     assert ranks[name] == (True, True)
 
 
+def rewrapped(rank, folder):
+    """Stop a sharded run inside a window, and resume it in DistributedDataParallel."""
+
+    def run(name, *callbacks, model):
+        made = runner(model, CheckpointSaver(folder / name, resume="auto"), *callbacks, accumulate_steps=4)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            made.fit(loaders()[0], epochs=2)
+        return weights(made.state.model), [str(warning.message) for warning in caught]
+
+    gold, _ = run("gold", model=network())
+    run("again", StopAfter(5), model=network())
+    again, said = run("again", model=nn.parallel.DistributedDataParallel(plain_network()))
+    bare = {name.removeprefix("module."): value for name, value in again.items()}
+    return max(float((value - bare[name]).abs().max()) for name, value in gold.items()), said
+
+
+def test_a_run_that_is_no_longer_sharded_repeats_the_open_window(ranks):
+    for difference, said in ranks["rewrapped"]:
+        assert difference < 1e-12
+        assert any("sharded True -> False" in message for message in said)
+
+
 def scenario(name, folder):
     command = [sys.executable, str(Path(__file__).with_name("sharded_crash.py")), name, str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
@@ -117,4 +141,4 @@ def folder(tmp_path_factory):
 def ranks(folder):
     """What both ranks returned, by case."""
     cases = {name: partial(resumed, folder=folder / name, **options) for name, options in RESUMED.items()}
-    return on_two_processes(cases, folder)
+    return on_two_processes(cases | {"rewrapped": partial(rewrapped, folder=folder / "rewrapped")}, folder)

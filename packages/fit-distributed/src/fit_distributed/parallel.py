@@ -1,10 +1,11 @@
-"""Put a model on the device of this process, and average its gradients over all processes."""
+"""Put a model on the device of this process, and average its gradients over all processes, or shard it."""
 
 from __future__ import annotations
 
 import random
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,22 +18,27 @@ from .environment import device, world_size
 __all__ = ["parallel"]
 
 
-def parallel(model: nn.Module, *, sync_bn: bool = False, **ddp_options: Any) -> nn.Module:
+def parallel(model: nn.Module, *, sync_bn: bool = False, fsdp: bool = False, **options: Any) -> nn.Module:
     """Move the model to the device of this process, and wrap it in DistributedDataParallel if there are several.
+
+    With ``fsdp=True`` it is sharded instead, for a model whose optimizer state does not fit one device: torch's
+    ``fully_shard`` splits each layer of the outermost ``nn.Sequential`` and ``nn.ModuleList``, and the rest together.
 
     After this call each process draws other random numbers, for augmentation and dropout: the generators of torch,
     Python and NumPy are seeded again on all ranks except 0, from their state and the rank. Seed them before.
 
     In eval mode the model runs without the other processes, so they may evaluate different numbers of batches, or none.
-    The gradients of a backward pass in eval mode are not averaged.
+    The gradients of a backward pass in eval mode are not averaged. A sharded model always runs on all processes.
 
     Args:
         model: any module. Create the optimizer from the parameters of the result.
         sync_bn: compute batch norm statistics over the batches of all processes. Accelerators only.
-        **ddp_options: options of DistributedDataParallel, such as ``find_unused_parameters=True``.
+        fsdp: shard the model. It starts with the weights of rank 0.
+        **options: options of DistributedDataParallel, such as ``find_unused_parameters=True``, or of ``fully_shard``,
+            such as ``mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)``.
 
     Returns:
-        The model, wrapped if there are several processes.
+        The model, wrapped or sharded if there are several processes.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -58,7 +64,31 @@ def parallel(model: nn.Module, *, sync_bn: bool = False, **ddp_options: Any) -> 
     elif sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     _draw_apart(distributed.get_rank())
-    return _Parallel(model, device_ids=None if here.type == "cpu" else [here], **ddp_options)
+    if fsdp:
+        return _shard(model, options)
+    return _Parallel(model, device_ids=None if here.type == "cpu" else [here], **options)
+
+
+def _shard(model: nn.Module, options: dict[str, Any]) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    weights = [tensor.data for tensor in (*model.parameters(), *model.buffers())]
+    world: Any = distributed.group.WORLD
+    distributed._broadcast_coalesced(world, weights, 2**28, 0)  # type: ignore[attr-defined]
+    for layer in _layers(model):
+        fully_shard(layer, **options)
+    fully_shard(model, **options)
+    return model
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers of the outermost containers that have parameters."""
+    for child in module.children():
+        is_layer = isinstance(module, (nn.Sequential, nn.ModuleList)) and type(child) is not nn.ModuleList
+        if is_layer and any(True for _ in child.parameters()):
+            yield child
+        elif not is_layer:
+            yield from _layers(child)
 
 
 def _draw_apart(rank: int) -> None:
