@@ -13,8 +13,9 @@ from fit_callbacks import CheckpointSaver, GradientClipping, ModelEma
 from fit_core import Callback
 from processes import on_two_processes
 from programs import environment
-from sharded import loaders, needs_cpu_shards, network, plain_network, runner, weights
+from sharded import loaders, needs_cpu_shards, network, plain_network, runner, samples, weights
 from torch import nn
+from torch.utils.data import DataLoader
 
 pytestmark = [pytest.mark.timeout(500), needs_cpu_shards]
 
@@ -107,6 +108,30 @@ def test_a_run_that_is_no_longer_sharded_repeats_the_open_window(ranks):
         assert any("sharded True -> False" in message for message in said)
 
 
+def tensor_parallel(rank, folder):
+    """Two processes with parts of the same layers and the same data."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    def run(name, epochs, seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        parallelize_module(model, init_device_mesh("cpu", (2,)), plan)
+        made = runner(model, CheckpointSaver(folder / name, resume="auto"))
+        made.fit(DataLoader(samples(), batch_size=8), epochs=epochs)
+        return weights(made.state.model)
+
+    gold = run("gold", 3, 0)
+    run("again", 2, 0)
+    again = run("again", 3, 1)
+    return all(torch.equal(value, again[name]) for name, value in gold.items())
+
+
+def test_a_tensor_parallel_run_resumes_bit_for_bit(ranks):
+    assert ranks["tensor parallel"] == (True, True)
+
+
 def scenario(name, folder):
     command = [sys.executable, str(Path(__file__).with_name("sharded_crash.py")), name, str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
@@ -141,4 +166,6 @@ def folder(tmp_path_factory):
 def ranks(folder):
     """What both ranks returned, by case."""
     cases = {name: partial(resumed, folder=folder / name, **options) for name, options in RESUMED.items()}
-    return on_two_processes(cases | {"rewrapped": partial(rewrapped, folder=folder / "rewrapped")}, folder)
+    others = {"rewrapped": rewrapped, "tensor parallel": tensor_parallel}
+    cases |= {name: partial(case, folder=folder / name) for name, case in others.items()}
+    return on_two_processes(cases, folder)
