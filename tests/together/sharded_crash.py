@@ -26,6 +26,7 @@ from fit_callbacks.checkpoint import read
 from fit_core import Callback, Runner
 from sharded import loaders, network, runner, sharded, weights
 from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 torch.set_num_threads(1)
 warnings.simplefilter("ignore")
@@ -123,9 +124,10 @@ class Stop(Callback):
         state.should_stop = state.global_step == self.steps
 
 
-def train(folder, name, stop=None, resume="auto", result=None):
+def train(folder, name, stop=None, resume="auto", result=None, seed=None, mesh=None):
     """Train a part of a run, and write down what it starts from and what it ends with."""
-    model, ema = network(seed=distributed.get_world_size()), ModelEma(0.9)
+    options = {"mesh": init_device_mesh("cpu", mesh, mesh_dim_names=("copies", "shards"))} if mesh else {}
+    model, ema = network(seed=distributed.get_world_size() if seed is None else seed, **options), ModelEma(0.9)
     seen = []
 
     class Start(Callback):
@@ -185,6 +187,21 @@ def other_processes(folder):
         first = torch.load(folder / "whole-result.pt", weights_only=True)["last"]
         results[f"whole on {world}"] = all(torch.equal(first[name], value) for name, value in whole["model"].items())
     return results
+
+
+def hybrid(folder):
+    """Four processes that are two copies of two shards, against one process, and resumed on two."""
+    assert ended(start(folder, 1, partial(train, name="gold", result="gold.pt", seed=0), "gold")) == [0]
+    assert (
+        ended(start(folder, 4, partial(train, name="hybrid", result="hybrid.pt", seed=0, mesh=(2, 2)), "a")) == [0] * 4
+    )
+    assert ended(start(folder, 4, partial(train, name="again", stop=8, seed=0, mesh=(2, 2)), "b")) == [0] * 4
+    assert ended(start(folder, 4, partial(train, name="again", result="again.pt", mesh=(2, 2)), "c")) == [0] * 4
+    gold, full, again = (torch.load(folder / f"{n}.pt", weights_only=True)["last"] for n in ("gold", "hybrid", "again"))
+    return {
+        "difference": max(float((value - gold[name]).abs().max()) for name, value in full.items()),
+        "same": all(torch.equal(value, again[name]) for name, value in full.items()),
+    }
 
 
 def peaks(folder):

@@ -157,6 +157,12 @@ def test_another_number_of_processes_resumes_with_the_same_weights_and_optimizer
         assert f"processes {before} -> {after}" in result["said"][0]
 
 
+def test_hybrid_shards_equal_one_process_and_resume_bit_for_bit(tmp_path):
+    result = scenario("hybrid", tmp_path)
+    assert result["difference"] < 1e-12
+    assert result["same"]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
