@@ -67,6 +67,14 @@ def full_disk(rank, folder, on_error):
     return "trained"
 
 
+def disks_of_their_own(rank, folder):
+    """Each process has another disk under the same name, as on machines without a shared one."""
+    try:
+        train(rank, folder / f"disk of rank {rank}")
+    except CheckpointError as error:
+        return str(error)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
@@ -77,6 +85,7 @@ def ranks(folder):
     cases = {
         "train": partial(train, folder=folder / "run", keep=2),
         "twice": partial(train, folder=folder / "twice", epochs=1),
+        "disks": partial(disks_of_their_own, folder=folder),
         "again": partial(train, folder=folder / "twice", epochs=1),
         **{on_error: partial(full_disk, folder=folder / on_error, on_error=on_error) for on_error in ("raise", "warn")},
     }
@@ -200,6 +209,14 @@ def test_every_process_learns_that_a_shard_could_not_be_written(ranks, folder, o
         assert first == second == "trained"
     assert read(folder / on_error / "last.pt")["epoch"] == 1
     assert len(list((folder / on_error).glob("shards-*"))) == 1
+
+
+def test_a_folder_that_not_all_machines_see_is_an_error(ranks, folder):
+    for message in ranks["disks"]:
+        assert (
+            "expected the shards of all processes there, but 1 files are missing. Pass a folder that every" in message
+        )
+    assert not (folder / "disk of rank 0" / "last.pt").exists()
 
 
 def test_a_file_of_the_users_own_keeps_its_shards(run):

@@ -353,8 +353,15 @@ class CheckpointSaver(Callback):
             raise cannot_save(self.save_dir, error, size_of(shards)) from error
 
         def commit() -> None:
+            merged = dict(chain.from_iterable(map(dict.items, files)))
+            missing = [name for name in merged if not (folder / name).exists()]
+            if missing:
+                raise CheckpointError(
+                    f"cannot save a checkpoint in {self.save_dir}: expected the shards of all processes there, but "
+                    f"{len(missing)} files are missing. Pass a folder that every machine can see"
+                )
             sync_folder(folder)
-            content["shards"] = {"folder": folder.name, "files": dict(chain.from_iterable(map(dict.items, files)))}
+            content["shards"] = {"folder": folder.name, "files": merged}
             self._write(content, names, dropped)
             clear_unused(self.save_dir)
 
