@@ -358,7 +358,7 @@ class CheckpointSaver(Callback):
             if missing:
                 raise CheckpointError(
                     f"cannot save a checkpoint in {self.save_dir}: expected the shards of all processes there, but "
-                    f"{len(missing)} files are missing. Pass a folder that every machine can see"
+                    f"{len(missing)} of {len(merged)} files are missing. Pass a folder that every machine can see"
                 )
             sync_folder(folder)
             content["shards"] = {"folder": folder.name, "files": merged}
