@@ -7,7 +7,6 @@ import torch
 from fit_callbacks import AdaptiveGradientClipping, CompiledStep, Freeze, GradientClipping, LRScheduler, ModelEma
 from fit_callbacks.compiled import traced
 from fit_core import Callback, Runner
-from fit_metrics import Accuracy
 from torch import nn
 from torch.optim.lr_scheduler import LinearLR
 
@@ -17,6 +16,10 @@ def interpreted(request, monkeypatch):
     """Run traced graphs operation by operation, because compiling each takes seconds."""
     if "compiler" not in request.keywords:
         monkeypatch.setattr(traced, "_compile", lambda graph, inputs: graph)
+
+
+def accuracy(output, target):
+    return (output.argmax(1) == target).double().mean()
 
 
 def network(dtype=torch.float64):
@@ -40,7 +43,7 @@ def adam(weights):
 def train(*callbacks, make=adam, model=None, data=None, epochs=3, runner=Runner, **options):
     model = model or network()
     torch.manual_seed(3)
-    run = runner(model, make(model.parameters()), nn.CrossEntropyLoss(), [Accuracy()], callbacks=callbacks, **options)
+    run = runner(model, make(model.parameters()), nn.CrossEntropyLoss(), [accuracy], callbacks=callbacks, **options)
     return run, run.fit(data or batches(), epochs=epochs)
 
 
@@ -225,7 +228,7 @@ def test_a_resumed_run_has_the_same_bits(after, size, capsys):
     train(CompiledStep(), save, accumulate_steps=size)
     model = network()
     options = {"callbacks": [CompiledStep()], "accumulate_steps": size}
-    resumed = Runner(model, adam(model.parameters()), nn.CrossEntropyLoss(), [Accuracy()], **options)
+    resumed = Runner(model, adam(model.parameters()), nn.CrossEntropyLoss(), [accuracy], **options)
     resumed.state.load_state_dict(save.state)
     assert resumed.fit(batches(), epochs=3) == history
     for a, b in zip(model.state_dict().values(), whole.state.model.state_dict().values(), strict=True):
@@ -237,7 +240,7 @@ def test_runs_go_from_ordinary_to_compiled_and_back():
         save = Save(16)
         train(*first, save)
         model = network()
-        run = Runner(model, adam(model.parameters()), nn.CrossEntropyLoss(), [Accuracy()], callbacks=second)
+        run = Runner(model, adam(model.parameters()), nn.CrossEntropyLoss(), [accuracy], callbacks=second)
         run.state.load_state_dict(save.state)
         return run, run.fit(batches(), epochs=3)
 
@@ -258,7 +261,7 @@ def test_the_compiler_follows_and_resumes_with_the_same_bits(capsys):
     train(GradientClipping(0.3), CompiledStep(), save)  # with dropout, from a stream of its own
     whole = train(GradientClipping(0.3), CompiledStep())
     model = network()
-    resumed = Runner(model, adam(model.parameters()), nn.CrossEntropyLoss(), [Accuracy()], callbacks=parts)
+    resumed = Runner(model, adam(model.parameters()), nn.CrossEntropyLoss(), [accuracy], callbacks=parts)
     resumed.state.load_state_dict(save.state)
     assert resumed.fit(batches(), epochs=3) == whole[1]
     for a, b in zip(model.parameters(), whole[0].state.model.parameters(), strict=True):

@@ -83,6 +83,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 # Callbacks that do not fit the batches here, and where they are tried instead.
 ELSEWHERE = {
     "CheckpointSaver": "writes the states that the others go through: test_checkpoint.py, test_crash.py",
+    "CompiledStep": "its steps equal the others up to rounding: test_compiled_step.py",
     "Cutmix": "wants images: test_cutmix_resumes_too, test_mixing.py",
     "LRFinder": "ends the run by itself and puts the state back: test_lr_finder.py",
     "SegmCutmix": "wants images and masks: test_mixing.py",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fit_core import Callback
 from fit_core.testing import CALLBACK_CHECKS, CallbackCase, check_ranks, in_two_processes, train_on_rank
-from fit_core.testing.callbacks import check_any_batch, check_resume
+from fit_core.testing.callbacks import check_any_batch, check_make_step, check_resume
 from fit_core.testing.runners import vectors
 from torch import nn
 from torch.optim import lr_scheduler
@@ -95,6 +95,7 @@ CASES = {
     "AdaptiveGradientClipping": case(lambda fit, folder: fit.AdaptiveGradientClipping(0.1)),
     "BatchOverfit": case(lambda fit, folder: fit.BatchOverfit(2)),
     "CheckpointSaver": case(lambda fit, folder: fit.CheckpointSaver(folder, every_steps=2)),
+    "CompiledStep": case(lambda fit, folder: fit.CompiledStep()),
     "ConfusionMatrix": CallbackCase(confusion, metrics=lambda: [Matrix()]),
     "ConsoleLogger": case(lambda fit, folder: fit.ConsoleLogger()),
     "Cutmix": case(lambda fit, folder: fit.Cutmix(3, p=0.7), network=classifier, batches=images),
@@ -126,12 +127,19 @@ each = pytest.mark.parametrize("name", CASES)
 # Checks that do not apply to a callback, and why.
 NO_TENSORS = "it mixes input and target, and says so if they are not tensors"
 EXEMPT = {
+    ("CompiledStep", check_make_step): "a wrapped step runs as usual, and its results differ by rounding",
     ("Cutmix", check_any_batch): NO_TENSORS,
     ("LRFinder", check_resume): "a search restores the weights at its end, and an interrupted one starts from scratch",
     ("Mixup", check_any_batch): NO_TENSORS,
     ("SegmCutmix", check_any_batch): NO_TENSORS,
 }
 WRITERS = {"CheckpointSaver", "ConfusionMatrix", "FileLogger", "Profiler", "Report", "TensorBoard"}
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """Run the graphs of CompiledStep operation by operation, because compiling each takes seconds."""
+    monkeypatch.setattr("fit_callbacks.compiled.traced._compile", lambda graph, inputs: graph)
 
 
 def test_no_callback_is_forgotten(tmp_path):

@@ -64,7 +64,7 @@ class CompiledStep(Callback):
         self._seen, self._sets_weight = {}, None
         self._recorded_again = self._replays = 0
         self._said: set[str] = set()
-        state.make_step = self._make_step
+        state.make_step = self._run_batch
 
     def on_loader_begin(self, state: RunnerState) -> None:
         """Look whether the step can be a graph, and whether the parameters are where they were."""
@@ -91,7 +91,7 @@ class CompiledStep(Callback):
         """Restore them."""
         self._seen, self._sets_weight = dict(state_dict["seen"]), state_dict["sets_weight"]
 
-    def _make_step(self) -> None:
+    def _run_batch(self) -> None:
         """Make the step of a batch, by a graph if there is one."""
         can_be_graph = self._reason is None and self._state.is_train
         graph = self._graph() if can_be_graph else None
