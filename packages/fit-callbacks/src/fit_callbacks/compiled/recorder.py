@@ -108,7 +108,7 @@ class Recorder:
             with self._optimizer.with_tensors():
                 self._step()
             state.loop.finish_step()
-            if self._inside:
+            if self._inside and state.output is not None:
                 state.loop.measure(self._inside)
             if window is not None and opens:
                 window.take()
@@ -156,7 +156,7 @@ class Recorder:
         parts = iter(outputs)
         for name, value in graph.results.items():
             setattr(state, name, unflatten(value, parts))
-        state.loop.note_step(self._inside)
+        state.loop.note_step(self._inside if "output" in graph.results else ())
 
     def _show_gradients(self, graph: Graph) -> None:
         """Drop the gradients of an eager step, or move them to where the graphs add to them."""
