@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +48,14 @@ class CudaGraph:
         self._inputs = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs]
         self._graph = torch.cuda.CUDAGraph()
         # Only this thread is asked to stay away from other calls of CUDA: a loader's may pin memory meanwhile.
-        with torch.cuda.graph(self._graph, pool=capture.pool, stream=capture.stream, capture_error_mode="thread_local"):
-            self._outputs = step(self._inputs)
+        options: dict[str, Any] = {"stream": capture.stream, "capture_error_mode": "thread_local"}
+        try:
+            with torch.cuda.graph(self._graph, pool=capture.pool, **options):
+                self._outputs = step(self._inputs)
+        except Exception:
+            with suppress(RuntimeError):  # The device reports the error until it has been waited for.
+                torch.cuda.synchronize()
+            raise
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
         """Run the step on other numbers. The outputs are overwritten by the next call."""
