@@ -111,7 +111,7 @@ class RunnerState:
             A callback may add to it.
         make_step: the function the loop calls for each batch. A callback may wrap it in ``on_begin``. Set to
             ``Runner._make_step`` at the start of each run.
-        loop: for a callback that makes the step itself, from a graph, say. See :class:`Loop`.
+        loop: for a callback that makes the step itself, from a graph, say: a ``fit_core.state.Loop``.
         should_stop: set it to stop the run, with ``status = "interrupted"`` if the run is meant to be resumed. It is
             read after each batch, which leaves the epoch incomplete (no ``on_loader_end``, no ``on_epoch_end``, and
             a resumed run completes it), and after each epoch. On several processes one may set it, before
