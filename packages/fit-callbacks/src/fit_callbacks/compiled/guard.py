@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import warnings
 from typing import Any
@@ -10,51 +9,69 @@ from typing import Any
 import torch
 from fit_core import RunnerState
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .random_watch import RandomWatch
+from .reach import PLAIN, is_plain, is_same, reach, snapshot
 
 __all__ = ["Guard", "Watch"]
 
-PLAIN = (bool, int, float, str, type(None))
 COUNTERS = ("epoch", "batch_idx", "global_step", "samples_seen", "logs", "history", "loss_meters")
 """The fields of the state that change from batch to batch, so that a step that reads one cannot be replayed."""
 
 
 class Guard:
-    """Compare the plain attributes of modules and callbacks, and the settings of an optimizer, with those recorded.
+    """Compare what the Python code of a step depends on with how it was when graphs were recorded.
 
     Args:
-        named: what to compare, by name: modules and callbacks.
-        groups: the parameter groups of the optimizer. Their ``lr`` may change.
+        parts: modules, callbacks and others, by name.
+        optimizer: the optimizer. The ``lr`` of its groups may change.
     """
 
-    def __init__(self, named: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+    def __init__(self, parts: dict[str, Any], optimizer: Optimizer) -> None:
+        self._parts, self._optimizer, groups = parts, optimizer, optimizer.param_groups
+        self._snapshot = snapshot(parts)
+        places = list(reach(parts))
         self._places = [
-            (f"{name}.{key}".lstrip("."), attributes, key)
-            for name, part in named.items()
-            for attributes in [vars(part)]
-            for key, value in attributes.items()
-            if _is_plain(value)
+            (place.name, place.entries, place.key)
+            for place in places
+            if place.entries is not None and is_plain(place.value)
         ]
         for number, group in enumerate(groups):
             self._places += [
                 (f"{key} of the optimizer's group {number}", group, key)
                 for key, value in group.items()
-                if key not in ("params", "lr", "initial_lr") and _is_plain(value)
+                if key not in ("params", "lr", "initial_lr") and is_plain(value)
             ]
-        self._pairs = [(attributes, key) for _, attributes, key in self._places]
+        self._pairs = [(entries, key) for _, entries, key in self._places]
         self._values = self._read()
-        modules = [part for part in named.values() if isinstance(part, nn.Module)]
-        tensors = [tensor for part in modules for tensor in (*part.parameters(False), *part.buffers(False))]
-        self._parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]] + tensors
-        self._needs = [parameter.requires_grad for parameter in self._parameters]
-        self._addresses = [parameter.data_ptr() for parameter in self._parameters]
+        tensors = [place.value for place in places if isinstance(place.value, Tensor)]
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        self._tensors: list[Tensor] = [t for t in parameters + tensors if t.layout is torch.strided]
+        modules = [place.value for place in places if isinstance(place.value, nn.Module)]
+        modules += [part for part in parts.values() if isinstance(part, nn.Module)]
+        self._dicts = [d for module in modules for d in (module._parameters, module._buffers) if d]
+        self._needs = [tensor.requires_grad for tensor in self._tensors]
+        self._where: list[int] | None = None
 
     def holds(self) -> bool:
-        """Return whether nothing has changed. Fast, for every batch."""
-        return self._read() == self._values and [p.requires_grad for p in self._parameters] == self._needs
+        """Return whether no plain value has changed. Fast, for every batch."""
+        return self._read() == self._values and [t.requires_grad for t in self._tensors] == self._needs
+
+    def note_tensors(self) -> None:
+        """Note where weights, buffers and the state of the optimizer are, before a graph is recorded."""
+        if self._where is None:
+            self._where = self._find()
 
     def is_in_place(self) -> bool:
-        """Return whether parameters and buffers are where they were. For every epoch."""
-        return [parameter.data_ptr() for parameter in self._parameters] == self._addresses
+        """Return whether they are where they were. After code that may have replaced one."""
+        return self._where is None or self._find() == self._where
+
+    def is_unchanged(self) -> bool:
+        """Return whether everything else is the same, too. For every epoch."""
+        now = snapshot(self._parts)
+        same = now.keys() == self._snapshot.keys() and all(is_same(self._snapshot[key], now[key]) for key in now)
+        return same and self.is_in_place()
 
     def changed(self) -> str:
         """Return the name of something that has changed."""
@@ -64,7 +81,12 @@ class Guard:
         return "requires_grad of a parameter"
 
     def _read(self) -> list[Any]:
-        return [attributes.get(key, PLAIN) for attributes, key in self._pairs]
+        return [entries.get(key, PLAIN) for entries, key in self._pairs]
+
+    def _find(self) -> list[int]:
+        state: Any = self._optimizer.state
+        dicts = [*self._dicts, state, *state.values()]
+        return [t.data_ptr() for t in self._tensors] + [id(value) for values in dicts for value in values.values()]
 
 
 class Watch:
@@ -72,20 +94,24 @@ class Watch:
 
     Args:
         state: the state of the run.
-        modules: the modules by name, whose attributes a step should not change.
+        parts: modules, callbacks and others by name, whose attributes a step should not change.
+        batch: the tensors of the batch, whose numbers a step should not change.
 
     Attributes:
         reason: why the step cannot be a graph, None if nothing was found.
     """
 
-    def __init__(self, state: RunnerState, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, state: RunnerState, parts: dict[str, Any], batch: list[Tensor]) -> None:
         self.reason: str | None = None
         self._state = state
-        self._modules = modules
+        self._parts = parts
+        self._batch = [tensor for tensor in batch if not tensor.is_inference()]
 
     def __enter__(self) -> Watch:
-        self._attributes = self._all_attributes()
-        self._random = self._random_states()
+        self._snapshot = snapshot(self._parts)
+        self._versions = [tensor._version for tensor in self._batch]
+        self._random = RandomWatch()
+        self._random.__enter__()
         self._read: list[str] = []
         self._class = type(self._state)
         self._state.__class__ = _watched(self._class, self._read)
@@ -99,6 +125,7 @@ class Watch:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._random.__exit__()
         self._state.__class__ = self._class
         waits: list[str] = []
         if self._on_cuda:
@@ -109,34 +136,18 @@ class Watch:
                     waits.append(f"{warning.filename}:{warning.lineno}")
                 elif "Synchronization debug mode" not in str(warning.message):
                     warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        after = self._all_attributes()
-        changed = next((name for name in after if after[name] != self._attributes.get(name)), None)
+        before, after = self._snapshot, snapshot(self._parts)
+        changed = [key for key in after if not is_same(before.get(key, PLAIN), after[key])] or before.keys() - after
         if waits:
             self.reason = f"the step waits for the device ({waits[0]})"
         elif self._read:
             self.reason = f"the step reads state.{self._read[0]}, which a graph would freeze"
-        elif changed is not None:
-            self.reason = f"the step changes {changed}, which a graph would not"
-        elif self._random != self._random_states():
-            self.reason = "the step draws random numbers from Python or NumPy, which a graph would repeat"
-
-    def _all_attributes(self) -> dict[str, Any]:
-        return {
-            f"{name}.{key}".lstrip("."): value if _is_plain(value) else id(value)
-            for name, module in self._modules.items()
-            for key, value in vars(module).items()
-        }
-
-    def _random_states(self) -> Any:
-        numpy = sys.modules.get("numpy")
-        if numpy is None:
-            return random.getstate()
-        _, numbers, place, *_ = numpy.random.get_state(legacy=True)
-        return random.getstate(), numbers.tobytes(), place
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, PLAIN) or (isinstance(value, tuple) and all(isinstance(part, PLAIN) for part in value))
+        elif changed:
+            self.reason = f"the step changes {next(iter(changed))[0]}, which a graph would not"
+        elif self._versions != [tensor._version for tensor in self._batch]:
+            self.reason = "the step changes the tensors of its batch in place"
+        else:
+            self.reason = self._random.reason
 
 
 def _watched(state: type, read: list[str]) -> type:

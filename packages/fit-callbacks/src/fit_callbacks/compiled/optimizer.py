@@ -95,7 +95,7 @@ class GraphedOptimizer:
         """Copy changed learning rates to the device."""
         for number, group in enumerate(self.groups):
             rate = group["lr"]
-            if rate is not self._last[number] and not isinstance(rate, Tensor):
+            if rate is not self._last[number] or isinstance(rate, Tensor):  # a tensor may have changed in place
                 self._last[number] = rate
                 self.rates[number].fill_(rate)
 
@@ -152,4 +152,4 @@ class GraphedOptimizer:
                 del optimizer._step_supports_amp_scaling
 
     def _rate(self, rate: Any) -> Tensor:
-        return rate if isinstance(rate, Tensor) else torch.tensor(rate, dtype=self._number, device=self._device)
+        return torch.full((), float(rate), dtype=self._number, device=self._device)

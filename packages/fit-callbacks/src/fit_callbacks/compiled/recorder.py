@@ -15,6 +15,7 @@ from .cuda import Capture, CudaGraph
 from .gradients import Gradients
 from .guard import Watch
 from .optimizer import GraphedOptimizer
+from .reach import reach
 from .reasons import overrides
 from .traced import TracedGraph
 
@@ -174,9 +175,6 @@ class Recorder:
         """Return the tensors that a step may change in place."""
         owned: list[Any] = [*self._parameters, *(self._gradients.tensors() if self._gradients else ())]
         owned += [value for values in self._optimizer.state.values() for value in values.values()]
-        for part in self._parts.values():
-            if isinstance(part, nn.Module):
-                owned += [*part.parameters(False), *part.buffers(False)]
-            owned += vars(part).values()
+        owned += [place.value for place in reach(self._parts)]
         owned += [tensor.grad for tensor in owned if isinstance(tensor, nn.Parameter)]
         return list({id(tensor): tensor for tensor in owned if isinstance(tensor, Tensor)}.values())

@@ -13,7 +13,7 @@ from fit_callbacks.ranks import print_line
 from .batches import flatten, shown
 from .guard import Guard, Watch
 from .optimizer import GraphedOptimizer
-from .reasons import marked_callbacks, modules_of, why_failed, why_not
+from .reasons import marked_callbacks, overrides, why_failed, why_not
 from .recorder import Graph, Recorder
 
 __all__ = ["CompiledStep"]
@@ -64,10 +64,15 @@ class CompiledStep(Callback):
         self._seen, self._sets_weight = {}, None
         self._recorded_again = self._replays = 0
         self._said: set[str] = set()
+        self._have_others = any(
+            overrides(callback, hook) and type(callback).__module__.split(".")[0] != "fit_callbacks"
+            for callback in state.callbacks
+            for hook in ("on_batch_begin", "on_batch_end", "on_checkpoint")
+        )
         state.make_step = self._run_batch
 
     def on_loader_begin(self, state: RunnerState) -> None:
-        """Look whether the step can be a graph, and whether the parameters are where they were."""
+        """Look whether the step can be a graph."""
         if not state.is_train or self._reason is not None:
             return
         if self._optimizer is None:
@@ -76,8 +81,8 @@ class CompiledStep(Callback):
                 self._prepare()
             else:
                 self._give_up(self._reason)
-        elif not self._guard.is_in_place() or modules_of(state) != self._modules:
-            self._record_again("modules or their weights were replaced")
+        # Compare at the first batch, because other callbacks may change something until then.
+        self._is_new_epoch = True
 
     def on_end(self, state: RunnerState) -> None:
         """Drop the graphs, and leave the optimizer as it was."""
@@ -108,12 +113,13 @@ class CompiledStep(Callback):
         state = self._state
         self._graphs = {}
         self._optimizer = GraphedOptimizer(state.optimizer, state.device)
-        self._modules, self._criterion = modules_of(state), state.criterion
+        self._model, self._criterion = state.model, state.criterion
         if state.grad_scaler.is_enabled() and not self._optimizer.is_fused:
             self._give_up("in fp16 only the fused kernels of SGD, Adam and AdamW do not wait for the device")
             return
-        self._parts = {**self._modules, **marked_callbacks(state)}
-        self._guard = Guard(self._parts, self._optimizer.groups)
+        runner = self._eager.__self__  # type: ignore[attr-defined]
+        self._parts = {"model": state.model, "criterion": state.criterion, "runner": runner, **marked_callbacks(state)}
+        self._guard = Guard(self._parts, state.optimizer)
         self._recorder = Recorder(state, self._eager, self._optimizer, self._parts)
 
     def _graph(self) -> Graph | None:
@@ -122,15 +128,23 @@ class CompiledStep(Callback):
         assert self._optimizer is not None
         if not self._optimizer.is_current(state.optimizer):
             self._record_again("the state of the optimizer was replaced")
-        elif state.criterion is not self._criterion:
-            self._record_again("the criterion was replaced")
+        elif state.criterion is not self._criterion or state.model is not self._model:
+            self._record_again("the model or the criterion was replaced")
         elif not self._guard.holds():
             self._record_again(self._guard.changed())
+        elif self._is_new_epoch and not self._guard.is_unchanged():
+            self._record_again("modules, weights or other parts of the step were replaced")
+        elif self._have_others and not self._guard.is_in_place():
+            self._record_again("weights, buffers or the state of the optimizer were replaced")
+        self._is_new_epoch = False
         if self._reason is not None:
             return None
         self._tensors: list[Tensor] = []
         try:
             form = flatten((state.input, state.target), self._tensors)
+            ids = [id(tensor) for tensor in self._tensors]
+            if len(set(ids)) < len(ids):  # the target is the input, say
+                form = form, tuple(map(ids.index, ids))
         except TypeError as error:
             self._give_up(str(error))
             return None
@@ -149,6 +163,7 @@ class CompiledStep(Callback):
         graph = self._graphs.get((form, place))
         if graph is None and self._is_due(form, place):
             begin = time.perf_counter()
+            self._guard.note_tensors()
             try:
                 graph = self._graphs[form, place] = self._recorder.record(self._tensors, *place[:2])
             except Exception as error:
@@ -177,7 +192,7 @@ class CompiledStep(Callback):
         """Run the step as usual, and look for what a graph would freeze."""
         state, weight = self._state, self._state.weight
         assert self._optimizer is not None
-        watch = Watch(state, self._parts)
+        watch = Watch(state, self._parts, self._tensors)
         self._recorder.run_eagerly(watch)
         self._sets_weight = bool(self._sets_weight) or state.weight is not weight
         self._optimizer.move_counters()
