@@ -1,5 +1,8 @@
 """What once gave wrong numbers in a compiled step: it now follows the ordinary step, or says why it cannot."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from fit_callbacks import CompiledStep
@@ -41,10 +44,10 @@ def adam(weights):
     return torch.optim.Adam(weights, 1e-2)
 
 
-def train(*callbacks, model=Net, make=adam, data=batches, runner=Runner, criterion=nn.CrossEntropyLoss):
+def train(*callbacks, model=Net, make=adam, data=batches, runner=Runner, criterion=nn.CrossEntropyLoss, **options):
     model = model().double()
     torch.manual_seed(3)
-    run = runner(model, make(model.parameters()), criterion(), callbacks=callbacks)
+    run = runner(model, make(model.parameters()), criterion(), callbacks=callbacks, **options)
     history = run.fit([(x.double(), y if y.dtype is torch.int64 else y.double()) for x, y in data()], epochs=3)
     return [row["train/loss"] for row in history], model.state_dict(), run.state.optimizer.state_dict()["state"]
 
@@ -121,6 +124,22 @@ def test_a_hook_that_counts(capsys):
     assert_follows(capsys, model=hooked, reason="seen.calls, which a graph would not")
 
 
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_hook_of_a_weight_that_counts(register, capsys):
+    def hooked():
+        model, seen = Net(), {"calls": 0}
+
+        def hook(tensor):
+            seen["calls"] += 1
+            if tensor.grad is not None:
+                tensor.grad.div_(seen["calls"])
+
+        getattr(model.layers[0].weight, register)(hook)
+        return model
+
+    assert_follows(capsys, model=hooked, reason="seen.calls, which a graph would not")
+
+
 class Counting(Runner):
     calls = 0
 
@@ -152,6 +171,104 @@ def test_a_target_that_is_the_input_in_some_batches(capsys):
         return [(x, x if number < 5 else x.flip(0)) for number, (x, _) in enumerate(batches())]
 
     assert_follows(capsys, data=data, criterion=nn.MSELoss)
+
+
+average = torch.ones((), dtype=torch.float64)
+
+
+def changes_a_global(module, input):
+    return module.layers(input) * average.mul_(0.99)
+
+
+def fails_after_a_change(module, input):
+    output = module.layers(input) * average.mul_(0.99)
+    return output if output.sum() > 0 else 2 * output
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"), [(changes_a_global, None), (fails_after_a_change, "it reads a number from a tensor")]
+)
+def test_recording_changes_no_tensor(forward, reason, capsys):
+    def fresh():
+        average.fill_(1.0)
+        return Net(forward)
+
+    assert_follows(capsys, model=fresh, reason=reason)
+
+
+class SetsInput(Runner):
+    def forward(self):
+        self.state.input = self.state.input * 2
+        super().forward()
+
+
+class Inputs(Callback):
+    def on_batch_end(self, state):
+        self.seen = [*getattr(self, "seen", ()), state.input.sum()]
+
+
+def test_a_forward_that_sets_the_input(capsys):
+    ours, theirs = Inputs(), Inputs()
+    train(ours, CompiledStep(), runner=SetsInput)
+    assert "was compiled" in capsys.readouterr().out
+    train(theirs, runner=SetsInput)
+    torch.testing.assert_close(ours.seen, theirs.seen)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.large, self.small = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, input):
+        return self.large(input) if len(input) == 8 else self.small(input)
+
+
+def test_recording_fails_inside_a_window_of_unequal_batches(capsys):
+    def data():
+        *others, (x, y) = batches(12)
+        return 2 * [*others, (x[:4], y[:4])]
+
+    reason = "the parameters that get a gradient differ between the batches of a window"
+    assert_follows(capsys, model=Branches, data=data, accumulate_steps=3, reason=reason)
+
+
+class Scale(Callback):
+    """Replace the weights after each step."""
+
+    def on_begin(self, state):
+        step = state.make_step
+
+        def scaled():
+            step()
+            if state.is_train:
+                for weight in state.model.parameters():
+                    weight.data = weight.data * 0.99
+
+        state.make_step = scaled
+
+
+def test_a_step_around_the_graph_that_replaces_weights(capsys):
+    model, other = Net().double(), Net().double()
+    for module, callbacks in ((model, [CompiledStep(), Scale()]), (other, [Scale()])):
+        data = [(x.double(), y) for x, y in batches()]
+        Runner(module, adam(module.parameters()), nn.CrossEntropyLoss(), callbacks=callbacks).fit(data, epochs=3)
+    assert "was compiled" in capsys.readouterr().out
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=1e-9, atol=1e-12)
+
+
+def test_copies_during_and_after_a_run(capsys):
+    class Copy(Callback):
+        def on_epoch_end(self, state):
+            self.copies = [copy.deepcopy(state.callbacks[1]), pickle.loads(pickle.dumps(state.callbacks[1]))]
+
+    keep, ours = Copy(), CompiledStep()
+    train(keep, ours)
+    for one in (*keep.copies, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        capsys.readouterr()
+        train(one)
+        assert "was compiled" in capsys.readouterr().out
 
 
 class Change(Callback):

@@ -54,6 +54,7 @@ class Run:
         stepped (list): the optimizers that were stepped in this batch.
         cleared: the optimizers whose parameters have only gradients of this window, and have not stepped since.
         measured: the metrics that have seen the batch in a step which a callback has made.
+        weighing: what :meth:`weigh` has returned for this batch, None before.
         used_autocast, used_backward, used_optimizer_step: whether the step has called these parts of the Runner.
         is_in_loader: whether a loader is running, so that meters contain a part of it.
         has_batches: whether the loader has yielded a batch.
@@ -86,7 +87,7 @@ class Run:
         self._checks_step = checks_step
         self._checks_mean = True
         self._has_modes = hasattr(state.optimizer, "train") and hasattr(state.optimizer, "eval")
-        self._weighing: tuple[float | Tensor, float | Tensor | None] | None = None
+        self.weighing: tuple[float | Tensor, float | Tensor | None] | None = None
         self._counter = SampleCounter(None)
         self._samples, self._samples_before = 0, state.samples_seen  # of this epoch on this process, and before it
         self._at_rest: dict[str, Any] | None = None
@@ -237,7 +238,7 @@ class Run:
         state.input = input if isinstance(input, Tensor) and input.device == device else to_device(input, device)
         state.target = target if isinstance(target, Tensor) and target.device == device else to_device(target, device)
         state.batch_size = self._counter.count(input, target)
-        state.weight = state.output = state.loss = self._weighing = None
+        state.weight = state.output = state.loss = self.weighing = None
         if state.losses:
             state.losses = {}
         if state.is_train and self.stream:
@@ -276,15 +277,15 @@ class Run:
 
     def weigh(self) -> tuple[float | Tensor, float | Tensor | None]:
         """Return the divisor of the losses of this batch, and the factor of the gradients so far, None for 1."""
-        if self._weighing is None:
-            self._weighing = self.window.weigh(self.weight(), self.state.is_optimizer_step, self.state.device)
-        return self._weighing
+        if self.weighing is None:
+            self.weighing = self.window.weigh(self.weight(), self.state.is_optimizer_step, self.state.device)
+        return self.weighing
 
     def loss_divisor(self) -> float | Tensor:
         """Return the divisor for the losses of this batch, with which the gradients of its window add up."""
         divisor, factor = self.weigh()
         if factor is not None:
-            self._weighing = divisor, None
+            self.weighing = divisor, None
             for parameter in self.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)

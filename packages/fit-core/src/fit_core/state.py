@@ -35,10 +35,12 @@ class Loop(Protocol):
     Attributes:
         cleared: the optimizers whose parameters have gradients of this accumulation window only.
         stepped: the optimizers that were stepped in this batch.
+        weighing: what ``weigh`` has returned for this batch, None before. A step that uses it changes it.
     """
 
     cleared: list[Any]
     stepped: list[torch.optim.Optimizer]
+    weighing: tuple[float | Tensor, float | Tensor | None] | None
 
     def weigh(self) -> tuple[float | Tensor, float | Tensor | None]:
         """Return the divisor of the losses of this batch, and the factor of the gradients so far, None for 1.

@@ -52,9 +52,14 @@ def reach(parts: Mapping[str, Any]) -> Iterator[Place]:
         seen.add(id(owner))
         entries, is_live = _entries(owner, is_part)
         for key, value in entries.items():
-            path = name if isinstance(owner, nn.Module) and key in INSIDE else f"{name}.{key}".lstrip(".")
+            is_inside = isinstance(owner, nn.Module) and key in INSIDE
+            label = key if isinstance(key, (str, int)) else f"<{type(key).__name__}>"  # printing a tensor is slow
+            path = name if is_inside else f"{name}.{label}"
             yield Place(path, key, value, entries if is_live else None)
-            if not is_plain(value) and not isinstance(value, (Tensor, type)):
+            if isinstance(value, nn.Parameter):
+                hooks = (value._backward_hooks, getattr(value, "_post_accumulate_grad_hooks", None))
+                waiting += [(f"{path} hooks", found, False) for found in hooks if found]
+            elif not is_plain(value) and not isinstance(value, (Tensor, type)):
                 waiting.append((path, value, False))
 
 

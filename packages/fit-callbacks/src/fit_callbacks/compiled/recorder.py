@@ -21,7 +21,7 @@ from .traced import TracedGraph
 
 __all__ = ["Graph", "Recorder"]
 
-RESULTS = ("output", "loss", "losses", "weight", "batch_size", "target")
+RESULTS = ("input", "target", "output", "loss", "losses", "weight", "batch_size")
 """The fields of the state that a step may set."""
 
 
@@ -100,12 +100,13 @@ class Recorder:
             window.adopt()
         batch = state.input, state.target
         before = {name: getattr(state, name) for name in RESULTS}
-        cleared, gradients = state.loop.cleared, [parameter.grad for parameter in self._parameters]
+        gradients = [parameter.grad for parameter in self._parameters]
+        loop, cleared, weighing = state.loop, state.loop.cleared, state.loop.weighing
         results: dict[str, Any] = {}
 
         def step(own: list[Tensor]) -> list[Tensor]:
             state.input, state.target = unflatten(batch, iter(own))
-            unchanged = {**before, "target": state.target}
+            unchanged = {**before, "input": state.input, "target": state.target}
             with self._optimizer.with_tensors():
                 self._step()
             state.loop.finish_step()
@@ -128,7 +129,7 @@ class Recorder:
             if window is not None and not window.fit():
                 raise RuntimeError("the parameters that get a gradient differ between the batches of a window")
         finally:
-            state.input, state.loop.cleared, state.loop.stepped = batch[0], cleared, []
+            loop.cleared, loop.weighing, loop.stepped = cleared, weighing, []
             for name, value in before.items():
                 setattr(state, name, value)
             for parameter, gradient in zip(self._parameters, gradients, strict=True):

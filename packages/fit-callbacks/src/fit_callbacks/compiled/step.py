@@ -83,6 +83,7 @@ class CompiledStep(Callback):
                 self._give_up(self._reason)
         # Compare at the first batch, because other callbacks may change something until then.
         self._is_new_epoch = True
+        self._have_others = self._have_others or state.make_step != self._run_batch
 
     def on_end(self, state: RunnerState) -> None:
         """Drop the graphs, and leave the optimizer as it was."""
@@ -95,6 +96,10 @@ class CompiledStep(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
         self._seen, self._sets_weight = dict(state_dict["seen"]), state_dict["sets_weight"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy starts with. It has graphs of its own in a run of its own."""
+        return vars(CompiledStep())
 
     def _run_batch(self) -> None:
         """Make the step of a batch, by a graph if there is one."""

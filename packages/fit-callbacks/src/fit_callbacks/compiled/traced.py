@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .undo import Undo
+
 __all__ = ["TracedGraph"]
 
 
@@ -20,7 +22,7 @@ class TracedGraph:
     Args:
         inputs: the tensors of a batch.
         step: given them, makes a step and returns its outputs.
-        changed: all tensors that a step may change in place.
+        changed: the tensors that a step is known to change in place.
 
     Raises:
         Exception: the step cannot be traced, because it reads a number from a tensor, say, or not be compiled.
@@ -29,15 +31,12 @@ class TracedGraph:
     def __init__(
         self, inputs: list[Tensor], step: Callable[[list[Tensor]], list[Tensor]], changed: Iterable[Tensor]
     ) -> None:
-        kept = [(tensor, tensor.detach().clone()) for tensor in changed]
         random = torch.get_rng_state()
-        try:
-            traced = make_fx(lambda *tensors: step(list(tensors)), tracing_mode="real")(*inputs)
-        finally:
-            torch.set_rng_state(random)
-            with torch.no_grad():
-                for tensor, value in kept:
-                    tensor.copy_(value)
+        with Undo(changed):
+            try:
+                traced = make_fx(lambda *tensors: step(list(tensors)), tracing_mode="real")(*inputs)
+            finally:
+                torch.set_rng_state(random)
         graph, self._held = _lift(traced)
         self._compiled = _compile(graph, [*self._held, *inputs])
 

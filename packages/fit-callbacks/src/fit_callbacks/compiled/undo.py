@@ -1,0 +1,49 @@
+"""Put tensors back that a step has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Undo"]
+
+
+class Undo(TorchDispatchMode):
+    """Keep the numbers of each tensor before an operation changes it in place, and restore them at the end.
+
+    Args:
+        changed: tensors to keep anyway. Some operations do not say what they change, such as that of a BatchNorm.
+    """
+
+    def __init__(self, changed: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        for tensor in changed:
+            self._keep(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and keep before what it changes."""
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for number, argument in enumerate(func._schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    value = args[number] if number < len(args) else kwargs.get(argument.name)
+                    for tensor in value if isinstance(value, (list, tuple)) else [value]:
+                        if isinstance(tensor, Tensor):
+                            self._keep(tensor)
+        return func(*args, **kwargs)
+
+    def __exit__(self, *error: Any) -> None:
+        """Restore them, in reverse, because one may be a view of another."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for tensor, value in reversed(self._kept.values()):
+                tensor.copy_(value)
+
+    def _keep(self, tensor: Tensor) -> None:
+        if id(tensor) not in self._kept:
+            self._kept[id(tensor)] = tensor, tensor.detach().clone()
