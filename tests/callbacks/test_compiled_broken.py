@@ -7,6 +7,7 @@ import pytest
 import torch
 from fit_callbacks import CompiledStep
 from fit_callbacks.compiled import traced
+from fit_callbacks.compiled.batches import flatten
 from fit_core import Callback, Runner
 from torch import nn
 from torch.nn.functional import cross_entropy, dropout
@@ -185,6 +186,25 @@ def fails_after_a_change(module, input):
     return output if output.sum() > 0 else 2 * output
 
 
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_networks(kind, capsys):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.cells = kind(2, 6, batch_first=True)
+
+        def forward(self, input):
+            return self.cells(input.view(-1, 3, 2))[0][:, -1]
+
+    assert_follows(capsys, model=Recurrent)
+
+
+def test_conjugate_inputs_are_another_form():
+    input = torch.zeros(2, dtype=torch.complex64)
+    assert flatten(input, []) != flatten(input.conj(), [])
+
+
 @pytest.mark.parametrize(
     ("forward", "reason"), [(changes_a_global, None), (fails_after_a_change, "it reads a number from a tensor")]
 )
@@ -269,6 +289,14 @@ def test_copies_during_and_after_a_run(capsys):
         capsys.readouterr()
         train(one)
         assert "was compiled" in capsys.readouterr().out
+
+
+def test_a_lazy_module(capsys):
+    def lazy():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.LazyLinear(6))
+
+    assert_follows(capsys, model=lazy, reason="model.0 is lazy. Run a batch through the model before fit")
 
 
 class Change(Callback):

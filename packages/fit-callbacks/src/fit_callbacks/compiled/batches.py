@@ -22,7 +22,8 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
     """
     if isinstance(value, Tensor):
         tensors.append(value)
-        return value.shape, value.dtype, value.stride(), value.requires_grad
+        form = value.shape, value.dtype, value.stride(), value.requires_grad
+        return (*form, value.is_conj()) if value.dtype.is_complex else form
     if isinstance(value, Mapping):
         return type(value).__name__, tuple((key, flatten(part, tensors)) for key, part in value.items())
     if isinstance(value, (list, tuple)):

@@ -11,6 +11,7 @@ import fit_core
 import torch
 from fit_core import Callback, Runner, RunnerState
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .optimizer import why_not_optimizer
 
@@ -39,6 +40,8 @@ def why_not(state: RunnerState, step: Callable[[], None]) -> str | None:
     for name, module in modules_of(state).items():
         if getattr(module, "sparse", False):
             return f"the gradient of {name} is sparse"
+        if any(is_lazy(tensor) for tensor in (*module.parameters(False), *module.buffers(False))):
+            return f"{name} is lazy. Run a batch through the model before fit"
     return why_not_optimizer(state.optimizer)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["Undo"]
 
@@ -22,6 +23,7 @@ class Undo(TorchDispatchMode):
     def __init__(self, changed: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._new: set[int] = set()  # the storages of tensors that were made meanwhile, which need no restoring
         for tensor in changed:
             self._keep(tensor)
 
@@ -35,7 +37,11 @@ class Undo(TorchDispatchMode):
                     for tensor in value if isinstance(value, (list, tuple)) else [value]:
                         if isinstance(tensor, Tensor):
                             self._keep(tensor)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if not any(value.alias_info for value in func._schema.returns):
+            leaves = (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+            self._new |= {leaf.untyped_storage()._cdata for leaf in leaves if leaf.layout is torch.strided}
+        return result
 
     def __exit__(self, *error: Any) -> None:
         """Restore them, in reverse, because one may be a view of another."""
@@ -45,5 +51,6 @@ class Undo(TorchDispatchMode):
                 tensor.copy_(value)
 
     def _keep(self, tensor: Tensor) -> None:
-        if id(tensor) not in self._kept:
+        is_new = tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self._new
+        if not is_new and id(tensor) not in self._kept:
             self._kept[id(tensor)] = tensor, tensor.detach().clone()
