@@ -216,6 +216,22 @@ def test_recording_changes_no_tensor(forward, reason, capsys):
     assert_follows(capsys, model=fresh, reason=reason)
 
 
+def test_recording_fails_in_an_optimizer_of_a_hook(capsys):
+    def hooked():
+        model = Net().double()
+        weight = model.layers[0].weight
+        other = adam([weight])
+
+        def step(weight):
+            other.step()
+            weight.grad = None
+
+        weight.register_post_accumulate_grad_hook(step)
+        return model
+
+    assert_follows(capsys, model=hooked, make=lambda weights: adam(list(weights)[1:]), reason="reads a number")
+
+
 class SetsInput(Runner):
     def forward(self):
         self.state.input = self.state.input * 2

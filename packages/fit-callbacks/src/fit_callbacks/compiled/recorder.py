@@ -100,7 +100,8 @@ class Recorder:
             window.adopt()
         batch = state.input, state.target
         before = {name: getattr(state, name) for name in RESULTS}
-        gradients = [parameter.grad for parameter in self._parameters]
+        others = [place.value for place in reach(self._parts) if isinstance(place.value, nn.Parameter)]
+        gradients = [(parameter, parameter.grad) for parameter in (*self._parameters, *others)]
         loop, cleared, weighing = state.loop, state.loop.cleared, state.loop.weighing
         results: dict[str, Any] = {}
 
@@ -132,7 +133,7 @@ class Recorder:
             loop.cleared, loop.weighing, loop.stepped = cleared, weighing, []
             for name, value in before.items():
                 setattr(state, name, value)
-            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            for parameter, gradient in gradients:
                 parameter.grad = gradient
             self._was_eager = True
         return Graph(run, results, opens, closes)
