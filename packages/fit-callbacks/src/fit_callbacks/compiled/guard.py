@@ -50,7 +50,7 @@ class Guard:
         self._tensors: list[Tensor] = [t for t in parameters + tensors if t.layout is torch.strided]
         modules = [place.value for place in places if isinstance(place.value, nn.Module)]
         modules += [part for part in parts.values() if isinstance(part, nn.Module)]
-        self._dicts = [d for module in modules for d in (module._parameters, module._buffers) if d]
+        self._dicts = [vars(module)[name] for module in modules for name in ("_parameters", "_buffers")]
         self._needs = [tensor.requires_grad for tensor in self._tensors]
         self._where: list[int] | None = None
 
