@@ -45,7 +45,7 @@ def test_nothing_else_is_saved():
     parts = {"model", "criterion", "optimizer", "grad_scaler", "callbacks"}
     assert saved.keys() == {"format", "settings", "ranks"} | counters | parts
     lengths = {"epochs", "batches per epoch", "batch_size", "accumulate_steps", "steps_per_epoch"}
-    assert saved["settings"].keys() == {*lengths, "processes", "dtype", "autocast", "optimizer", "given"}
+    assert saved["settings"].keys() == {*lengths, "processes", "sharded", "dtype", "autocast", "optimizer", "given"}
     rank = {"random", "stream", "gradients", "window", "losses", "metrics", "has_outputs", "samples", "buffers"}
     assert saved["ranks"][0].keys() == rank
     for name in ("the optimizer", "gradient scaler", "the criterion", "random generators", "place in the training"):
