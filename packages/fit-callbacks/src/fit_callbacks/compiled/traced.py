@@ -70,7 +70,7 @@ def _compile(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     """Compile a graph that changes its inputs in place.
 
     ``compile_fx`` is private. It takes a third less time for a small step than the public ``torch.compile``, which
-    checks its inputs at each call. Tried with torch 2.6 and 2.13. The sizes of inputs are compared by CompiledStep.
+    checks its inputs at each call. Tried with torch 2.13. The sizes of inputs are compared by CompiledStep.
     """
     try:
         from torch._inductor.compile_fx import compile_fx
