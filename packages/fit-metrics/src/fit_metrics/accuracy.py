@@ -122,7 +122,7 @@ class Accuracy(ClassMetric, SumMetric):
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Count a batch, or keep a copy to count it with others. The class describes the shapes."""
-        if output.is_cuda and torch.cuda.is_current_stream_capturing():
+        if isinstance(output, Tensor) and output.is_cuda and torch.cuda.is_current_stream_capturing():
             self._count(output, target)  # Each replay of the graph counts its batch, and nothing waits.
             return
         kind = _kind(output, target)
