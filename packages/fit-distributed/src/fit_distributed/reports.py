@@ -93,6 +93,9 @@ def report(error: BaseException, timeout: float) -> NoReturn:
     attempt = _attempt()
     (attempt / f"place{rank()}").write_text(_place(error))
     (attempt / f"gone{rank()}").touch()
+    # The process that closed the connection knows why. If it is on this machine, it reports a moment later.
+    if _is_lost(error) and os.environ["LOCAL_WORLD_SIZE"] != "1":
+        _wait((attempt / "first").exists, _GRACE)
     try:
         with open(attempt / "first", "x") as file:
             file.write(str(rank()))
