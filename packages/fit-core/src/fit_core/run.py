@@ -54,7 +54,6 @@ class Run:
         stepped (list): the optimizers that were stepped in this batch.
         cleared: the optimizers whose parameters have only gradients of this window, and have not stepped since.
         measured: the metrics that have seen the batch in a step which a callback has made.
-        weighing: what :meth:`weigh` has returned for this batch, None before.
         used_autocast, used_backward, used_optimizer_step: whether the step has called these parts of the Runner.
         is_in_loader: whether a loader is running, so that meters contain a part of it.
         has_batches: whether the loader has yielded a batch.
@@ -87,7 +86,7 @@ class Run:
         self._checks_step = checks_step
         self._checks_mean = True
         self._has_modes = hasattr(state.optimizer, "train") and hasattr(state.optimizer, "eval")
-        self.weighing: tuple[float | Tensor, float | Tensor | None] | None = None
+        self._weighing: tuple[float | Tensor, float | Tensor | None] | None = None
         self._counter = SampleCounter(None)
         self._samples, self._samples_before = 0, state.samples_seen  # of this epoch on this process, and before it
         self._at_rest: dict[str, Any] | None = None
@@ -238,7 +237,7 @@ class Run:
         state.input = input if isinstance(input, Tensor) and input.device == device else to_device(input, device)
         state.target = target if isinstance(target, Tensor) and target.device == device else to_device(target, device)
         state.batch_size = self._counter.count(input, target)
-        state.weight = state.output = state.loss = self.weighing = None
+        state.weight = state.output = state.loss = self._weighing = None
         if state.losses:
             state.losses = {}
         if state.is_train and self.stream:
@@ -277,19 +276,34 @@ class Run:
 
     def weigh(self) -> tuple[float | Tensor, float | Tensor | None]:
         """Return the divisor of the losses of this batch, and the factor of the gradients so far, None for 1."""
-        if self.weighing is None:
-            self.weighing = self.window.weigh(self.weight(), self.state.is_optimizer_step, self.state.device)
-        return self.weighing
+        if self._weighing is None:
+            self._weighing = self.window.weigh(self.weight(), self.state.is_optimizer_step, self.state.device)
+        return self._weighing
 
     def loss_divisor(self) -> float | Tensor:
         """Return the divisor for the losses of this batch, with which the gradients of its window add up."""
         divisor, factor = self.weigh()
         if factor is not None:
-            self.weighing = divisor, None
+            self._weighing = divisor, None
             for parameter in self.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
         return divisor
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether this batch adds to gradients that earlier batches of its window have left."""
+        return bool(self.cleared)
+
+    @contextmanager
+    def rehearse(self) -> Iterator[None]:
+        """Let a step run that does not count."""
+        cleared, weighing, window = self.cleared, self._weighing, self.window.state_dict()
+        try:
+            yield
+        finally:
+            self.cleared, self._weighing, self.stepped = cleared, weighing, []
+            self.window.load_state_dict(window)
 
     def note_step(self, measured: Collection[Metric] = ()) -> None:
         """Take note of a step that a callback has made in place of ``make_step``.
@@ -297,17 +311,15 @@ class Run:
         Args:
             measured: the metrics that have seen the batch in it.
         """
-        optimizer = self.state.optimizer
-        self.cleared = [] if self.state.is_optimizer_step else [optimizer]
+        self.cleared = [] if self.state.is_optimizer_step else [self.state.optimizer]
         self.measured = measured
         self.has_outputs = self.has_outputs or bool(measured)
 
     def finish_step(self) -> None:
         """Let the scaler know that all optimizers of this batch have been stepped."""
-        if self.stepped:
-            self.stepped = []
-            if self._scales:
-                self.state.grad_scaler.update()
+        self.stepped = []
+        if self._scales:
+            self.state.grad_scaler.update()
 
     def measure(self, metrics: Iterable[Metric]) -> None:
         """Update metrics with the batch."""
@@ -365,8 +377,12 @@ class Run:
             for name, value in state.losses.items():
                 (state.loss_meters.get(name) or self._new_meter(name)).update(value, weight)
         if state.output is not None and state.metrics:
-            measured, self.measured = self.measured, ()
-            self.measure([metric for metric in state.metrics if metric not in measured] if measured else state.metrics)
+            metrics: list[Metric] = state.metrics
+            if self.measured:
+                seen = set(map(id, self.measured))  # not by ==, which metrics of torchmetrics define in their own way
+                metrics, self.measured = [metric for metric in metrics if id(metric) not in seen], ()
+            if metrics:
+                self.measure(metrics)
 
     def end_loader(self) -> bool:
         """Put the results of a loader, over all processes, into the logs. Return False if one has left it early.

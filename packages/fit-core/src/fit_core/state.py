@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,18 +30,17 @@ class Checkpoint(Protocol):
 class Loop(Protocol):
     """Let a callback make the step of a batch in place of ``state.make_step``, from a graph, say.
 
-    The callback runs ``make_step``, ``finish_step`` and ``measure`` once while it records them. For each batch that it
-    replays, it calls ``weigh``, sets ``state.output``, ``state.loss`` and ``state.losses``, and calls ``note_step``.
-
-    Attributes:
-        cleared: the optimizers whose parameters have gradients of this accumulation window only.
-        stepped: the optimizers that were stepped in this batch.
-        weighing: what ``weigh`` has returned for this batch, None before. A step that uses it changes it.
+    The callback runs ``make_step``, ``finish_step`` and ``measure`` in ``rehearse()`` while it records them. For each
+    batch that it replays, it calls ``weigh`` if windows have several batches, sets ``state.output``, ``state.loss`` and
+    ``state.losses``, and calls ``note_step``.
     """
 
-    cleared: list[Any]
-    stepped: list[torch.optim.Optimizer]
-    weighing: tuple[float | Tensor, float | Tensor | None] | None
+    @property
+    def has_gradients(self) -> bool:
+        """Whether this batch adds to gradients that earlier batches of its accumulation window have left."""
+
+    def rehearse(self) -> AbstractContextManager[None]:
+        """Return a context in which a step may run that does not count. The loop forgets it at the end."""
 
     def weigh(self) -> tuple[float | Tensor, float | Tensor | None]:
         """Return the divisor of the losses of this batch, and the factor of the gradients so far, None for 1.
@@ -50,7 +50,7 @@ class Loop(Protocol):
         """
 
     def finish_step(self) -> None:
-        """Let the scaler know that all optimizers of this batch have been stepped."""
+        """Let the scaler know that all optimizers of this batch have been stepped. Call it if one was."""
 
     def measure(self, metrics: Iterable[Metric]) -> None:
         """Update metrics with the batch."""

@@ -102,7 +102,6 @@ class Recorder:
         before = {name: getattr(state, name) for name in RESULTS}
         others = [place.value for place in reach(self._parts) if isinstance(place.value, nn.Parameter)]
         gradients = [(parameter, parameter.grad) for parameter in (*self._parameters, *others)]
-        loop, cleared, weighing = state.loop, state.loop.cleared, state.loop.weighing
         results: dict[str, Any] = {}
 
         def step(own: list[Tensor]) -> list[Tensor]:
@@ -110,7 +109,8 @@ class Recorder:
             unchanged = {**before, "input": state.input, "target": state.target}
             with self._optimizer.with_tensors():
                 self._step()
-            state.loop.finish_step()
+            if closes:
+                state.loop.finish_step()
             if self._inside and state.output is not None:
                 state.loop.measure(self._inside)
             if window is not None and opens:
@@ -123,14 +123,14 @@ class Recorder:
 
         run: Callable[[list[Tensor]], list[Tensor]]
         try:
-            if self._capture is not None:
-                run = CudaGraph(self._capture, tensors, step)
-            else:
-                run = TracedGraph(tensors, step, self._changeable())
+            with state.loop.rehearse():
+                if self._capture is not None:
+                    run = CudaGraph(self._capture, tensors, step)
+                else:
+                    run = TracedGraph(tensors, step, self._changeable())
             if window is not None and not window.fit():
                 raise RuntimeError("the parameters that get a gradient differ between the batches of a window")
         finally:
-            loop.cleared, loop.weighing, loop.stepped = cleared, weighing, []
             for name, value in before.items():
                 setattr(state, name, value)
             for parameter, gradient in gradients:

@@ -94,8 +94,10 @@ class CompiledStep(Callback):
         return {"seen": dict(self._seen), "sets_weight": self._sets_weight}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
-        self._seen, self._sets_weight = dict(state_dict["seen"]), state_dict["sets_weight"]
+        """Restore them. On CUDA each process needs usual steps first, and they have the same bits as the graph."""
+        self._sets_weight = state_dict["sets_weight"]
+        if self._state.device.type != "cuda":
+            self._seen = dict(state_dict["seen"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy starts with. It has graphs of its own in a run of its own."""
@@ -155,7 +157,7 @@ class CompiledStep(Callback):
             return None
         place: tuple[Any, ...] = ()
         if state.accumulate_steps > 1:
-            opens = not state.loop.cleared
+            opens = not state.loop.has_gradients
             if self._sets_weight is None or (not opens and not self._recorder.can_continue()):
                 return None
             if self._sets_weight:
