@@ -18,7 +18,8 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
     Two values of the same form differ only in the numbers in their tensors. A form can be hashed.
 
     Raises:
-        TypeError: it contains something else than dicts, lists, tuples, tensors, numbers, strings and None.
+        TypeError: it contains something else than dicts, lists, tuples, tensors, numbers, strings and None. The message
+            is the class of that.
     """
     if isinstance(value, Tensor):
         tensors.append(value)
@@ -30,7 +31,7 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
         return type(value).__name__, tuple(flatten(part, tensors) for part in value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value).__name__, value
-    raise TypeError(f"a batch contains a {type(value).__name__}")
+    raise TypeError(type(value).__name__)
 
 
 def unflatten(value: Any, tensors: Iterator[Tensor]) -> Any:

@@ -20,7 +20,7 @@ class Capture:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.pool = torch.cuda.graph_pool_handle()
 
     @contextmanager

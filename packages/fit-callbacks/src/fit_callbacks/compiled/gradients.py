@@ -40,7 +40,7 @@ class Gradients:
                 own.copy_(parameter.grad)
                 parameter.grad = own
 
-    def fit(self) -> bool:
+    def match(self) -> bool:
         """Return whether the gradients of an eager step are those of the same parameters."""
         pairs = zip(self._own, self._parameters, strict=True)
         return not self._is_known or all((own is None) == (p.grad is None) for own, p in pairs)
@@ -54,7 +54,7 @@ class Gradients:
         if not self._is_known:
             self._is_known = True
             self._own = [p.grad if p.grad is None else own for own, p in zip(self._own, self._parameters, strict=True)]
-        if not self.fit():
+        if not self.match():
             raise RuntimeError("the parameters that get a gradient differ between the batches of a window")
 
     def tensors(self) -> list[Tensor]:

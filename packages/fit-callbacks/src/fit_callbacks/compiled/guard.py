@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from typing import Any
 
 import torch
-from fit_core import RunnerState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .random_watch import RandomWatch
 from .reach import PLAIN, is_plain, is_same, reach, snapshot
 
-__all__ = ["Guard", "Watch"]
-
-COUNTERS = ("epoch", "batch_idx", "global_step", "samples_seen", "logs", "history", "loss_meters")
-"""The fields of the state that change from batch to batch, so that a step that reads one cannot be replayed."""
+__all__ = ["Guard"]
 
 
 class Guard:
@@ -68,10 +61,9 @@ class Guard:
         return self._where is None or self._find() == self._where
 
     def is_unchanged(self) -> bool:
-        """Return whether everything else is the same, too. For every epoch."""
+        """Return whether everything else is the same, too. Slow, after code that may have replaced anything."""
         now = snapshot(self._parts)
-        same = now.keys() == self._snapshot.keys() and all(is_same(self._snapshot[key], now[key]) for key in now)
-        return same and self.is_in_place()
+        return now.keys() == self._snapshot.keys() and all(is_same(self._snapshot[key], now[key]) for key in now)
 
     def changed(self) -> str:
         """Return the name of something that has changed."""
@@ -87,75 +79,3 @@ class Guard:
         state: Any = self._optimizer.state
         dicts = [*self._dicts, state, *state.values()]
         return [t.data_ptr() for t in self._tensors] + [id(value) for values in dicts for value in values.values()]
-
-
-class Watch:
-    """Run a step eagerly, and find what a graph would freeze in it.
-
-    Args:
-        state: the state of the run.
-        parts: modules, callbacks and others by name, whose attributes a step should not change.
-        batch: the tensors of the batch, whose numbers a step should not change.
-
-    Attributes:
-        reason: why the step cannot be a graph, None if nothing was found.
-    """
-
-    def __init__(self, state: RunnerState, parts: dict[str, Any], batch: list[Tensor]) -> None:
-        self.reason: str | None = None
-        self._state = state
-        self._parts = parts
-        self._batch = [tensor for tensor in batch if not tensor.is_inference()]
-
-    def __enter__(self) -> Watch:
-        self._snapshot = snapshot(self._parts)
-        self._versions = [tensor._version for tensor in self._batch]
-        self._random = RandomWatch()
-        self._random.__enter__()
-        self._read: list[str] = []
-        self._class = type(self._state)
-        self._state.__class__ = _watched(self._class, self._read)
-        self._warnings = warnings.catch_warnings(record=True)
-        self._on_cuda = self._state.device.type == "cuda"
-        if self._on_cuda:
-            self._caught = self._warnings.__enter__()
-            warnings.simplefilter("always")
-            self._mode = torch.cuda.get_sync_debug_mode()
-            torch.cuda.set_sync_debug_mode("warn")
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._random.__exit__()
-        self._state.__class__ = self._class
-        waits: list[str] = []
-        if self._on_cuda:
-            torch.cuda.set_sync_debug_mode(self._mode)
-            self._warnings.__exit__(None, None, None)
-            for warning in self._caught or ():
-                if "synchronizing CUDA operation" in str(warning.message):
-                    waits.append(f"{warning.filename}:{warning.lineno}")
-                elif "Synchronization debug mode" not in str(warning.message):
-                    warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        before, after = self._snapshot, snapshot(self._parts)
-        changed = [key for key in after if not is_same(before.get(key, PLAIN), after[key])] or before.keys() - after
-        if waits:
-            self.reason = f"the step waits for the device ({waits[0]})"
-        elif self._read:
-            self.reason = f"the step reads state.{self._read[0]}, which a graph would freeze"
-        elif changed:
-            self.reason = f"the step changes {next(iter(changed))[0]}, which a graph would not"
-        elif self._versions != [tensor._version for tensor in self._batch]:
-            self.reason = "the step changes the tensors of its batch in place"
-        else:
-            self.reason = self._random.reason
-
-
-def _watched(state: type, read: list[str]) -> type:
-    """Return a subclass of the state's class that notes which counters code outside fit_core reads."""
-
-    def getattribute(self: Any, name: str) -> Any:
-        if name in COUNTERS and not sys._getframe(1).f_globals.get("__name__", "").startswith("fit_core."):
-            read.append(name)
-        return object.__getattribute__(self, name)
-
-    return type(state.__name__, (state,), {"__slots__": (), "__getattribute__": getattribute})

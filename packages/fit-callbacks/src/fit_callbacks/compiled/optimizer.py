@@ -102,25 +102,21 @@ class GraphedOptimizer:
     @contextmanager
     def with_tensors(self) -> Iterator[None]:
         """Let the optimizer step with its rates as tensors, and the flags that a graph needs. Copy the rates before."""
-        optimizer, kept = self.optimizer, vars(self.optimizer).get("step")
-        step = optimizer.step
+        attributes, step = vars(self.optimizer), self.optimizer.step
+        kept = attributes.get("step")  # that of a scheduler, which counts the steps
 
         def step_with_tensors(closure: Any = None) -> Any:
             with self._flags():
                 return step(closure)
 
-        optimizer.step = step_with_tensors  # type: ignore[method-assign]
+        attributes["step"] = step_with_tensors
         try:
-            if self.is_fused:
-                with self._scaling():
-                    yield
-            else:
+            with self._scaling() if self.is_fused else nullcontext():
                 yield
         finally:
-            if kept is None:
-                del optimizer.step
-            else:
-                optimizer.step = kept  # type: ignore[method-assign]
+            del attributes["step"]
+            if kept is not None:
+                attributes["step"] = kept
 
     @contextmanager
     def _flags(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from .optimizer import why_not_optimizer
 
-__all__ = ["marked_callbacks", "modules_of", "why_failed", "why_not"]
+__all__ = ["marked_callbacks", "others_have", "why_failed", "why_not"]
 
 STEP_HOOKS = ("on_after_backward", "on_before_step")
 
@@ -32,12 +32,12 @@ def why_not(state: RunnerState, step: Callable[[], None]) -> str | None:
         return "the gradient scaler of fp16 reads a number at each step. Use bf16"
     for callback in state.callbacks:
         for hook in STEP_HOOKS:
-            if overrides(callback, hook) and not getattr(callback, "capturable", False):
+            if _overrides(callback, hook) and not getattr(callback, "capturable", False):
                 return (
                     f"{type(callback).__name__}.{hook} is not marked with capturable = True, which says that it "
                     "changes nothing but tensors, in place"
                 )
-    for name, module in modules_of(state).items():
+    for name, module in _modules(state).items():
         if getattr(module, "sparse", False):
             return f"the gradient of {name} is sparse"
         if any(is_lazy(tensor) for tensor in (*module.parameters(False), *module.buffers(False))):
@@ -58,22 +58,25 @@ def why_failed(error: Exception) -> str:
     return f"recording it failed{place}: {type(error).__name__}: {message}"
 
 
-def overrides(callback: Callback, hook: str) -> bool:
-    """Return whether a callback has a hook of its own."""
-    return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
+def others_have(state: RunnerState, hooks: Iterable[str]) -> bool:
+    """Return whether a callback of another package has one of these hooks. It may keep or change anything there."""
+    others = [callback for callback in state.callbacks if type(callback).__module__.split(".")[0] != "fit_callbacks"]
+    return any(_overrides(callback, hook) for callback in others for hook in hooks)
 
 
 def marked_callbacks(state: RunnerState) -> dict[str, Any]:
     """Return the callbacks that take part in the step, by name."""
+    marked = [callback for callback in state.callbacks if any(_overrides(callback, hook) for hook in STEP_HOOKS)]
     return {
-        type(callback).__name__ + (f" {number}" if number else ""): callback
-        for number, callback in enumerate(
-            callback for callback in state.callbacks if any(overrides(callback, hook) for hook in STEP_HOOKS)
-        )
+        f"{type(callback).__name__} {number}".removesuffix(" 0"): callback for number, callback in enumerate(marked)
     }
 
 
-def modules_of(state: RunnerState) -> dict[str, nn.Module]:
+def _overrides(callback: Callback, hook: str) -> bool:
+    return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
+
+
+def _modules(state: RunnerState) -> dict[str, nn.Module]:
     """Return the modules that take part in the step, by name."""
     parts = {"model": state.model, "criterion": state.criterion}
     return {

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from .batches import flatten, unflatten
 from .cuda import Capture, CudaGraph
 from .gradients import Gradients
-from .guard import Watch
 from .optimizer import GraphedOptimizer
 from .reach import reach
-from .reasons import overrides
+from .reasons import others_have
 from .traced import TracedGraph
 
 __all__ = ["Graph", "Recorder"]
@@ -67,21 +66,21 @@ class Recorder:
         if self._capture is not None:
             self._inside = [metric for metric in state.metrics if getattr(metric, "capturable", False)]
         # The next batch overwrites the outputs of a CUDA graph. Callbacks and metrics that may keep them get copies.
-        keepers = [c for c in state.callbacks if overrides(c, "on_batch_end") or overrides(c, "on_checkpoint")]
-        are_ours = all(type(callback).__module__.split(".")[0] == "fit_callbacks" for callback in keepers)
-        self._copies = self._capture is not None and not (are_ours and len(self._inside) == len(state.metrics))
+        keep = len(self._inside) < len(state.metrics) or others_have(state, ("on_batch_end", "on_checkpoint"))
+        self._copies = self._capture is not None and keep
 
-    def run_eagerly(self, watch: Watch) -> None:
-        """Run the step as usual, with the kernels that graphs use."""
-        on_cuda, optimizer = self._capture is not None, self._optimizer
+    def run_eagerly(self) -> None:
+        """Run the step as usual, on CUDA with the kernels and on the stream of the graphs."""
+        self._was_eager = True
+        optimizer = self._optimizer
+        if self._capture is None:
+            self._step()
+            return
         optimizer.copy_rates()
         # The counters that a first step makes are too coarse for the foreach kernels of a graph.
-        with_tensors = (
-            optimizer.with_tensors() if on_cuda and (optimizer.is_fused or optimizer.state) else nullcontext()
-        )
-        with watch, self._capture.on_stream() if self._capture is not None else nullcontext(), with_tensors:
+        kernels = optimizer.with_tensors() if optimizer.is_fused or optimizer.state else nullcontext()
+        with self._capture.on_stream(), kernels:
             self._step()
-        self._was_eager = True
 
     def record(self, tensors: list[Tensor], opens: bool = True, closes: bool = True) -> Graph:
         """Record the step of a batch. It is not made yet.
@@ -128,7 +127,7 @@ class Recorder:
                     run = CudaGraph(self._capture, tensors, step)
                 else:
                     run = TracedGraph(tensors, step, self._changeable())
-            if window is not None and not window.fit():
+            if window is not None and not window.match():
                 raise RuntimeError("the parameters that get a gradient differ between the batches of a window")
         finally:
             for name, value in before.items():
@@ -140,7 +139,7 @@ class Recorder:
 
     def can_continue(self) -> bool:
         """Return whether a graph can continue a window, which an eager step may have begun."""
-        return self._gradients is None or not self._was_eager or self._gradients.fit()
+        return self._gradients is None or not self._was_eager or self._gradients.match()
 
     def replay(self, graph: Graph, tensors: list[Tensor]) -> None:
         """Make the step of a batch by a graph.

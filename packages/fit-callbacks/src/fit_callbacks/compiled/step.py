@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fit_core import Callback, RunnerState
+from fit_core import HOOKS, Callback, RunnerState
 from torch import Tensor
 
 from fit_callbacks.ranks import print_line
 
 from .batches import flatten, shown
-from .guard import Guard, Watch
+from .guard import Guard
 from .optimizer import GraphedOptimizer
-from .reasons import marked_callbacks, overrides, why_failed, why_not
+from .reasons import marked_callbacks, others_have, why_failed, why_not
 from .recorder import Graph, Recorder
+from .watch import watch
 
 __all__ = ["CompiledStep"]
 
@@ -64,11 +65,9 @@ class CompiledStep(Callback):
         self._seen, self._sets_weight = {}, None
         self._recorded_again = self._replays = 0
         self._said: set[str] = set()
-        self._have_others = any(
-            overrides(callback, hook) and type(callback).__module__.split(".")[0] != "fit_callbacks"
-            for callback in state.callbacks
-            for hook in ("on_batch_begin", "on_batch_end", "on_checkpoint")
-        )
+        # Nobody else changes the model or the optimizer in a way that is not noticed at once.
+        self._others_are_in_batches = others_have(state, ("on_batch_begin", "on_batch_end", "on_checkpoint"))
+        self._others_are_in_epochs = others_have(state, HOOKS)
         state.make_step = self._run_batch
 
     def on_loader_begin(self, state: RunnerState) -> None:
@@ -83,7 +82,7 @@ class CompiledStep(Callback):
                 self._give_up(self._reason)
         # Compare at the first batch, because other callbacks may change something until then.
         self._is_new_epoch = True
-        self._have_others = self._have_others or state.make_step != self._run_batch
+        self._others_are_in_batches = self._others_are_in_batches or state.make_step != self._run_batch
 
     def on_end(self, state: RunnerState) -> None:
         """Drop the graphs, and leave the optimizer as it was."""
@@ -105,12 +104,16 @@ class CompiledStep(Callback):
 
     def _run_batch(self) -> None:
         """Make the step of a batch, by a graph if there is one."""
-        can_be_graph = self._reason is None and self._state.is_train
-        graph = self._graph() if can_be_graph else None
+        if self._state.is_train and self._reason is None:
+            self._follow_changes()
+        if not self._state.is_train or self._reason is not None:
+            self._eager()
+            return
+        graph = self._graph()
         if graph is not None:
             self._recorder.replay(graph, self._tensors)
             self._replays += 1
-        elif can_be_graph and self._reason is None:
+        elif self._reason is None:
             self._warm_up()
         else:
             self._eager()
@@ -120,53 +123,46 @@ class CompiledStep(Callback):
         state = self._state
         self._graphs = {}
         self._optimizer = GraphedOptimizer(state.optimizer, state.device)
-        self._model, self._criterion = state.model, state.criterion
         if state.grad_scaler.is_enabled() and not self._optimizer.is_fused:
             self._give_up("in fp16 only the fused kernels of SGD, Adam and AdamW do not wait for the device")
             return
-        runner = self._eager.__self__  # type: ignore[attr-defined]
-        self._parts = {"model": state.model, "criterion": state.criterion, "runner": runner, **marked_callbacks(state)}
+        step: Any = self._eager  # a method of the Runner
+        parts = {"model": state.model, "criterion": state.criterion, "runner": step.__self__}
+        self._parts = {**parts, **marked_callbacks(state)}
         self._guard = Guard(self._parts, state.optimizer)
         self._recorder = Recorder(state, self._eager, self._optimizer, self._parts)
+
+    def _follow_changes(self) -> None:
+        """Prepare again if something has changed that the graphs depend on."""
+        state, guard = self._state, self._guard
+        assert self._optimizer is not None
+        is_new_epoch, self._is_new_epoch = self._is_new_epoch, False
+        if not self._optimizer.is_current(state.optimizer):
+            self._record_again("the state of the optimizer was replaced")
+        elif state.criterion is not self._parts["criterion"] or state.model is not self._parts["model"]:
+            self._record_again("the model or the criterion was replaced")
+        elif not guard.holds():
+            self._record_again(guard.changed())
+        elif (is_new_epoch or self._others_are_in_batches) and not guard.is_in_place():
+            self._record_again("weights, buffers or the state of the optimizer were replaced")
+        elif is_new_epoch and self._others_are_in_epochs and not guard.is_unchanged():
+            self._record_again("modules or other parts of the step were replaced")
 
     def _graph(self) -> Graph | None:
         """Return the graph for this batch, None if its step has to run as usual."""
         state = self._state
-        assert self._optimizer is not None
-        if not self._optimizer.is_current(state.optimizer):
-            self._record_again("the state of the optimizer was replaced")
-        elif state.criterion is not self._criterion or state.model is not self._model:
-            self._record_again("the model or the criterion was replaced")
-        elif not self._guard.holds():
-            self._record_again(self._guard.changed())
-        elif self._is_new_epoch and not self._guard.is_unchanged():
-            self._record_again("modules, weights or other parts of the step were replaced")
-        elif self._have_others and not self._guard.is_in_place():
-            self._record_again("weights, buffers or the state of the optimizer were replaced")
-        self._is_new_epoch = False
-        if self._reason is not None:
-            return None
         self._tensors: list[Tensor] = []
         try:
             form = flatten((state.input, state.target), self._tensors)
-            ids = [id(tensor) for tensor in self._tensors]
-            if len(set(ids)) < len(ids):  # the target is the input, say
-                form = form, tuple(map(ids.index, ids))
         except TypeError as error:
-            self._give_up(str(error))
+            self._give_up(f"a batch contains a {error}")
             return None
-        place: tuple[Any, ...] = ()
-        if state.accumulate_steps > 1:
-            opens = not state.loop.has_gradients
-            if self._sets_weight is None or (not opens and not self._recorder.can_continue()):
-                return None
-            if self._sets_weight:
-                self._give_up("forward sets the weight of a batch, and accumulate_steps is above 1")
-                return None
-            place = (opens, state.is_optimizer_step, *state.loop.weigh())
-            if any(isinstance(part, Tensor) for part in place):
-                self._give_up("the weight of a batch is a tensor, and accumulate_steps is above 1")
-                return None
+        ids = [id(tensor) for tensor in self._tensors]
+        if len(set(ids)) < len(ids):  # the target is the input, say
+            form = form, tuple(map(ids.index, ids))
+        place = self._place() if state.accumulate_steps > 1 else ()
+        if place is None:
+            return None
         graph = self._graphs.get((form, place))
         if graph is None and self._is_due(form, place):
             begin = time.perf_counter()
@@ -179,6 +175,21 @@ class CompiledStep(Callback):
                 how = "captured as a CUDA graph" if state.device.type == "cuda" else "compiled"
                 self._say(f"the step for {shown(form)} was {how}", f" in {time.perf_counter() - begin:.2g} s")
         return graph
+
+    def _place(self) -> tuple[Any, ...] | None:
+        """Return the place of a batch in its accumulation window, and its weights there. None if no graph fits it."""
+        state = self._state
+        opens = not state.loop.has_gradients
+        if self._sets_weight is None or (not opens and not self._recorder.can_continue()):
+            return None
+        if self._sets_weight:
+            self._give_up("forward sets the weight of a batch, and accumulate_steps is above 1")
+            return None
+        weights = state.loop.weigh()
+        if any(isinstance(weight, Tensor) for weight in weights):
+            self._give_up("the weight of a batch is a tensor, and accumulate_steps is above 1")
+            return None
+        return opens, state.is_optimizer_step, *weights
 
     def _is_due(self, form: Any, place: Any) -> bool:
         """Count a batch of a shape, and return whether a graph is recorded for it."""
@@ -199,16 +210,15 @@ class CompiledStep(Callback):
         """Run the step as usual, and look for what a graph would freeze."""
         state, weight = self._state, self._state.weight
         assert self._optimizer is not None
-        watch = Watch(state, self._parts, self._tensors)
-        self._recorder.run_eagerly(watch)
+        reason = watch(self._recorder.run_eagerly, state, self._parts, self._tensors)
         self._sets_weight = bool(self._sets_weight) or state.weight is not weight
         self._optimizer.move_counters()
         try:
             flatten([state.output, state.losses], [])
         except TypeError as error:
-            self._give_up(f"of what forward returns: {error}")
-        if watch.reason is not None:
-            self._give_up(watch.reason)
+            reason = f"forward returns a {error}"
+        if reason is not None:
+            self._give_up(reason)
 
     def _record_again(self, what: str) -> None:
         """Drop the graphs because something has changed that they depend on."""

@@ -21,7 +21,7 @@ class Undo(TorchDispatchMode):
     """
 
     def __init__(self, changed: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._new: set[int] = set()  # the storages of tensors that were made meanwhile, which need no restoring
         for tensor in changed:
@@ -45,7 +45,7 @@ class Undo(TorchDispatchMode):
 
     def __exit__(self, *error: Any) -> None:
         """Restore them, in reverse, because one may be a view of another."""
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # nor this
         with torch.no_grad():
             for tensor, value in reversed(self._kept.values()):
                 tensor.copy_(value)

@@ -1,0 +1,87 @@
+"""Run a step as usual, and find what a graph would freeze in it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from fit_core import RunnerState
+from torch import Tensor
+
+from .random_watch import RandomWatch
+from .reach import PLAIN, is_same, snapshot
+
+__all__ = ["watch"]
+
+COUNTERS = ("epoch", "batch_idx", "global_step", "samples_seen", "logs", "history", "loss_meters")
+"""The fields of the state that change from batch to batch, so that a step that reads one cannot be replayed."""
+
+
+def watch(step: Callable[[], None], state: RunnerState, parts: dict[str, Any], batch: list[Tensor]) -> str | None:
+    """Run a step, and return why it cannot be a graph, None if nothing was found.
+
+    Args:
+        step: the step.
+        state: the state of the run, of which it should not read what changes from batch to batch.
+        parts: modules, callbacks and others by name, whose attributes it should not change.
+        batch: the tensors of the batch, whose numbers it should not change.
+    """
+    batch = [tensor for tensor in batch if not tensor.is_inference()]  # those do not count their changes
+    before, versions = snapshot(parts), [tensor._version for tensor in batch]
+    with ExitStack() as stack:
+        read = stack.enter_context(_reads(state))
+        waits = stack.enter_context(_waits()) if state.device.type == "cuda" else []
+        random = stack.enter_context(RandomWatch())
+        step()
+    after = snapshot(parts)
+    changed = [key for key in after if not is_same(before.get(key, PLAIN), after[key])] or before.keys() - after
+    if waits:
+        return f"the step waits for the device ({waits[0]})"
+    if read:
+        return f"the step reads state.{read[0]}, which a graph would freeze"
+    if changed:
+        return f"the step changes {next(iter(changed))[0]}, which a graph would not"
+    if versions != [tensor._version for tensor in batch]:
+        return "the step changes the tensors of its batch in place"
+    return random.reason
+
+
+@contextmanager
+def _reads(state: RunnerState) -> Iterator[list[str]]:
+    """Note the counters of the state that code outside of fit_core reads."""
+    read: list[str] = []
+
+    def getattribute(self: Any, name: str) -> Any:
+        if name in COUNTERS and not sys._getframe(1).f_globals.get("__name__", "").startswith("fit_core."):
+            read.append(name)
+        return object.__getattribute__(self, name)
+
+    usual = type(state)
+    state.__class__ = type(usual.__name__, (usual,), {"__slots__": (), "__getattribute__": getattribute})
+    try:
+        yield read
+    finally:
+        state.__class__ = usual
+
+
+@contextmanager
+def _waits() -> Iterator[list[str]]:
+    """Note the lines at which the host waits for a CUDA device."""
+    waits: list[str] = []
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    for warning in caught:
+        if "synchronizing CUDA operation" in str(warning.message):
+            waits.append(f"{warning.filename}:{warning.lineno}")
+        elif "Synchronization debug mode" not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
