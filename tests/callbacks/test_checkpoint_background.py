@@ -2,7 +2,7 @@
 
 import threading
 
-import fit_callbacks.checkpoint.saver
+import fit_callbacks.checkpoint.commit
 import pytest
 from fit_callbacks import CheckpointError, CheckpointSaver
 from fit_callbacks.checkpoint import read
@@ -23,14 +23,14 @@ def test_the_background_writes_the_same_bits(tmp_path):
 
 def test_the_background_copies_at_once_and_the_next_save_waits(tmp_path, monkeypatch):
     may_write, log = threading.Event(), []
-    real = fit_callbacks.checkpoint.saver.write
+    real = fit_callbacks.checkpoint.commit.write
 
     def slow(content, part):
         assert may_write.wait(60)
         log.append(content["global_step"])
         real(content, part)
 
-    monkeypatch.setattr(fit_callbacks.checkpoint.saver, "write", slow)
+    monkeypatch.setattr(fit_callbacks.checkpoint.commit, "write", slow)
 
     class Steps(Callback):
         def on_batch_end(self, state):
@@ -49,7 +49,7 @@ def test_an_error_of_the_writer_reaches_the_user(tmp_path, monkeypatch):
     def fail(content, part):
         raise CheckpointError("the disk has gone")
 
-    monkeypatch.setattr(fit_callbacks.checkpoint.saver, "write", fail)
+    monkeypatch.setattr(fit_callbacks.checkpoint.commit, "write", fail)
     for every_steps, epochs in ((1, 1), (None, 1)):  # at the next save, and at the end of the run
         saver = CheckpointSaver(tmp_path, every_steps=every_steps, background=True)
         with pytest.raises(CheckpointError, match="the disk has gone"):

@@ -7,7 +7,7 @@ import threading
 import time
 from fractions import Fraction
 
-import fit_callbacks.checkpoint.saver
+import fit_callbacks.checkpoint.commit
 import pytest
 import torch
 from checkpoints import Values
@@ -110,7 +110,7 @@ def test_any_error_of_the_writer_reaches_the_user(tmp_path, background, monkeypa
     def fail(content, part):
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(fit_callbacks.checkpoint.saver, "write", fail)
+    monkeypatch.setattr(fit_callbacks.checkpoint.commit, "write", fail)
     with pytest.raises(CheckpointError, match="no memory"):
         make(CheckpointSaver(tmp_path, background=background)).fit(batches())
 
@@ -124,14 +124,14 @@ def test_the_error_of_a_run_is_not_replaced_by_that_of_the_writer(tmp_path, monk
             if state.epoch == 1:
                 raise ZeroDivisionError
 
-    monkeypatch.setattr(fit_callbacks.checkpoint.saver, "write", fail)
+    monkeypatch.setattr(fit_callbacks.checkpoint.commit, "write", fail)
     with pytest.warns(UserWarning, match="CheckpointError: cannot save .*no disk"), pytest.raises(ZeroDivisionError):
         make(CheckpointSaver(tmp_path, background=True), Fail()).fit(batches(), epochs=2)
 
 
 @BACKGROUND
 def test_with_a_warning_the_run_continues_and_saves_when_it_can(tmp_path, background, monkeypatch):
-    real, epochs = fit_callbacks.checkpoint.saver.write, []
+    real, epochs = fit_callbacks.checkpoint.commit.write, []
 
     def write(content, part):
         epochs.append(content["epoch"])
@@ -139,7 +139,7 @@ def test_with_a_warning_the_run_continues_and_saves_when_it_can(tmp_path, backgr
             raise OSError(28, "No space left on device")
         real(content, part)
 
-    monkeypatch.setattr(fit_callbacks.checkpoint.saver, "write", write)
+    monkeypatch.setattr(fit_callbacks.checkpoint.commit, "write", write)
     saver = CheckpointSaver(tmp_path, "value", "min", keep=2, background=background, on_error="warn")
     with pytest.warns(UserWarning, match=r"No space left on device.*The run continues without it"):
         make(Values(0.5, 0.1, 0.3, 0.4), saver).fit(batches(), epochs=4)
@@ -150,7 +150,7 @@ def test_with_a_warning_the_run_continues_and_saves_when_it_can(tmp_path, backgr
 
 
 def test_a_last_save_that_failed_is_tried_again_at_the_end(tmp_path, monkeypatch):
-    real, tries = fit_callbacks.checkpoint.saver.write, []
+    real, tries = fit_callbacks.checkpoint.commit.write, []
 
     def write(content, part):
         tries.append(part)
@@ -158,7 +158,7 @@ def test_a_last_save_that_failed_is_tried_again_at_the_end(tmp_path, monkeypatch
             raise OSError(28, "No space left on device")
         real(content, part)
 
-    monkeypatch.setattr(fit_callbacks.checkpoint.saver, "write", write)
+    monkeypatch.setattr(fit_callbacks.checkpoint.commit, "write", write)
     with pytest.warns(UserWarning, match="The run continues without it"):
         make(CheckpointSaver(tmp_path, on_error="warn")).fit(batches())
     assert read(tmp_path / "last.pt")["epoch"] == 1
@@ -170,7 +170,7 @@ def test_a_stop_by_a_signal_does_not_promise_what_was_not_saved(tmp_path, monkey
 
     class Interrupt(Callback):
         def on_batch_end(self, state):
-            monkeypatch.setattr(fit_callbacks.checkpoint.saver, "write", fail)
+            monkeypatch.setattr(fit_callbacks.checkpoint.commit, "write", fail)
             signal.raise_signal(signal.SIGTERM)
 
     runner = make(Interrupt(), CheckpointSaver(tmp_path, on_error="warn"))

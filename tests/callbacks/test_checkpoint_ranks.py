@@ -2,7 +2,7 @@
 
 from functools import partial
 
-import fit_callbacks.checkpoint.saver
+import fit_callbacks.checkpoint.commit
 import pytest
 from fit_callbacks import CheckpointError, CheckpointSaver
 from fit_callbacks.checkpoint import read
@@ -32,7 +32,7 @@ def full_disk(rank, folder, background):
     def fail(content, part):
         raise OSError(28, "No space left on device")
 
-    fit_callbacks.checkpoint.saver.write = fail  # for the rest of this process
+    fit_callbacks.checkpoint.commit.write = fail  # for the rest of this process
     model = nn.parallel.DistributedDataParallel(nn.Linear(6, 3))
     try:
         make(CheckpointSaver(folder, background=background), model=model).fit(batches(), epochs=2)

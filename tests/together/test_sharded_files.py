@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import fit_callbacks.checkpoint.saver
+import fit_callbacks.checkpoint.commit
 import pytest
 import torch
 from fit_callbacks import CheckpointError, CheckpointSaver

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import signal
 import tempfile
 import warnings
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fit_core import Callback, RunnerState, has_process_group, host_group
-from torch import Tensor
 
 from ..arguments import check_whole
 from ..ema import ModelEma
@@ -23,23 +20,14 @@ from ..hints import hints
 from ..monitor import Monitor
 from ..paths import local_folder, local_path
 from ..ranks import print_line
-from .content import size_of, to_cpu
-from .files import (
-    CheckpointError,
-    add_name,
-    cannot_save,
-    explained,
-    fingerprint,
-    newest_whole,
-    read_same,
-    sync_folder,
-    write,
-)
+from .commit import commit, commit_shards
+from .content import to_cpu
+from .files import CheckpointError, fingerprint, read_same
+from .find import find
 from .finite import not_finite
-from .folder import checkpoints, clear_unused, is_same, make_folder, name_of, set_aside, values_after
+from .folder import checkpoints, is_same, name_of, values_after
 from .lock import FolderLock
 from .peers import Peers
-from .shard_files import write_shards
 from .sharded import fill, place_of, take_shards
 from .signals import Signals
 from .writer import Writer
@@ -286,9 +274,9 @@ class CheckpointSaver(Callback):
 
         def write() -> None:
             if shards:
-                self._write_sharded(content, shards, names, dropped, state.rank)
+                commit_shards(self.save_dir, content, shards, names, dropped, self._writers, state.rank)
             elif state.rank == 0:
-                self._write(content, names, dropped)
+                commit(self.save_dir, content, names, dropped)
 
         self._attempt(state, lambda: self._writer.run(write, self.background))
 
@@ -325,54 +313,16 @@ class CheckpointSaver(Callback):
         averages = [type(callback).__name__ for callback in state.callbacks if isinstance(callback, ModelEma)]
         return f"callbacks.{averages[0]}.model" if averages and not self.monitor.key.startswith("train/") else "model"
 
-    def _write(self, content: dict[str, Any], names: list[str], dropped: list[str]) -> None:
-        part, last = self.save_dir / ".last.pt.part", self.save_dir / "last.pt"
-        with explained(content, part):
-            write(content, part)
-            for name in names:
-                add_name(part, self.save_dir / name)
-            if last.exists():
-                add_name(last, self.save_dir / "before-last.pt")
-            os.replace(part, last)
-            sync_folder(self.save_dir)
-        for name in dropped:
-            with contextlib.suppress(OSError):  # A leftover file does not matter.
-                (self.save_dir / name).unlink(missing_ok=True)
-
-    def _write_sharded(
-        self, content: dict[str, Any], shards: dict[str, Tensor], names: list[str], dropped: list[str], rank: int
-    ) -> None:
-        """Write the shards of each process to a new folder, which the file refers to, so that its name commits both."""
-        writers = self._writers
-        try:
-            folder = self.save_dir / writers.on_rank_zero(lambda: make_folder(self.save_dir))
-            files = writers.gather(writers.together(lambda: write_shards(shards, folder, writers.group, rank)))
-        except OSError as error:
-            if rank == 0:
-                clear_unused(self.save_dir)
-            raise cannot_save(self.save_dir, error, size_of(shards)) from error
-
-        def commit() -> None:
-            merged = dict(chain.from_iterable(map(dict.items, files)))
-            missing = [name for name in merged if not (folder / name).exists()]
-            if missing:
-                raise CheckpointError(
-                    f"cannot save a checkpoint in {self.save_dir}: expected the shards of all processes there, but "
-                    f"{len(missing)} of {len(merged)} files are missing. Pass a folder that every machine can see"
-                )
-            sync_folder(folder)
-            content["shards"] = {"folder": folder.name, "files": merged}
-            self._write(content, names, dropped)
-            clear_unused(self.save_dir)
-
-        writers.on_rank_zero(commit)
-
     def _found(self, state: RunnerState) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint to resume from. Each process reads it, unless some see another file than rank 0."""
         contents: list[dict[str, Any] | None] = []
 
         def open_folder() -> tuple[Path, str, list[tuple[float, int]]] | None:
-            found = self._open(state)
+            self.save_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.save_dir):  # so that a folder that cannot be written is an error now
+                pass
+            self._lock.acquire(self.save_dir)
+            found = find(self.save_dir, self.resume, state)
             if found is None:
                 return None
             path, content = found
@@ -391,36 +341,6 @@ class CheckpointSaver(Callback):
             content = self._peers.on_rank_zero(lambda: content)
         assert content is not None
         return path, content
-
-    def _open(self, state: RunnerState) -> tuple[Path, dict[str, Any]] | None:
-        """Lock the folder, and return the checkpoint to resume from, or None."""
-        self.save_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.save_dir):
-            pass
-        self._lock.acquire(self.save_dir)
-        if self.resume is True or self.resume == "auto":
-            paths = checkpoints(self.save_dir)
-            if not paths and self.resume is True:
-                raise FileNotFoundError(
-                    f"expected a checkpoint in {self.save_dir} to resume from, got none. "
-                    'Pass resume="auto" to start from scratch'
-                )
-            if not paths:
-                print_line(state, f"CheckpointSaver: no checkpoint in {self.save_dir}, starting from scratch")
-            return newest_whole(paths) if paths else None
-        found = None
-        if self.resume is not False:
-            source = Path(self.resume)
-            paths = checkpoints(source) if source.is_dir() else [source]
-            if not paths or not paths[0].exists():
-                raise FileNotFoundError(f"expected a checkpoint to resume from, got {source}, which does not exist")
-            found = newest_whole(paths)
-            if is_same(found[0].parent, self.save_dir):
-                return found
-        if name := set_aside(self.save_dir):
-            text = f"moved the checkpoints of an earlier run in {self.save_dir} to {name}"
-            print_line(state, f"CheckpointSaver: {text}")
-        return found
 
     def _print_place(self, state: RunnerState, path: Path, content: dict[str, Any]) -> None:
         if state.epoch >= state.num_epochs:
