@@ -2,17 +2,11 @@
 
 import pytest
 import torch
-from fit_callbacks.compiled import traced
 from fit_core import Callback, Runner
 from followed import Net, assert_follows, batches
 from torch import nn
 from torch.nn.functional import cross_entropy, dropout
 from torch.utils.checkpoint import checkpoint
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    monkeypatch.setattr(traced, "_compile", lambda graph, inputs: graph)
 
 
 def rebinds(module, input):

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import sys
 
 import numpy
 import pytest
@@ -11,11 +12,6 @@ from fit_callbacks.compiled import step as step_module
 from fit_callbacks.compiled import traced
 from fit_core import Callback, Runner
 from torch import nn
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    monkeypatch.setattr(traced, "_compile", lambda graph, inputs: graph)
 
 
 class Net(nn.Module):
@@ -233,6 +229,12 @@ def test_no_compiler_on_the_machine(capsys, monkeypatch):
     assert_as_usual(capsys, "RuntimeError: no C++ compiler was found")
     data = batches((8, 8, 8, 8, 3))
     assert_as_usual(capsys, "no C++ compiler", data=data, accumulate_steps=2, epochs=4)
+
+
+@pytest.mark.compiler
+def test_a_torch_without_the_function_that_compiles(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._inductor.compile_fx", None)
+    assert_as_usual(capsys, "recording it failed: ModuleNotFoundError: import of torch._inductor.compile_fx")
 
 
 def test_a_wrong_batch_is_an_error_as_usual():

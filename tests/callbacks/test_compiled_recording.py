@@ -6,17 +6,10 @@ import pickle
 import pytest
 import torch
 from fit_callbacks import CompiledStep
-from fit_callbacks.compiled import traced
 from fit_callbacks.compiled.batches import flatten
 from fit_core import Callback, Runner
 from followed import Net, adam, assert_follows, batches, train
 from torch import nn
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    monkeypatch.setattr(traced, "_compile", lambda graph, inputs: graph)
-
 
 average = torch.ones((), dtype=torch.float64)
 

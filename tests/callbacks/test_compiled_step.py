@@ -5,17 +5,9 @@ import copy
 import pytest
 import torch
 from fit_callbacks import AdaptiveGradientClipping, CompiledStep, Freeze, GradientClipping, LRScheduler, ModelEma
-from fit_callbacks.compiled import traced
 from fit_core import Callback, Runner
 from torch import nn
 from torch.optim.lr_scheduler import LinearLR
-
-
-@pytest.fixture(autouse=True)
-def interpreted(request, monkeypatch):
-    """Run traced graphs operation by operation, because compiling each takes seconds."""
-    if "compiler" not in request.keywords:
-        monkeypatch.setattr(traced, "_compile", lambda graph, inputs: graph)
 
 
 def accuracy(output, target):

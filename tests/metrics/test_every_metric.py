@@ -50,6 +50,28 @@ METRICS = {
 each_metric = pytest.mark.parametrize("name", METRICS)
 
 
+@each_metric
+def test_a_metric_that_says_so_changes_nothing_but_tensors_in_place(name, monkeypatch):
+    """So a CUDA graph, which repeats the work on tensors alone, counts every batch."""
+    monkeypatch.setattr("fit_metrics.accuracy._is_captured", lambda output: True)
+    make, (output, target) = METRICS[name]
+    metric = make()
+    for _ in range(2):  # The first batches may fix the kind of the task.
+        metric.update(output, target)
+    before = dict(vars(metric))
+    metric.update(output, target)
+    after = vars(metric)
+    same = [
+        after[key] is value or (not isinstance(value, torch.Tensor) and after[key] == value)
+        for key, value in before.items()
+    ]
+    if metric.capturable:
+        assert before.keys() == after.keys()
+        assert all(same)
+    else:  # It keeps its batches.
+        assert isinstance(metric, fm.RankingMetric)
+
+
 # The base classes of metrics. They cannot be created.
 BASES = {fm.SumMetric, fm.ClassScore, fm.ImageMetric, fm.MatrixMetric, fm.RankingMetric}
 HIGHER_IS_BETTER = {

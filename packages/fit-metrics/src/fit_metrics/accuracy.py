@@ -122,7 +122,7 @@ class Accuracy(ClassMetric, SumMetric):
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Count a batch, or keep a copy to count it with others. The class describes the shapes."""
-        if isinstance(output, Tensor) and output.is_cuda and torch.cuda.is_current_stream_capturing():
+        if _is_captured(output):
             self._count(output, target)  # Each replay of the graph counts its batch, and nothing waits.
             return
         kind = _kind(output, target)
@@ -195,6 +195,11 @@ def _kind(output: Any, target: Any) -> tuple[Any, ...] | None:
     if not (isinstance(output, Tensor) and isinstance(target, Tensor)) or output.numel() > SMALL:
         return None
     return output.shape, output.dtype, output.device, target.shape, target.dtype, target.device
+
+
+def _is_captured(output: Any) -> bool:
+    """Return whether a batch becomes part of a CUDA graph."""
+    return isinstance(output, Tensor) and output.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _all_labels(is_right: Tensor, is_counted: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -70,10 +70,9 @@ def _compile(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     """Compile a graph that changes its inputs in place.
 
     ``compile_fx`` is private. It takes a third less time for a small step than the public ``torch.compile``, which
-    checks its inputs at each call. Tried with torch 2.13. The sizes of inputs are compared by CompiledStep.
+    checks its inputs at each call. CompiledStep compares their sizes itself. Tried with torch 2.13. If a later torch
+    does not have it, the step runs as usual.
     """
-    try:
-        from torch._inductor.compile_fx import compile_fx
-    except ImportError:
-        return torch.compile(graph, fullgraph=True, dynamic=False)
+    from torch._inductor.compile_fx import compile_fx  # takes a second
+
     return cast("Callable[..., Any]", compile_fx(graph, inputs, config_patches={"size_asserts": False}))
