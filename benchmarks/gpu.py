@@ -13,14 +13,10 @@ import statistics
 import time
 
 import torch
+from fit_callbacks import CompiledStep
 from fit_core import Callback, Runner
 from torch import nn
 from torch.nn import functional
-
-try:
-    from fit_callbacks import CompiledStep
-except ImportError:
-    CompiledStep = None
 
 BLOCKS = 11
 
@@ -161,17 +157,16 @@ def measure(model, input, dtype, device, batches):
         "runner": timed(runner.fit, device),
         "hand": timed(by_hand(model, optimizer, criterion, dtype, device), device),
     }
-    if CompiledStep is not None:
-        other = copy.deepcopy(model)
-        clock = SecondEpoch(device)
-        captured = Runner(other, optimizer_of(other), criterion, callbacks=[CompiledStep(), clock], **half)
+    other = copy.deepcopy(model)
+    clock = SecondEpoch(device)
+    captured = Runner(other, optimizer_of(other), criterion, callbacks=[CompiledStep(), clock], **half)
 
-        def compiled(loader):
-            with contextlib.redirect_stdout(io.StringIO()):
-                captured.fit(loader, epochs=2)
-            return clock.seconds
+    def compiled(loader):
+        with contextlib.redirect_stdout(io.StringIO()):
+            captured.fit(loader, epochs=2)
+        return clock.seconds
 
-        contestants["compiled"] = compiled
+    contestants["compiled"] = compiled
     rows = []
     for block in range(BLOCKS + 1):
         row = {}

@@ -291,12 +291,3 @@ def test_a_clipping_that_changes(capsys):
     assert "as usual" not in capsys.readouterr().out
     for a, b in zip(ours[0].values(), theirs[0].values(), strict=True):
         torch.testing.assert_close(a, b)
-
-
-def test_the_class_of_the_state_is_as_before():
-    class Look(Callback):
-        def on_batch_end(self, state):
-            assert type(state).__name__ == "RunnerState"
-            assert type(state).__slots__
-
-    train(CompiledStep(), Look())

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,3 +143,22 @@ def test_copies_during_and_after_a_run(capsys):
         capsys.readouterr()
         train(one)
         assert "was compiled" in capsys.readouterr().out
+
+
+def test_a_resumed_process_takes_its_usual_steps_on_cuda_again():
+    """The first calls of a process prepare the libraries of CUDA, which cannot be captured."""
+    saved = {"seen": {"a shape": 2}, "sets_weight": False}
+    for device, seen in (("cuda", {}), ("cpu", {"a shape": 2})):
+        step = CompiledStep()
+        step._state = SimpleNamespace(device=torch.device(device))
+        step.load_state_dict(saved)
+        assert step.state_dict() == {"seen": seen, "sets_weight": False}
+
+
+def test_the_class_of_the_state_is_as_before():
+    class Look(Callback):
+        def on_batch_end(self, state):
+            assert type(state).__name__ == "RunnerState"
+            assert type(state).__slots__
+
+    train(CompiledStep(), Look())
