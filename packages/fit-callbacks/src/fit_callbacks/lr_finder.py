@@ -12,7 +12,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
-from fit_core import Callback, RunnerState, unwrap
+from fit_core import Callback, RunnerState, samplers, unwrap
 from torch import Generator, nn
 
 from .arguments import check_number, check_whole
@@ -176,11 +176,8 @@ def _parts(state: RunnerState) -> list[Any]:
 
 def _random_states(state: RunnerState) -> list[tuple[Callable[[Any], Any], Any]]:
     """Return for each random generator of a run a function that restores it, and its state."""
-    loader, holders = state.train_loader, [state.train_loader]
-    for holder in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
-        while holder is not None:  # a BatchSampler has a sampler inside
-            holders.append(holder)
-            holder = getattr(holder, "sampler", None)
+    loader = state.train_loader
+    holders = (loader, *samplers(loader))
     own = {generator for holder in holders if isinstance(generator := getattr(holder, "generator", None), Generator)}
     states: list[tuple[Callable[[Any], Any], Any]] = [(generator.set_state, generator.get_state()) for generator in own]
     states += [(random.setstate, random.getstate()), (torch.set_rng_state, torch.get_rng_state())]

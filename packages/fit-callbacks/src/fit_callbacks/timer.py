@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any
 
 import torch
-from fit_core import Callback, RunnerState
+from fit_core import Callback, RunnerState, samplers
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -166,7 +166,6 @@ def _collates_a_tensor_dataset(loader: Any) -> bool:
 
 def _order(sampler: Any) -> str:
     """Return the code that makes a sampler like this one, which a sharded loader has inside."""
-    while hasattr(sampler, "sampler"):
-        sampler = sampler.sampler
+    sampler = (sampler, *samplers(sampler))[-1]
     known = type(sampler) in (RandomSampler, SequentialSampler) and getattr(sampler, "generator", None) is None
     return f"{type(sampler).__name__}(dataset)" if known else "loader.sampler"

@@ -3,6 +3,7 @@
 from .callback import HOOKS, Callback
 from .checks import at_least_one
 from .history import History
+from .loaders import samplers
 from .metric import Mean, Metric, metric_name, named_values
 from .models import unwrap
 from .processes import has_process_group, host_group
@@ -22,5 +23,6 @@ __all__ = [
     "host_group",
     "metric_name",
     "named_values",
+    "samplers",
     "unwrap",
 ]

@@ -24,7 +24,11 @@ def length(loader: Iterable[Any], at_most: int | None = None) -> int | None:
 
 
 def samplers(loader: Any) -> list[Any]:
-    """Return the samplers of a loader and those inside of them, such as the RandomSampler of a BatchSampler."""
+    """Return the samplers of a loader, and those inside of them, such as the RandomSampler of a BatchSampler.
+
+    Args:
+        loader: a loader, or a sampler that may have others inside.
+    """
     found: list[Any] = []
     for sampler in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
         while sampler is not None and not any(sampler is other for other in found):

@@ -8,7 +8,7 @@ from itertools import cycle, islice
 from typing import Any, TypeVar
 
 import torch
-from fit_core import has_process_group
+from fit_core import has_process_group, samplers
 from torch import distributed
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, SequentialSampler
 from torch.utils.data import _utils as data_utils
@@ -60,11 +60,18 @@ class ShardSampler(Sampler[Any]):
     @property
     def generator(self) -> torch.Generator | None:
         """The random generator of the inner sampler, which is saved with the place in the data."""
-        return next((found for inner in _chain(self.sampler) if (found := getattr(inner, "generator", None))), None)
+        return next(
+            (
+                found
+                for inner in (self.sampler, *samplers(self.sampler))
+                if (found := getattr(inner, "generator", None))
+            ),
+            None,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Call ``set_epoch`` of the inner samplers that have it."""
-        for inner in _chain(self.sampler):
+        for inner in (self.sampler, *samplers(self.sampler)):
             if hasattr(inner, "set_epoch"):
                 inner.set_epoch(epoch)
 
@@ -160,7 +167,7 @@ def _batches(batches: Any, pad: bool | None) -> BatchSampler:
 
 
 def _sampler(sampler: Any, pad: bool | None, *, drop_last: bool = False) -> ShardSampler:
-    for inner in _chain(sampler):
+    for inner in (sampler, *samplers(sampler)):
         if isinstance(inner, (DistributedSampler, ShardSampler)):
             raise ValueError(
                 f"expected a loader that is not sharded, got one with a {type(inner).__name__}. Use it without shard, "
@@ -169,13 +176,6 @@ def _sampler(sampler: Any, pad: bool | None, *, drop_last: bool = False) -> Shar
     if pad is None:
         pad = not isinstance(getattr(sampler, "sampler", sampler), SequentialSampler)
     return ShardSampler(sampler, pad=pad, drop_last=drop_last)
-
-
-def _chain(sampler: Any) -> Iterator[Any]:
-    """Yield a sampler and those inside of it, such as the RandomSampler of a BatchSampler."""
-    while sampler is not None:
-        yield sampler
-        sampler = getattr(sampler, "sampler", None)
 
 
 class _IterableShard(IterableDataset[Any]):
