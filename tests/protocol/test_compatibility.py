@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 if not (ROOT / "packages").exists():
     pytest.skip("needs the source tree", allow_module_level=True)
 
-RECORDED = "8e68385756ade89e62be283716d0c8946752e189"
+RECORDED = "a82b36b00dddacdb4169d2c02c04adcc2bee8b59"
 """Set this to a newer commit only when the contract changes incompatibly before the first release."""
 
 DEPENDENTS = ("fit-callbacks", "fit-metrics", "fit-distributed")
