@@ -61,11 +61,12 @@ def _reads(state: RunnerState) -> Iterator[list[str]]:
         return object.__getattribute__(self, name)
 
     usual = type(state)
-    state.__class__ = type(usual.__name__, (usual,), {"__slots__": (), "__getattribute__": getattribute})
+    noting = type(usual.__name__, (usual,), {"__slots__": (), "__getattribute__": getattribute})
+    object.__setattr__(state, "__class__", noting)
     try:
         yield read
     finally:
-        state.__class__ = usual
+        object.__setattr__(state, "__class__", usual)
 
 
 @contextmanager
