@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import batch_checks, checks
+from . import batch_checks, exchange_checks
 from .batch import SampleCounter, detached, to_device
 from .callback import HOOKS, Callback
 from .loaders import batches, length, why_empty
@@ -94,8 +94,8 @@ class Run:
         state.rank, state.world_size = rank_and_world_size()
         self._exchanges = has_process_group()
         self.window = Window(state.accumulate_steps, state.world_size if self._exchanges else 1)
-        checks.all_exchange(state.model, state.criterion, state.world_size)
-        checks.metrics_reduce(state.metrics, state.world_size)
+        exchange_checks.gradients_are_averaged(state.model, state.criterion, state.world_size)
+        exchange_checks.metrics_are_summed(state.metrics, state.world_size)
         votes = stream is not None and self._exchanges and state.world_size > 1
         self._vote = Vote(state.callbacks, state.device) if votes else None
         self.gradient_exchange: AbstractContextManager[Any] = _NOTHING
