@@ -162,3 +162,43 @@ def test_the_class_of_the_state_is_as_before():
             assert type(state).__slots__
 
     train(CompiledStep(), Look())
+
+
+class SlicesOfOneStorage(nn.Module):
+    """A model whose two layers have one storage, and whose output is a view."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        whole = torch.randn(12, 6)
+        self.first, self.second = nn.Parameter(whole[:6]), nn.Parameter(whole[6:])
+
+    def double(self):
+        whole = torch.cat([self.first.data, self.second.data]).double()
+        self.first.data, self.second.data = whole[:6], whole[6:]
+        return self
+
+    def forward(self, input):
+        return (input @ self.first @ self.second).t().t()
+
+
+class TargetOfInput(Runner):
+    """A task whose target is a part of the input, which needs a gradient."""
+
+    def forward(self):
+        state = self.state
+        state.target = state.input.detach().view(-1)[: state.input.numel()].view_as(state.input)
+        state.input = state.input.requires_grad_()
+        state.output = state.model(state.input)
+        state.loss = state.criterion(state.output, state.target)
+
+
+@pytest.mark.compiler
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "options",
+    [{"model": SlicesOfOneStorage}, {"runner": TargetOfInput, "criterion": nn.MSELoss}],
+    ids=["storage", "target"],
+)
+def test_the_compiler_gets_views(options, capsys):
+    assert_follows(capsys, **options)

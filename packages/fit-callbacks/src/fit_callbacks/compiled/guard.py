@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch.optim import Optimizer
 from .reach import PLAIN, is_plain, is_same, reach, snapshot
 
 __all__ = ["Guard"]
+
+REQUIRES_GRAD = attrgetter("requires_grad")
 
 
 class Guard:
@@ -25,31 +28,39 @@ class Guard:
         self._parts, self._optimizer, groups = parts, optimizer, optimizer.param_groups
         self._snapshot = snapshot(parts)
         places = list(reach(parts))
-        self._places = [
-            (place.name, place.entries, place.key)
+        self._values = [
+            (place.name, place.entries, place.key, place.value)
             for place in places
             if place.entries is not None and is_plain(place.value)
         ]
         for number, group in enumerate(groups):
-            self._places += [
-                (f"{key} of the optimizer's group {number}", group, key)
+            self._values += [
+                (f"{key} of the optimizer's group {number}", group, key, value)
                 for key, value in group.items()
                 if key not in ("params", "lr", "initial_lr") and is_plain(value)
             ]
-        self._pairs = [(entries, key) for _, entries, key in self._places]
-        self._values = self._read()
+        keys: dict[int, list[Any]] = {}
+        for _, entries, key, _ in self._values:
+            keys.setdefault(id(entries), [entries]).append(key)
+        # All values of a dict are read in one call.
+        self._readers = [(itemgetter(*keys), entries) for entries, *keys in keys.values()]
+        self._read = [read(entries) for read, entries in self._readers]
         tensors = [place.value for place in places if isinstance(place.value, Tensor)]
         parameters = [parameter for group in groups for parameter in group["params"]]
         self._tensors: list[Tensor] = [t for t in parameters + tensors if t.layout is torch.strided]
         modules = [place.value for place in places if isinstance(place.value, nn.Module)]
         modules += [part for part in parts.values() if isinstance(part, nn.Module)]
         self._dicts = [vars(module)[name] for module in modules for name in ("_parameters", "_buffers")]
-        self._needs = [tensor.requires_grad for tensor in self._tensors]
+        self._needs = list(map(REQUIRES_GRAD, self._tensors))
         self._where: list[int] | None = None
 
     def holds(self) -> bool:
         """Return whether no plain value has changed. Fast, for every batch."""
-        return self._read() == self._values and [t.requires_grad for t in self._tensors] == self._needs
+        try:
+            now = [read(entries) for read, entries in self._readers]
+        except KeyError:
+            return False
+        return now == self._read and list(map(REQUIRES_GRAD, self._tensors)) == self._needs
 
     def note_tensors(self) -> None:
         """Note where weights, buffers and the state of the optimizer are, before a graph is recorded."""
@@ -67,13 +78,11 @@ class Guard:
 
     def changed(self) -> str:
         """Return the name of something that has changed."""
-        for (name, _, _), old, new in zip(self._places, self._values, self._read(), strict=True):
-            if old != new:
+        for name, entries, key, old in self._values:
+            new = entries.get(key, PLAIN)
+            if new != old:
                 return f"{name} ({old} -> {new})"
         return "requires_grad of a parameter"
-
-    def _read(self) -> list[Any]:
-        return [entries.get(key, PLAIN) for entries, key in self._pairs]
 
     def _find(self) -> list[int]:
         state: Any = self._optimizer.state
