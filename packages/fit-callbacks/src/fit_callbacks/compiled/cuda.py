@@ -45,13 +45,14 @@ class CudaGraph:
     """
 
     def __init__(self, capture: Capture, inputs: list[Tensor], step: Callable[[list[Tensor]], list[Tensor]]) -> None:
-        self._inputs = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs]
+        own = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs]
+        self._inputs = [tensor.detach() for tensor in own]
         self._graph = torch.cuda.CUDAGraph()
         # Only this thread is asked to stay away from other calls of CUDA: a loader's may pin memory meanwhile.
         options: dict[str, Any] = {"stream": capture.stream, "capture_error_mode": "thread_local"}
         try:
             with torch.cuda.graph(self._graph, pool=capture.pool, **options):
-                self._outputs = step(self._inputs)
+                self._outputs = step(own)
         except Exception:
             with suppress(RuntimeError):  # The device reports the error until it has been waited for.
                 torch.cuda.synchronize()
@@ -60,6 +61,6 @@ class CudaGraph:
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
         """Run the step on other numbers. The outputs are overwritten by the next call."""
         for own, tensor in zip(self._inputs, inputs, strict=True):
-            own.detach().copy_(tensor, non_blocking=True)
+            own.copy_(tensor, non_blocking=True)
         self._graph.replay()
         return self._outputs

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .batches import flatten, unflatten
 from .cuda import Capture, CudaGraph
 from .gradients import Gradients
+from .meter import LossMeter
 from .optimizer import GraphedOptimizer
 from .reach import reach
 from .reasons import others_have
@@ -33,12 +34,14 @@ class Graph:
         results: what it sets in the state, with other tensors in the place of those.
         opens: whether it is for the first batch of an accumulation window.
         closes: whether it is for the last, so that an optimizer step is in it.
+        adds_loss: whether it adds the loss to the mean of the loader.
     """
 
     run: Callable[[list[Tensor]], list[Tensor]]
     results: dict[str, Any]
     opens: bool
     closes: bool
+    adds_loss: bool
 
 
 class Recorder:
@@ -61,6 +64,7 @@ class Recorder:
         self._capture = Capture(state.device) if state.device.type == "cuda" else None
         self._parameters = [parameter for group in optimizer.groups for parameter in group["params"]]
         self._gradients = Gradients(self._parameters) if state.accumulate_steps > 1 else None
+        self._meter = LossMeter(state.device)
         self._was_eager = True
         self._inside: Sequence[Metric] = ()
         if self._capture is not None:
@@ -102,14 +106,17 @@ class Recorder:
         others = [place.value for place in reach(self._parts) if isinstance(place.value, nn.Parameter)]
         gradients = [(parameter, parameter.grad) for parameter in (*self._parameters, *others)]
         results: dict[str, Any] = {}
+        adds_loss = False
 
         def step(own: list[Tensor]) -> list[Tensor]:
+            nonlocal adds_loss
             state.input, state.target = unflatten(batch, iter(own))
             unchanged = {**before, "input": state.input, "target": state.target}
             with self._optimizer.with_tensors():
                 self._step()
             if closes:
                 state.loop.finish_step()
+            adds_loss = self._meter.add(state)
             if self._inside and state.output is not None:
                 state.loop.measure(self._inside)
             if window is not None and opens:
@@ -135,7 +142,7 @@ class Recorder:
             for parameter, gradient in gradients:
                 parameter.grad = gradient
             self._was_eager = True
-        return Graph(run, results, opens, closes)
+        return Graph(run, results, opens, closes, adds_loss)
 
     def can_continue(self) -> bool:
         """Return whether a graph can continue a window, which an eager step may have begun."""
@@ -152,6 +159,8 @@ class Recorder:
         self._optimizer.copy_rates()
         if self._was_eager:
             self._show_gradients(graph)
+        if graph.adds_loss:
+            self._meter.show(state)
         outputs = graph.run(tensors)
         if self._copies:
             outputs = [output.clone() for output in outputs]

@@ -153,7 +153,7 @@ class CompiledStep(Callback):
         state = self._state
         self._tensors: list[Tensor] = []
         try:
-            form = flatten((state.input, state.target), self._tensors)
+            form: Any = state.batch_size, flatten((state.input, state.target), self._tensors)
         except TypeError as error:
             self._give_up(f"a batch contains a {error}")
             return None
