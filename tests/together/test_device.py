@@ -145,3 +145,7 @@ def test_channels_last_stays_so():
         runner.fit([(images, torch.zeros(2, dtype=torch.long))] * 2)
     assert seen == [True, True]
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_no_test_but_those_marked_gpu_sees_an_accelerator():
+    assert not torch.cuda.is_available()

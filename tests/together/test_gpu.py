@@ -20,7 +20,7 @@ from torch import nn
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator"),
+    pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator: hatch test -m gpu"),
 ]
 
 

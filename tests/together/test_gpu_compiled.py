@@ -9,7 +9,10 @@ from fit_core import Callback, Runner
 from fit_metrics import AUROC, F1, Accuracy
 from torch import nn
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: hatch test -m gpu"),
+]
 
 OPTIMIZERS = {
     "sgd": lambda weights: torch.optim.SGD(weights, 0.05, momentum=0.9, fused=True),
