@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,8 +89,7 @@ def test_one_file_runs_where_the_processes_are_there_already(tmp_path, kind):
             {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "1234567", "SLURM_STEP_ID": "1"},
             {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "25576"},
         ),
-        # a shell of srun --pty with 4 tasks, and the interactive step of salloc
-        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0", "SLURM_PTY_PORT": "1"}, {}),
+        # the interactive step of salloc
         ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": str(2**32 - 6)}, {}),
         ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, {}),
         ({"PMI_RANK": "1", "PMI_SIZE": "4"}, {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}),  # on several hosts
@@ -117,6 +117,59 @@ def test_the_first_host_of_a_slurm_list(hosts, first):
     from fit_distributed.environment import _first_host
 
     assert _first_host(hosts) == first
+
+
+TASK = """
+import os, subprocess, sys
+with open("/proc/self/comm", "w") as file:
+    file.write("slurmstepd")
+sys.exit(subprocess.run(sys.argv[1:], start_new_session=True, stdin=subprocess.DEVNULL).returncode)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="SLURM's processes are found in /proc")
+@pytest.mark.parametrize(
+    ("command", "task", "size"),
+    [
+        ('exec "$0" size.py', "0", "4"),  # srun --pty python train.py
+        ('"$0" size.py; true', "0", "4"),  # the same in a script
+        ('set -m; "$0" size.py; true', "0", "1"),  # typed in a shell of srun --pty: job control is what such a shell has
+        ('set -m; sh -c "$0 size.py; true"; true', "0", "1"),  # a script, typed there
+        ('set -m; "$0" size.py; true', "1", "4"),  # another task, which does not have the terminal
+    ],
+)
+def test_a_shell_of_srun_pty_is_not_taken_for_a_worker(tmp_path, command, task, size):
+    (tmp_path / "size.py").write_text("from fit_distributed import world_size\nprint(world_size())")
+    variables = {"SLURM_PROCID": task, "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0", "SLURM_PTY_PORT": "1"}
+    process = start(tmp_path, TASK, "bash", "-c", command, sys.executable, **variables)
+    out, err = process.communicate()
+    assert (process.returncode, out.strip()) == (0, size), err
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_processes_that_do_not_meet_say_where_they_waited(tmp_path, rank):
+    code = "from fit_distributed import launch\nlaunch(print, timeout=2)"
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port()}
+    process = start(tmp_path, code, RANK=rank, WORLD_SIZE="2", **address)
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.rstrip().splitlines()[-1] == (
+        f"ConnectionError: expected 2 processes to meet at localhost:{address['MASTER_PORT']}, got a timeout on rank "
+        f"{rank} after 2 s. Check that all were started. If a host does not reach that address, set MASTER_ADDR and "
+        "MASTER_PORT to one that all reach"
+    )
+
+
+def test_a_port_that_is_in_use_is_named(tmp_path):
+    code = "from fit_distributed import launch\nlaunch(print, timeout=60)"
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
+        where = str(taken.getsockname()[1])
+        process = start(tmp_path, code, RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=where)
+        _, err = process.communicate()
+    assert err.rstrip().splitlines()[-1] == (
+        f"ConnectionError: expected a free port for the 2 processes to meet, got localhost:{where}, which is in use. "
+        "Set MASTER_PORT to another one, the same for every process"
+    )
 
 
 NODE = """

@@ -95,12 +95,22 @@ def _is_interactive(step: int) -> bool:
     """Return whether this step of SLURM is interactive, a shell or a notebook, so that its tasks are independent."""
     if step >= 2**32 - 16 or _in_notebook():  # SLURM's own steps have the last numbers.
         return True
-    if "SLURM_PTY_PORT" not in os.environ:
-        return False
-    try:  # srun --pty python train.py, rather than a shell in which it was typed.
-        return Path(f"/proc/{os.getppid()}/comm").read_text().strip() != "slurmstepd"
+    # With --pty only the first task has the terminal.
+    return "SLURM_PTY_PORT" in os.environ and os.environ["SLURM_PROCID"] == "0" and not _belongs_to_task()
+
+
+def _belongs_to_task() -> bool:
+    """Return whether srun has started this process, itself or in a script, rather than a person in a shell there.
+
+    A shell gives each command that is typed a process group of its own. A script leaves its commands in that of the
+    task, whose leader is a child of slurmstepd.
+    """
+    leader = os.getsid(0)
+    try:
+        parent = Path(f"/proc/{leader}/stat").read_text().rpartition(")")[2].split()[1]
+        return os.getpgrp() == leader and Path(f"/proc/{parent}/comm").read_text().strip() == "slurmstepd"
     except OSError:
-        return True
+        return False
 
 
 def _in_notebook() -> bool:

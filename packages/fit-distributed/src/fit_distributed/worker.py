@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # missing in its __all__
+from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # missing in its __all__
 
 from .environment import device, launcher_variables, local_rank, rank, world_size
 from .pickling import dump_value, load_value
@@ -83,7 +83,7 @@ def call_in_group(
             f"expected MASTER_ADDR and MASTER_PORT, where the {world_size()} processes meet. Set them to the first "
             "host and a free port on it: mpirun -x MASTER_ADDR=host0 -x MASTER_PORT=29500 ..."
         )
-    _join(backend, timeout)
+    _meet(backend, timeout)
     values = record(call)(fn, args, kwargs)
     _leave()
     return values or []
@@ -102,6 +102,24 @@ def _mark_running() -> Iterator[None]:
         yield
     finally:
         _running = False
+
+
+def _meet(backend: str | None, timeout: float) -> None:
+    """Join the group of a launcher, which may have started too few processes, or at an address that they do not share."""
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        _join(backend, timeout)
+    except (DistNetworkError, DistStoreError) as error:
+        if "EADDRINUSE" in str(error):
+            raise ConnectionError(
+                f"expected a free port for the {world_size()} processes to meet, got {place}, which is in use. Set "
+                "MASTER_PORT to another one, the same for every process"
+            ) from error
+        raise ConnectionError(
+            f"expected {world_size()} processes to meet at {place}, got a timeout on rank {rank()} after {timeout:g} s. "
+            "Check that all were started. If a host does not reach that address, set MASTER_ADDR and MASTER_PORT to "
+            "one that all reach"
+        ) from error
 
 
 def _join(backend: str | None, timeout: float) -> None:
