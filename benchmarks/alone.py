@@ -1,4 +1,4 @@
-"""Measure one program in this process and print JSON: ``python benchmarks/alone.py NAME WORK EPOCHS``."""
+"""Measure one program in this process and print JSON: `python benchmarks/alone.py NAME WORK EPOCHS`."""
 
 import importlib
 import itertools

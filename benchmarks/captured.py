@@ -1,4 +1,4 @@
-"""Compare CompiledStep with a hand-written loop on a CUDA GPU: ``python benchmarks/captured.py``.
+"""Compare CompiledStep with a hand-written loop on a CUDA GPU: `python benchmarks/captured.py`.
 
 A small MLP, where the host is the limit, with and without what runs in a step (metrics, clipping, average, bf16, fp16,
 accumulation), against the same step captured by hand and against JAX. Then a residual network and a transformer in

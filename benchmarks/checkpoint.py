@@ -1,7 +1,7 @@
-"""Measure the time of a checkpoint of 200 MB, as a multiple of ``torch.save`` and ``fsync`` of the same content.
+"""Measure the time of a checkpoint of 200 MB, as a multiple of `torch.save` and `fsync` of the same content.
 
 Both are measured in turn, in one run; the table gives the median of the ratios within a round, and their range. For
-``background=True`` it is the time that training waits, as a multiple of the copy that has to be made.
+`background=True` it is the time that training waits, as a multiple of the copy that has to be made.
 """
 
 import argparse

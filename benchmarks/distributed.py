@@ -1,6 +1,6 @@
 """Compare the Runner with a hand-written loop over DistributedDataParallel on one and two processes.
 
-``python benchmarks/distributed.py`` prints samples per second of both, and the ratio: 1.00 is equally fast. They
+`python benchmarks/distributed.py` prints samples per second of both, and the ratio: 1.00 is equally fast. They
 take turns, the first round is not counted, and of the others the fastest counts. On accelerators it runs on those.
 """
 

@@ -1,8 +1,8 @@
-"""Compare the Runner, also with CompiledStep, with a hand-written loop: ``python benchmarks/gpu.py``.
+"""Compare the Runner, also with CompiledStep, with a hand-written loop: `python benchmarks/gpu.py`.
 
 Three models (a small MLP, where the host is the limit; a residual network; a transformer) in fp32, bf16 and fp16. All
 train in turn, in blocks of equal length with a wait for the device at the end of each; the ratio is the median over the
-blocks. ``--device cpu`` tries the code where there is no accelerator, on small shapes.
+blocks. `--device cpu` tries the code where there is no accelerator, on small shapes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ BLOCKS = 11
 
 
 class Bottleneck(nn.Module):
-    """A block of :class:`Residual`."""
+    """A block of `Residual`."""
 
     def __init__(self, width, out, stride):
         super().__init__()
@@ -39,7 +39,7 @@ class Bottleneck(nn.Module):
 
 
 class Residual(nn.Module):
-    """Stages of bottleneck blocks, as in ResNet-50: ``widths`` and numbers of blocks of each stage."""
+    """Stages of bottleneck blocks, as in ResNet-50: `widths` and numbers of blocks of each stage."""
 
     def __init__(self, widths, blocks):
         super().__init__()

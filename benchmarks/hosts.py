@@ -1,9 +1,9 @@
 """Train on two hosts, break one of them or the link between them, and compare the end with an undisturbed run.
 
-``sudo hatch run hosts``. The hosts are two network namespaces of this machine (Linux, root, iproute2), each with an
+`sudo hatch run hosts`. The hosts are two network namespaces of this machine (Linux, root, iproute2), each with an
 address and a host name of its own, on a bridge in a third one. Both read and write one folder of checkpoints. Each
 fault strikes in the middle of a run. The run then has to end with the same bits, or, after a link that stays down, with
-an error on both hosts soon after ``timeout``. All namespaces are removed at the end.
+an error on both hosts soon after `timeout`. All namespaces are removed at the end.
 """
 
 from __future__ import annotations

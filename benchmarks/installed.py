@@ -21,7 +21,7 @@ def packages_of(name):
 
 
 def versions(name):
-    """Return the versions of the packages that were asked for: ``jax 0.10.2, optax 0.2.8``."""
+    """Return the versions of the packages that were asked for: `jax 0.10.2, optax 0.2.8`."""
     found = {package.name.lower(): package.version for package in packages_of(name)}
     return ", ".join(f"{package} {found[package]}" for package in PEERS[name].packages if package in found)
 

@@ -9,7 +9,7 @@ from works import Block, Mean
 
 
 def apply(module, weights, x, name=""):
-    """Return the output of a torch module, computed by JAX with ``weights`` by their names in its state."""
+    """Return the output of a torch module, computed by JAX with `weights` by their names in its state."""
     import jax
     from jax import numpy as jnp
 

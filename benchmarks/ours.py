@@ -1,4 +1,4 @@
-"""Train with hand-written loops and with the Runner. Each calls ``mark()`` after an epoch."""
+"""Train with hand-written loops and with the Runner. Each calls `mark()` after an epoch."""
 
 import copy
 import dataclasses
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 
 class Mark(Callback):
-    """Calls ``mark`` after each epoch."""
+    """Calls `mark` after each epoch."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -43,7 +43,7 @@ def lean(work, epochs, mark, folder):
 
 
 def compiled_model(work, epochs, mark, folder):
-    """The plain loop with ``torch.compile(model)``."""
+    """The plain loop with `torch.compile(model)`."""
     plain(dataclasses.replace(work, model=torch.compile(work.model)), epochs, mark, folder)
 
 
@@ -140,7 +140,7 @@ def full(work, epochs, mark, folder):
 
 
 def by_hand(feature):
-    """The plain loop with a feature: ``feature(work, folder)`` gives what to call after, and before, each step."""
+    """The plain loop with a feature: `feature(work, folder)` gives what to call after, and before, each step."""
 
     def run(work, epochs, mark, folder):
         model, optimizer, criterion = work.model, work.make_optimizer(), work.criterion

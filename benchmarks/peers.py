@@ -1,6 +1,6 @@
 """Other libraries, each at the leanest setting that its documentation has: no bar, log, checkpoint or metric.
 
-Each trains a work for some epochs and calls ``mark()`` after each, in an environment of its own.
+Each trains a work for some epochs and calls `mark()` after each, in an environment of its own.
 """
 
 from collections.abc import Callable

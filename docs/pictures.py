@@ -1,6 +1,6 @@
 """Makes the pictures of the README: trains the demo in a terminal of its own, and photographs TensorBoard.
 
-Run it with ``hatch run pictures``. Needs Chromium on the PATH for TensorBoard; without one, only the terminal is drawn.
+Run it with `hatch run pictures`. Needs Chromium on the PATH for TensorBoard; without one, only the terminal is drawn.
 """
 
 import fcntl
@@ -110,7 +110,7 @@ def tensorboard(folder: Path, path: Path) -> None:
 
 
 def wait_for(address: str, content: bytes) -> None:
-    """Ask until the answer holds ``content``."""
+    """Ask until the answer holds `content`."""
     for _ in range(300):
         try:
             with urllib.request.urlopen(address) as answer:

@@ -9,9 +9,9 @@ import ast
 import re
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
+from typing import Any
 
 import griffe
-from docstrings import Docstrings, to_markdown
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File, Files, InclusionLevel
@@ -23,9 +23,34 @@ LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([^)\s#]+)")
 ALWAYS = ("packages/*/README.md", "examples/README.md", "docs/template/*.*", "docs/template/**/*.py")
 NOT_FOUND = re.compile("tests/|docs/template/|packages/.*/src/")
 """The search does not find these files: tests have the words of every page, and the reference shows the sources."""
+CODE = re.compile(
+    r"<(?:pre|a)\b.*?</(?:pre|a)>|<h\d(?: id=\"(?P<anchor>[^\"]*)\")?.*?</h\d>"
+    r"|<code>(?P<name>[A-Za-z]\w*)(?P<rest>(?:\.\w+)*)(?P<call>\(.*?\))?</code>",
+    re.DOTALL,
+)
+"""Inline code that may be a public name, and the parts of a page where it stays as it is."""
 log = get_plugin_logger("site")
 shown: dict[str, str] = {}
 """The file of the repository behind each page."""
+public = {
+    name: package
+    for page in (ROOT / "docs" / "reference").glob("*.md")
+    for package, name in re.findall(r"^::: ([\w.]+)\.(\w+)$", page.read_text(), re.MULTILINE)
+}
+"""The package of each public name."""
+
+
+class Unhide(griffe.Extension):
+    """Show functions that are named like their module, such as `fit_distributed.launch`."""
+
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """Replace such a module by the function in it."""
+        for alias in [member for member in pkg.members.values() if member.is_alias]:
+            alias.resolve_target()
+        for name in pkg.exports or ():
+            module = pkg.members[name]
+            if module.is_module:
+                pkg.members[name] = griffe.Alias(name, module.members[name], parent=pkg)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -61,12 +86,33 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(lead, markdown)
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Link the names of the packages to the reference, once per section."""
+    if page.file.src_uri.startswith("migrating/"):  # Other libraries have the same names.
+        return html
+    linked: set[str] = set()
+
+    def link(code: re.Match[str]) -> str:
+        if code[0].startswith("<h"):
+            linked.clear()
+            linked.add(code["anchor"] or "")
+        # `device` may be anything, but `device()` is a function.
+        package = public.get(code["name"] or "") if code["call"] or code[0][6:7].isupper() else None
+        identifier = f"{package}.{code['name']}{code['rest']}"
+        if package is None or identifier in linked:
+            return code[0]
+        linked.add(identifier)
+        return f'<autoref identifier="{identifier}" optional>{code[0]}</autoref>'
+
+    return CODE.sub(link, html)
+
+
 def on_post_build(config: MkDocsConfig) -> None:
     """Warn of public names that the reference leaves out, and of those without a docstring."""
     with open(Path(config.site_dir, "objects.inv"), "rb") as file:
         known = Inventory.parse_sphinx(file)
     for package in sorted(ROOT.glob("packages/*/src/*")):
-        module = griffe.load(package.name, search_paths=[package.parent], extensions=griffe.Extensions(Docstrings()))
+        module = griffe.load(package.name, search_paths=[package.parent], extensions=griffe.Extensions(Unhide()))
         for name in module.exports:
             if f"{module.name}.{name}" not in known:
                 log.warning(f"{module.name}.{name} is public and stands on no page of docs/reference")
@@ -106,7 +152,7 @@ def content(path: str) -> str:
     docstring, code = "", text
     if path.endswith(".py") and text.startswith('"""'):
         module = ast.parse(text)
-        docstring = to_markdown(ast.get_docstring(module) or "")
+        docstring = ast.get_docstring(module) or ""
         code = "".join(text.splitlines(keepends=True)[module.body[0].end_lineno :])
     language = {".py": "python", ".toml": "toml"}.get(Path(path).suffix, "text")
     return f'# {Path(path).name}\n\n{docstring}\n\n`````{language} title="{path}"\n{code.strip()}\n`````\n'

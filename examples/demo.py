@@ -32,7 +32,7 @@ class Residual(nn.Sequential):
 
 
 def network(name: str) -> nn.Module:
-    """Return one of the paper's networks, from signals ``(N, 40)`` to scores ``(N, 10)``."""
+    """Return one of the paper's networks, from signals `(N, 40)` to scores `(N, 10)`."""
     if name == "linear":
         return nn.Linear(40, 10)
     if name == "mlp":

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Digits(Dataset):
-    """Provide images ``(1, 8, 8)`` and their classes. With ``augment``, shift each image at random by up to a pixel."""
+    """Provide images `(1, 8, 8)` and their classes. With `augment`, shift each image at random by up to a pixel."""
 
     def __init__(self, part: slice, augment: bool = False) -> None:
         digits = load_digits()

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 def new_body() -> nn.Module:
-    """Return a network from signals ``(N, 1, 40)`` to features ``(N, 125)``."""
+    """Return a network from signals `(N, 1, 40)` to features `(N, 125)`."""
     layers: list[nn.Module] = []
     for channels, kernel in ((1, 5), (25, 3), (25, 3)):
         layers += [nn.Conv1d(channels, 25, kernel, stride=2, padding=1), nn.ReLU()]
@@ -26,7 +26,7 @@ def new_body() -> nn.Module:
 
 
 def fit(body: nn.Module, dataset: TensorDataset, epochs: int, freeze: int = 0, factor: float = 1) -> Runner:
-    """Train the body with a new head. It is frozen for ``freeze`` epochs, then trains at ``factor`` times the rate."""
+    """Train the body with a new head. It is frozen for `freeze` epochs, then trains at `factor` times the rate."""
     model = nn.Sequential(body, nn.Linear(125, 5))
     optimizer = torch.optim.Adam([{"params": model[1].parameters()}, {"params": body.parameters()}])
     phases = [Phase(0, freeze, lr=1e-2)] if freeze else []

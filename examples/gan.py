@@ -1,12 +1,12 @@
 """Train a GAN to draw points from a ring of eight Gaussians: a step with two optimizers.
 
-``_make_step`` is the only method to override. The loop, metrics, callbacks and checkpoints stay as they are. So do
-mixed precision, accumulation and gradient clipping, since the step calls ``self.autocast``, ``self.backward`` and
-``self.optimizer_step``.
+`_make_step` is the only method to override. The loop, metrics, callbacks and checkpoints stay as they are. So do
+mixed precision, accumulation and gradient clipping, since the step calls `self.autocast`, `self.backward` and
+`self.optimizer_step`.
 
 Seeded. After 3000 steps on a CPU, 96.2% of 8000 drawn points lie within three standard deviations of a Gaussian (98.9%
 of the data do), and each of the eight gets between 947 and 1058 points. It is 96.3% in bfloat16, 96.5% in float16, and
-92.7% with ``--accumulate 2``, where half of the generator's gradient comes from a discriminator one step older.
+92.7% with `--accumulate 2`, where half of the generator's gradient comes from a discriminator one step older.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Both:
 
 
 class GanRunner(Runner):
-    """Train on batches of points ``(N, 2)``. Evaluate and predict on batches of noise ``(N, 8)``."""
+    """Train on batches of points `(N, 2)`. Evaluate and predict on batches of noise `(N, 8)`."""
 
     def _make_step(self) -> None:
         state = self.state

@@ -1,6 +1,6 @@
 """Train on a stream of lines, an IterableDataset. Stop mid-epoch, and resume with the same weights, bit for bit.
 
-A stream does not have a length, so ``steps_per_epoch`` says how many batches make an epoch. The stream continues from
+A stream does not have a length, so `steps_per_epoch` says how many batches make an epoch. The stream continues from
 epoch to epoch and starts over at its end. A resumed run starts the pass again from the same random state and drops the
 batches that were used, so it reads at most one pass again. The shuffle buffer draws from its own generator, seeded at
 the start of the pass. The global generator would not do: dropout draws from it too, but not for dropped batches.

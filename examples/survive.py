@@ -1,4 +1,4 @@
-"""Train on two processes and kill one of them again and again. ``launch`` restarts them, and the weights are the same.
+"""Train on two processes and kill one of them again and again. `launch` restarts them, and the weights are the same.
 
 A separate process sends SIGKILL to a worker at random moments. After each kill, both workers are restarted and resume
 from the last checkpoint.

@@ -1,8 +1,8 @@
 """Use metrics of torchmetrics in a Runner, and compare their values with scikit-learn.
 
-They work without a wrapper. A value is logged under the name of the class, or under ``name`` if it is set. They sum
+They work without a wrapper. A value is logged under the name of the class, or under `name` if it is set. They sum
 over processes and resume like our own metrics. A value that is a tensor, such as a confusion matrix, is not logged:
-call ``compute`` of the metric. Seeded. After 10 epochs on a CPU both libraries compute 0.8751 (balanced accuracy) and
+call `compute` of the metric. Seeded. After 10 epochs on a CPU both libraries compute 0.8751 (balanced accuracy) and
 0.8624 (Matthews correlation) on the last 360 of scikit-learn's handwritten digits.
 """
 

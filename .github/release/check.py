@@ -12,7 +12,7 @@ SURFACE = "tests/protocol/surface.txt"
 
 
 def check(package: Package, tag: str, *, merged: bool = False) -> None:
-    """Refuse a release that contradicts itself. With ``merged``, its commit must also be on main or NAME-N.x."""
+    """Refuse a release that contradicts itself. With `merged`, its commit must also be on main or NAME-N.x."""
     name, version, core = package.name, package.version, package.core
     check_clean(package)
     if tag != package.tag:

@@ -32,7 +32,7 @@ def run(*command: str | Path, cwd: Path, show: bool = True, **more: str) -> str:
 
 
 class Package:
-    """One of the packages, as it is in the tree under ``root``."""
+    """One of the packages, as it is in the tree under `root`."""
 
     def __init__(self, root: Path, name: str) -> None:
         self.root, self.name, self.module = root, name, name.replace("-", "_")

@@ -15,7 +15,7 @@ PYTHON = Path(sys.executable)
 
 
 def build(package: Package, dist: Path) -> None:
-    """Build sources and wheel into ``dist``, and inspect them."""
+    """Build sources and wheel into `dist`, and inspect them."""
     print("Build the files once. These are tested, and these are published.")
     run(PYTHON, "-m", "hatchling", "build", "--clean", "-d", dist, cwd=package.folder)
     print("Inspect them. The registry must accept the metadata, and the wheel must contain the package alone.")
@@ -41,7 +41,7 @@ def build_from(package: Package, commit: str, scratch: Path) -> tuple[Package, P
 
 
 class Environment:
-    """A fresh virtual environment in ``folder``. The variable FIT_TORCH says which torch it gets."""
+    """A fresh virtual environment in `folder`. The variable FIT_TORCH says which torch it gets."""
 
     def __init__(self, folder: Path, python: str | Path = PYTHON) -> None:
         self.folder = folder
@@ -62,7 +62,7 @@ class Environment:
         self.run("readme.py")
 
     def test(self, package: Package, commit: str, *, quick: bool) -> None:
-        """Run the package's own tests, as they are at a commit. With ``quick``, run only those of the protocol."""
+        """Run the package's own tests, as they are at a commit. With `quick`, run only those of the protocol."""
         short, protocol = package.name.removeprefix("fit-"), "tests/protocol"
         conform = [f"{protocol}/test_stranger.py", f"{protocol}/test_{short}_conform.py"]
         tests = [*([] if quick else [f"tests/{short}"]), *(conform if package.core else [protocol])]
@@ -71,7 +71,7 @@ class Environment:
 
 
 def try_wheel(package: Package, dist: Path, *, core: str, quick: bool, python: str | Path = PYTHON) -> None:
-    """Test the wheel in ``dist`` on the ``lowest`` or ``highest`` fit-core, and a new fit-core with its dependents."""
+    """Test the wheel in `dist` on the `lowest` or `highest` fit-core, and a new fit-core with its dependents."""
     tools = tomllib.loads((package.root / "hatch.toml").read_text())["envs"]["hatch-test"]["dependencies"]
     (wheel,), needs = dist.glob("*.whl"), []
     with tempfile.TemporaryDirectory() as temporary:

@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def interpreted(request, monkeypatch):
-    """Replace the compiler, except in tests marked with ``compiler``."""
+    """Replace the compiler, except in tests marked with `compiler`."""
     if "compiler" not in request.keywords:
         monkeypatch.setattr("fit_callbacks.compiled.traced._compile", interpret)
 

@@ -1,4 +1,4 @@
-"""What the tests of crashes run in a process of its own, which may be killed: ``python crash.py SCENARIO FOLDER``.
+"""What the tests of crashes run in a process of its own, which may be killed: `python crash.py SCENARIO FOLDER`.
 
 A scenario forks, which takes milliseconds where a new process would import torch for seconds. It is safe because there
 is one thread.
@@ -33,7 +33,7 @@ warnings.simplefilter("ignore")
 
 
 def fork(function):
-    """Start a process that runs ``function``; its number."""
+    """Start a process that runs `function`; its number."""
     sys.stdout.flush()
     child = os.fork()
     if child:

@@ -1,4 +1,4 @@
-"""What the tests of signals to a whole process group run: ``python group.py FOLDER CONTEXT``, as in crash.py."""
+"""What the tests of signals to a whole process group run: `python group.py FOLDER CONTEXT`, as in crash.py."""
 
 import atexit
 import contextlib

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 
 class Tracker:
-    """A tracking service. ``runs`` is by id what has arrived: a list of (step, values), and the statuses."""
+    """A tracking service. `runs` is by id what has arrived: a list of (step, values), and the statuses."""
 
     def __init__(self):
         self.runs, self.params, self.current = {}, [], None

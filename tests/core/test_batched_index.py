@@ -1,4 +1,4 @@
-"""A BatchSampler as sampler with ``batch_size=None``: the dataset is indexed once per batch, by a list."""
+"""A BatchSampler as sampler with `batch_size=None`: the dataset is indexed once per batch, by a list."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A callback may make the step in place of ``make_step``, and the loop takes note of it."""
+"""A callback may make the step in place of `make_step`, and the loop takes note of it."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """Stand-ins for the clients of trackers. They have only the names that the recipes use, and note what arrives.
 
-``runs`` of each is a dict by id of a :class:`Run`.
+`runs` of each is a dict by id of a `Run`.
 """
 
 from importlib.machinery import ModuleSpec
@@ -34,7 +34,7 @@ class Client(ModuleType):
 
 
 class Wandb(Client):
-    """Refuses, like wandb, the functions it had before ``init``."""
+    """Refuses, like wandb, the functions it had before `init`."""
 
     def __init__(self):
         super().__init__("wandb")

@@ -1,6 +1,6 @@
 """Every Python block in a README or in docs/ runs; those of one file share their names, in order.
 
-A block after the comment ``<!-- needs optuna -->`` runs where the package is installed.
+A block after the comment `<!-- needs optuna -->` runs where the package is installed.
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
 """Run both sides of the pages in docs/migrating, and compare their weights and results.
 
-``hatch run migrating:test`` installs the other libraries. Without one of them, its tests are skipped.
+`hatch run migrating:test` installs the other libraries. Without one of them, its tests are skipped.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ def run(code, names=None):
 
 
 def both(page):
-    """Run ours and theirs after a shared beginning, up to what both of them call ``results``."""
+    """Run ours and theirs after a shared beginning, up to what both of them call `results`."""
     shared, ours = blocks(page, "python")[:2]
     return run([shared, ours]), run([shared, blocks(page, "py")[0]])
 

@@ -1,4 +1,4 @@
-"""The site's search finds the right page first. ``hatch run docs:test`` builds the site and asks its search in node."""
+"""The site's search finds the right page first. `hatch run docs:test` builds the site and asks its search in node."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The recipes of docs/loggers.md with the real clients, offline: ``hatch run trackers:test``.
+"""The recipes of docs/loggers.md with the real clients, offline: `hatch run trackers:test`.
 
 Each run is a process of its own. What arrived is read back from the files that the client has written.
 """

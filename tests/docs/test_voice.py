@@ -1,4 +1,4 @@
-"""Our texts are plain English: forms that read as a translation do not come back."""
+"""Our texts are plain English in Markdown: forms that read as a translation, or are reStructuredText, stay out."""
 
 import ast
 import io
@@ -25,8 +25,7 @@ FORMS = {
 """A form, and what to write in its place."""
 
 
-def tracked():
-    names = ["*.md", "packages/*.py", "examples/*.py", "benchmarks/*.py", "docs/*.py"]
+def tracked(*names):
     listed = subprocess.run(["git", "ls-files", *names], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [ROOT / name for name in listed.split()]
 
@@ -41,7 +40,7 @@ def prose(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
             for number, line in enumerate(node.value.splitlines(), node.lineno):
-                yield number, re.sub(r"``[^`]*``", "``code``", line)
+                yield number, re.sub(r"`[^`]*`", "`code`", line)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
@@ -51,8 +50,34 @@ def prose(path):
 def test_a_form_that_reads_as_a_translation_is_not_used(form, better):
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
-        for path in tracked()
+        for path in tracked("*.md", "packages/*.py", "examples/*.py", "benchmarks/*.py", "docs/*.py")
         for number, line in prose(path)
         if re.search(form, line)
     ]
     assert not found, f"write {better!r} instead:\n" + "\n".join(found)
+
+
+RST = {
+    r"(?<!`)``(?!`)": "`code`",
+    r":[a-z]+:`": "`Name`, which the site links",
+    r"(?<!:)::$": "a fenced block",
+    r"^ *Example:$": "Examples:",
+    r"^ *\w+(?:Error|Exit), \w+:": "a line for each exception that names its condition",
+    r"^ *Returns:\n.*: ": "a sentence without a colon, which would end the type",
+}
+"""A form that neither `help` nor the site shows well, and what to write in its place."""
+
+
+@pytest.mark.parametrize(("form", "better"), RST.items())
+def test_docstrings_are_markdown(form, better):
+    found = []
+    for path in tracked("*.py"):
+        module = ast.parse(path.read_text())
+        for node in ast.walk(module):
+            if (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            ):
+                found += [f"{path}:{node.lineno}" for _ in re.findall(form, node.value.value, re.MULTILINE)]
+    assert not found, f"write {better} instead:\n" + "\n".join(found)

@@ -221,7 +221,7 @@ def test_inference_mode_and_then_training(name):
 
 
 class Seen(Callback):
-    """Keeps what ``compute`` returns at the end of a loader."""
+    """Keeps what `compute` returns at the end of a loader."""
 
     def on_loader_end(self, state):
         self.values = [metric.compute() for metric in state.metrics]

@@ -1,6 +1,6 @@
 """Write down what fit-core promises: every public name, signature, hook and state field.
 
-Run ``python tests/protocol/surface.py > tests/protocol/surface.txt`` after a change that is meant. The change then
+Run `python tests/protocol/surface.py > tests/protocol/surface.txt` after a change that is meant. The change then
 needs an entry under Protocol in the changelog, and a new version of fit-core.
 """
 

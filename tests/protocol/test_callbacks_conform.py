@@ -20,7 +20,7 @@ def one_cycle(optimizer, steps):
 
 
 def images(seed, size=()):
-    """Return batches of images with one class each, or one per pixel if ``size`` is that of an image."""
+    """Return batches of images with one class each, or one per pixel if `size` is that of an image."""
     generator = torch.Generator().manual_seed(seed)
     return [
         (torch.rand(n, 1, 6, 6, generator=generator), torch.randint(3, (n, *size), generator=generator))

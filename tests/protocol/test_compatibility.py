@@ -1,6 +1,6 @@
 """Released dependents run on today's fit-core, and today's dependents on the oldest fit-core that they allow.
 
-A release is a tag such as ``fit-core-v1.2.0``. Until a package has a tag, the commit RECORDED stands for its last
+A release is a tag such as `fit-core-v1.2.0`. Until a package has a tag, the commit RECORDED stands for its last
 release. The older wheels are built from there, and the older tests are taken from there.
 """
 
@@ -169,7 +169,7 @@ def promised():
 
 
 def used(folder):
-    """Return what the files in a folder import from fit_core, and what they read from a ``state: RunnerState``."""
+    """Return what the files in a folder import from fit_core, and what they read from a `state: RunnerState`."""
     names, fields = set(), set()
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""What the tests of sharded checkpoints run in processes of their own: ``python sharded_crash.py SCENARIO FOLDER``.
+"""What the tests of sharded checkpoints run in processes of their own: `python sharded_crash.py SCENARIO FOLDER`.
 
 A scenario forks, as in tests/callbacks/crash.py, which takes milliseconds where a new process would import torch.
 """
@@ -33,7 +33,7 @@ warnings.simplefilter("ignore")
 
 
 def start(folder, world, function, attempt):
-    """Start processes of a gloo group that run ``function(folder)``. Return their numbers."""
+    """Start processes of a gloo group that run `function(folder)`. Return their numbers."""
     return [_fork(partial(_process, folder, rank, world, function, attempt)) for rank in range(world)]
 
 

@@ -21,7 +21,7 @@ def score(output, target):
 
 
 def fit(milestones, epochs=3, **options):
-    """Train so that ``train/score`` is 1, 2, 3, ..., and ``val/score`` too."""
+    """Train so that `train/score` is 1, 2, 3, ..., and `val/score` too."""
     torch.manual_seed(0)
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 1.0)

@@ -14,8 +14,8 @@ class CalibrationError:
     Samples are sorted into bins by their confidence, which is the largest probability. The error is the mean over
     samples of the distance between the mean confidence and the accuracy of their bin.
 
-    A metric has no base class. It needs ``reset``, ``update`` and ``compute``, and the rest is optional. This one keeps
-    three sums per bin and divides in ``compute``. The sums of two batches, or of two processes, can be added. Their
+    A metric has no base class. It needs `reset`, `update` and `compute`, and the rest is optional. This one keeps
+    three sums per bin and divides in `compute`. The sums of two batches, or of two processes, can be added. Their
     errors cannot: the mean of the errors of two batches is not the error of both together.
 
     Args:
@@ -23,9 +23,9 @@ class CalibrationError:
         name: the name in the logs.
 
     Raises:
-        ValueError: ``bins`` is below 1.
+        ValueError: `bins` is below 1.
 
-    Example:
+    Examples:
         >>> metric = CalibrationError()
         >>> metric.update(torch.tensor([[0.0, 9.0], [9.0, 0.0]]), torch.tensor([1, 1]))  # sure twice, right once
         >>> round(float(metric.compute()), 2)
@@ -42,7 +42,7 @@ class CalibrationError:
         self._sums = torch.zeros(3, bins, dtype=torch.float64)  # samples, their confidence, how many were right
 
     def to(self, device: torch.device | str) -> CalibrationError:
-        """Move to ``device``. The Runner calls it when a run starts."""
+        """Move to `device`. The Runner calls it when a run starts."""
         device = torch.device(device)
         # Apple's MPS does not have float64.
         self._sums = self._sums.to(device, torch.float32 if device.type == "mps" else torch.float64)
@@ -53,11 +53,11 @@ class CalibrationError:
         self._sums.zero_()
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Add one batch. Nothing here waits for the device: no ``item()``, no ``if`` that reads a tensor.
+        """Add one batch. Nothing here waits for the device: no `item()`, no `if` that reads a tensor.
 
         Args:
-            output: ``(N, C)``, logits.
-            target: ``(N,)``, classes.
+            output: `(N, C)`, logits.
+            target: `(N,)`, classes.
         """
         confidence, predicted = output.detach().to(self._sums.dtype).softmax(1).max(1)
         bin = (confidence * self.bins).long().clamp(max=self.bins - 1)
@@ -66,7 +66,7 @@ class CalibrationError:
         self._sums += rows @ is_in_bin.to(rows.dtype)
 
     def compute(self) -> Tensor:
-        """Return the error over all batches since :meth:`reset`, a 0-dim tensor. Without samples it is nan."""
+        """Return the error over all batches since `reset`, a 0-dim tensor. Without samples it is nan."""
         samples, confidence, right = self._sums
         error: Tensor = (confidence - right).abs().sum() / samples.sum()
         return error
@@ -74,7 +74,7 @@ class CalibrationError:
     def all_reduce(self) -> None:
         """Add the sums of all processes.
 
-        The Runner calls it once, on every process, before :meth:`compute`. A process without samples takes part too.
+        The Runner calls it once, on every process, before `compute`. A process without samples takes part too.
         """
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self._sums)
@@ -84,7 +84,7 @@ class CalibrationError:
         return {"sums": self._sums.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Restore the sums that :meth:`state_dict` returned, on any device.
+        """Restore the sums that `state_dict` returned, on any device.
 
         Raises:
             ValueError: the state has another number of bins.

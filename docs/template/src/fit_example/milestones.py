@@ -11,7 +11,7 @@ __all__ = ["Milestones"]
 
 
 class Milestones(Callback):
-    """Print when a result first reaches each of some values, and log as ``milestones`` how many it has reached.
+    """Print when a result first reaches each of some values, and log as `milestones` how many it has reached.
 
     Epochs without validation are skipped if the result comes from validation. Prints on rank 0 only.
 
@@ -25,7 +25,7 @@ class Milestones(Callback):
     Raises:
         ValueError: at the end of an epoch, if there is no result with this name.
 
-    Example:
+    Examples:
         >>> Runner(model, optimizer, criterion, [accuracy], [Milestones("val/accuracy", [0.8, 0.9])])
     """
 
@@ -35,14 +35,14 @@ class Milestones(Callback):
         self.reached: dict[float, int] = {}
 
     def on_begin(self, state: RunnerState) -> None:
-        """Start from scratch. In a resumed run, :meth:`load_state_dict` is called after this."""
+        """Start from scratch. In a resumed run, `load_state_dict` is called after this."""
         self.reached = {}
 
     def on_epoch_end(self, state: RunnerState) -> None:
         """Compare the result with the values.
 
-        The results in ``state.logs`` are those of all processes and the same on each, so every process decides alike.
-        What a callback counts itself differs. Sum it with ``torch.distributed.all_reduce``, called on every rank.
+        The results in `state.logs` are those of all processes and the same on each, so every process decides alike.
+        What a callback counts itself differs. Sum it with `torch.distributed.all_reduce`, called on every rank.
         """
         if self.monitor not in state.logs:
             if self.monitor.startswith("val/") and "val/loss" not in state.logs:
@@ -61,5 +61,5 @@ class Milestones(Callback):
         return {"reached": dict(self.reached)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.reached = dict(state_dict["reached"])

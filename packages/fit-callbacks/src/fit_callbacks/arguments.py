@@ -16,7 +16,7 @@ def check_number(name: str, value: Any, interval: str) -> None:
     Args:
         name: the name of the argument, for the message.
         value: its value.
-        interval: such as ``"[0, 1)"`` for 0 or more and below 1, or ``"(0, inf)"`` for above 0.
+        interval: such as `"[0, 1)"` for 0 or more and below 1, or `"(0, inf)"` for above 0.
 
     Raises:
         TypeError: it is not a number.
@@ -38,7 +38,7 @@ def check_number(name: str, value: Any, interval: str) -> None:
 
 
 def check_whole(name: str, value: Any, at_least: int) -> None:
-    """Check that a number is an int, and not below ``at_least``.
+    """Check that a number is an int, and not below `at_least`.
 
     Raises:
         TypeError: it is not an int.

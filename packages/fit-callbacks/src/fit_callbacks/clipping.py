@@ -15,21 +15,21 @@ __all__ = ["AdaptiveGradientClipping", "GradientClipping"]
 
 
 class GradientClipping(Callback):
-    """Clip gradients by norm, with torch's ``clip_grad_norm_``, or by value.
+    """Clip gradients by norm, with torch's `clip_grad_norm_`, or by value.
 
     Gradients are complete (of the whole accumulation window and all processes) and unscaled (fp16) when they are
-    clipped. The mean norm before clipping is logged as ``grad_norm``. It stays on the device and is read once per
+    clipped. The mean norm before clipping is logged as `grad_norm`. It stays on the device and is read once per
     epoch.
 
     Args:
         max_norm: the largest norm of all gradients together, above 0. None does not clip by norm.
         value: the largest absolute value of an entry, above 0. None does not clip by value.
-        norm_type: the order p of the norm. ``inf`` means the largest absolute value.
+        norm_type: the order p of the norm. `inf` means the largest absolute value.
 
     Raises:
-        ValueError: neither or both of ``max_norm`` and ``value`` are passed, or one is not above 0.
+        ValueError: neither or both of `max_norm` and `value` are passed, or one is not above 0.
 
-    Example:
+    Examples:
         >>> GradientClipping(1.0)
         >>> GradientClipping(value=0.5)
     """
@@ -92,17 +92,20 @@ class GradientClipping(Callback):
 class AdaptiveGradientClipping(Callback):
     """Clip the gradient of each unit to a share of the norm of its weights (Brock et al. 2021, arXiv:2102.06171).
 
-    The gradient ``g`` of a unit (a row of a weight matrix, a filter of a convolution, a whole bias or gain) becomes
-    ``g * clip * max(|w|, eps) / |g|`` if ``|g| / max(|w|, eps)`` exceeds ``clip``. Norms are Euclidean.
+    The gradient `g` of a unit (a row of a weight matrix, a filter of a convolution, a whole bias or gain) becomes
+    `g * clip * max(|w|, eps) / |g|` if `|g| / max(|w|, eps)` exceeds `clip`. Norms are Euclidean.
 
     Args:
         clip: the share, above 0. The paper uses 0.01 for batches of 4096, more for smaller ones.
         eps: the smallest norm of weights to divide by, so that weights that start at zero can change.
         exclude: names of parameters that are not clipped, or the start of their names. The paper excludes the last
-            linear layer (``exclude=["fc."]``).
+            linear layer (`exclude=["fc."]`).
 
     Raises:
-        ValueError: ``clip`` or ``eps`` is not above 0, or ``exclude`` does not match any parameter.
+        ValueError: `clip` or `eps` is not above 0, or `exclude` does not match any parameter.
+
+    Examples:
+        >>> AdaptiveGradientClipping(0.01, exclude=["fc."])
     """
 
     capturable = True
@@ -143,6 +146,6 @@ def _stepped(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 
 def _unit_norm(values: Tensor) -> Tensor:
-    """Return the norm of each unit, in a shape that broadcasts with ``values``."""
+    """Return the norm of each unit, in a shape that broadcasts with `values`."""
     norm: Tensor = torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())) or None, keepdim=values.dim() > 1)
     return norm

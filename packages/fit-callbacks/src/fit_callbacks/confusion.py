@@ -21,25 +21,25 @@ __all__ = ["ConfusionMatrix"]
 class ConfusionMatrix(Callback):
     """Add the confusion matrix of each validation to TensorBoard as a picture. A metric of the Runner counts it.
 
-    Needs matplotlib (``pip install fit-callbacks[plot]``).
+    Needs matplotlib (`pip install fit-callbacks[plot]`).
 
     Args:
         board: the TensorBoard callback of the run.
         classes: the names of the classes in their order. None shows numbers.
-        metric: the name of the metric whose ``compute`` returns the matrix ``(C, C)``: rows are the true classes,
-            columns the predicted ones, entries counts or shares. ``ConfusionMatrix`` of fit-metrics has this name, and
-            torchmetrics has ``MulticlassConfusionMatrix``.
+        metric: the name of the metric whose `compute` returns the matrix `(C, C)`: rows are the true classes,
+            columns the predicted ones, entries counts or shares. `ConfusionMatrix` of fit-metrics has this name, and
+            torchmetrics has `MulticlassConfusionMatrix`.
 
     Attributes:
-        matrix: the matrix ``(C, C)`` of the last validation, on the CPU. None before it.
+        matrix: the matrix `(C, C)` of the last validation, on the CPU. None before it.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed (before the first step).
-        TypeError: ``board`` or ``classes`` is something else.
+        TypeError: `board` or `classes` is something else.
         ValueError: the Runner does not have the metric (before the first step). If the matrix has another size than
-            ``classes``, a warning says so.
+            `classes`, a warning says so.
 
-    Example:
+    Examples:
         >>> board = TensorBoard("runs/a")
         >>> metrics = [fit_metrics.ConfusionMatrix(2)]
         >>> callbacks = [board, ConfusionMatrix(board, ["cat", "dog"])]

@@ -19,13 +19,13 @@ __all__ = ["ConsoleLogger"]
 class ConsoleLogger(Callback):
     """Show a bar for each loader and print a row of a table after each epoch.
 
-    ::
+    ```text
+           ------- train --------  -------- val ---------
+    epoch    loss   Acc@1   Acc@5    loss   Acc@1   Acc@5      lr    time    left
+     1/15   1.055  0.5825  0.9425  0.4724  0.8400  0.9980    0.02    1.1s     16s *
+    ```
 
-               ------- train --------  -------- val ---------
-        epoch    loss   Acc@1   Acc@5    loss   Acc@1   Acc@5      lr    time    left
-         1/15   1.055  0.5825  0.9425  0.4724  0.8400  0.9980    0.02    1.1s     16s *
-
-    The star marks the best loss so far, of validation if the run validates. ``left`` is the time until the end of the
+    The star marks the best loss so far, of validation if the run validates. `left` is the time until the end of the
     run, at the speed of its epochs so far. The table fits the terminal: numbers get shorter and the last columns are
     left out. If the results are too many for a row, each epoch gets a few lines of names and values.
 
@@ -33,10 +33,13 @@ class ConsoleLogger(Callback):
     control characters. A notebook gets a table and the curve of the loss (with matplotlib), updated in place. Values
     are read from the device only when the bar is redrawn. Prints on rank 0 only.
 
-    Shows what is in ``state.logs`` with a ``/`` in its name, such as ``val/loss``.
+    Shows what is in `state.logs` with a `/` in its name, such as `val/loss`.
 
     Args:
         interval: seconds between two redraws of the bar, above 0.
+
+    Examples:
+        >>> Runner(model, optimizer, criterion, metrics, callbacks=[ConsoleLogger()]).fit(loader, epochs=15)
     """
 
     def __init__(self, interval: float = 0.25) -> None:

@@ -15,20 +15,20 @@ KINDS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, 
 class ScheduledDropout(Callback):
     """Change the probability of the model's dropout layers linearly from epoch to epoch.
 
-    It is ``start`` in the first epoch and ``end`` from epoch ``epochs`` on. Increasing it reduces overfitting in late
+    It is `start` in the first epoch and `end` from epoch `epochs` on. Increasing it reduces overfitting in late
     epochs (Morerio et al. 2017, Curriculum Dropout). Decreasing it helps small models that underfit at first (Liu et
     al. 2023, Dropout Reduces Underfitting). It depends only on the epoch, so a resumed run continues the schedule.
 
     Args:
         start: the probability of the first epoch, 0..1.
-        end: the probability from epoch ``epochs`` on.
-        epochs: the number of epochs from ``start`` to ``end``, 1 or more. None means the whole run.
+        end: the probability from epoch `epochs` on.
+        epochs: the number of epochs from `start` to `end`, 1 or more. None means the whole run.
         names: the names of the layers in the model, or the start of their names. By default all dropout layers.
 
     Raises:
         ValueError: an argument is out of range, or the names do not match any dropout layer.
 
-    Example:
+    Examples:
         >>> ScheduledDropout(0.0, 0.3, epochs=20)
     """
 

@@ -22,25 +22,25 @@ __all__ = ["EarlyStopping"]
     verbose="It prints one line when it stops",
 )
 class EarlyStopping(Callback):
-    """Stop the run when the monitored value has not improved for ``patience`` epochs, and print a line.
+    """Stop the run when the monitored value has not improved for `patience` epochs, and print a line.
 
-    Every process takes the decision of rank 0. Epochs without validation (``validate_every``) do not count. Nan and
+    Every process takes the decision of rank 0. Epochs without validation (`validate_every`) do not count. Nan and
     infinity are never an improvement.
 
     Args:
-        monitor: a key of the logs, such as ``val/Acc@1``. ``loss`` is ``val/loss``, or ``train/loss`` without
+        monitor: a key of the logs, such as `val/Acc@1`. `loss` is `val/loss`, or `train/loss` without
             validation.
-        mode: ``min`` if lower is better, ``max`` if higher is. ``auto`` takes ``min`` for a loss, and asks a metric's
-            ``higher_is_better``.
+        mode: `min` if lower is better, `max` if higher is. `auto` takes `min` for a loss, and asks a metric's
+            `higher_is_better`.
         patience: epochs without an improvement after which to stop, 1 or more.
         min_delta: by how much a value must be better to count, 0 or more.
 
     Raises:
-        TypeError: ``monitor`` is not a string, or ``patience`` is not a whole number.
+        TypeError: `monitor` is not a string, or `patience` is not a whole number.
         ValueError: an argument is out of range. Before the first step: the run does not have this value, or it is
             unknown which way is better.
 
-    Example:
+    Examples:
         >>> EarlyStopping("val/Acc@1", patience=5)
     """
 
@@ -85,7 +85,7 @@ class EarlyStopping(Callback):
         return {"monitor": self.monitor.state_dict(), "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the count. A run that was stopped stays stopped, unless ``patience`` has grown."""
+        """Restore the count. A run that was stopped stays stopped, unless `patience` has grown."""
         if self.monitor.load_state_dict(state_dict["monitor"]):
             self.waited = state_dict["waited"]
             self._state.should_stop = self._state.should_stop or self.waited >= self.patience

@@ -21,19 +21,19 @@ class ModelEma(Callback):
     """Keep an exponential moving average of the weights, and evaluate it instead of the trained model.
 
     The average starts as the weights at the start of each run. After each optimizer step it becomes
-    ``decay * average + (1 - decay) * weights``. Buffers, such as the statistics of batch norm, are copied as they are.
-    Validation, ``evaluate`` and ``predict`` see the average. If the weights of the model are changed after the run,
-    ``evaluate`` and ``predict`` use the model itself, and warn. A checkpoint contains both: the trained model as
-    ``["model"]`` and the average as ``["callbacks"]["ModelEma"]["model"]``. It works at any place in the list of
+    `decay * average + (1 - decay) * weights`. Buffers, such as the statistics of batch norm, are copied as they are.
+    Validation, `evaluate` and `predict` see the average. If the weights of the model are changed after the run,
+    `evaluate` and `predict` use the model itself, and warn. A checkpoint contains both: the trained model as
+    `["model"]` and the average as `["callbacks"]["ModelEma"]["model"]`. It works at any place in the list of
     callbacks.
 
-    A model that ``fully_shard`` has split cannot be copied. Each process keeps its part of the average, and puts it
+    A model that `fully_shard` has split cannot be copied. Each process keeps its part of the average, and puts it
     into the model during each forward pass of an evaluation.
 
     Args:
-        decay: in 0..1, 1 excluded. Closer to 1 means a longer memory (about ``1 / (1 - decay)`` steps).
-        warmup: start with a short memory: the decay of step t is ``min(decay, (1 + t) / (10 + t))``, as in TensorFlow's
-            ExponentialMovingAverage with ``num_updates``.
+        decay: in 0..1, 1 excluded. Closer to 1 means a longer memory (about `1 / (1 - decay)` steps).
+        warmup: start with a short memory: the decay of step t is `min(decay, (1 + t) / (10 + t))`, as in TensorFlow's
+            ExponentialMovingAverage with `num_updates`.
 
     Attributes:
         model: the averaged module. None before the first run.
@@ -42,7 +42,7 @@ class ModelEma(Callback):
         TypeError: the decay is a model.
         ValueError: the decay is out of range. Before the first step: the model is lazy and does not have weights yet.
 
-    Example:
+    Examples:
         >>> ema = ModelEma(0.999)
         >>> Runner(model, optimizer, criterion, callbacks=[ema]).fit(loader, val_loader=val_loader)
         >>> torch.save(ema.model.state_dict(), "averaged.pt")

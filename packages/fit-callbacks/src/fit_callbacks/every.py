@@ -20,5 +20,5 @@ def check_every(name: str, every: int | None) -> None:
 
 
 def is_due(state: RunnerState, every: int | None) -> bool:
-    """Return whether the last training batch completed a step whose number is a multiple of ``every``."""
+    """Return whether the last training batch completed a step whose number is a multiple of `every`."""
     return every is not None and state.is_train and state.is_optimizer_step and state.global_step % every == 0

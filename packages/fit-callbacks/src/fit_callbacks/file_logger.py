@@ -18,20 +18,20 @@ __all__ = ["FileLogger"]
 
 
 class FileLogger(Callback):
-    """Write one row per epoch to a file: ``.jsonl`` for JSON lines, ``.csv`` for a table with a header.
+    """Write one row per epoch to a file: `.jsonl` for JSON lines, `.csv` for a table with a header.
 
-    The rows are those of ``state.history``. The whole file is replaced after each epoch. So it is complete at any
+    The rows are those of `state.history`. The whole file is replaced after each epoch. So it is complete at any
     moment, a column may appear late (validation every second epoch), and a resumed run has neither missing nor repeated
-    rows. A file of an earlier run is renamed to ``name-previous-1.csv``. If the file cannot be
+    rows. A file of an earlier run is renamed to `name-previous-1.csv`. If the file cannot be
     written, a warning says so, training continues, and a later epoch writes the missing rows. Writes on rank 0 only.
 
     Args:
-        path: the path of the file, ending in ``.jsonl`` or ``.csv``. Folders are created. For both, use two of these.
+        path: the path of the file, ending in `.jsonl` or `.csv`. Folders are created. For both, use two of these.
 
     Raises:
         ValueError: the path ends in something else.
 
-    Example:
+    Examples:
         >>> FileLogger("runs/a/log.csv")
     """
 

@@ -19,18 +19,18 @@ class Freeze(Callback):
     do not change and dropout is off. Pass all parameters that will train to the optimizer. It does not step those
     without a gradient. Parameters that required grad before the run do so again after it.
 
-    With DistributedDataParallel, wrap the model before it is frozen, with ``find_unused_parameters=True``.
+    With DistributedDataParallel, wrap the model before it is frozen, with `find_unused_parameters=True`.
 
     Args:
-        names: the names of the parameters in the model, or the start of their names, such as ``["backbone."]``.
+        names: the names of the parameters in the model, or the start of their names, such as `["backbone."]`.
         until: the number of epochs to freeze it. By default the whole run.
 
     Raises:
-        TypeError: ``until`` is not a whole number.
-        ValueError: ``until`` is below 1, the names do not match any parameter, or the optimizer lacks a parameter that
+        TypeError: `until` is not a whole number.
+        ValueError: `until` is below 1, the names do not match any parameter, or the optimizer lacks a parameter that
             will train.
 
-    Example:
+    Examples:
         >>> Freeze(["backbone."], until=3)
         >>> Freeze("embedding")
     """

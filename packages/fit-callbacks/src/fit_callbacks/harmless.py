@@ -15,7 +15,7 @@ class Harmless:
     Args:
         name: the name of the callback.
 
-    Example:
+    Examples:
         >>> with self.harmless("could not write log.csv"):
         ...     write()
     """
@@ -33,8 +33,8 @@ class Harmless:
         """Warn about an error inside, once.
 
         Args:
-            what: the failure, such as ``could not write log.csv``.
-            then: the consequence for the user, such as ``but the tracker misses values``.
+            what: the failure, such as `could not write log.csv`.
+            then: the consequence for the user, such as `but the tracker misses values`.
         """
         try:
             yield

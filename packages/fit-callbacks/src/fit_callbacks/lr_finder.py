@@ -28,9 +28,9 @@ __all__ = ["LRFinder"]
 class LRFinder(Callback):
     """Train with a learning rate that grows each step, and suggest one (Smith 2017, arXiv:1506.01186).
 
-    The rate grows exponentially from ``min_lr`` to ``max_lr``. The run ends there, or where the loss has exploded. Then
+    The rate grows exponentially from `min_lr` to `max_lr`. The run ends there, or where the loss has exploded. Then
     model, criterion, optimizer, scaler and random generators, also those of the training loader, are restored exactly,
-    and ``suggestion`` is the rate at which the smoothed loss fell fastest. Use a separate Runner without other
+    and `suggestion` is the rate at which the smoothed loss fell fastest. Use a separate Runner without other
     callbacks, and remove it for the real training.
 
     Args:
@@ -48,7 +48,7 @@ class LRFinder(Callback):
     Raises:
         ValueError: an argument is out of range, or the run has less than 10 steps.
 
-    Example:
+    Examples:
         >>> finder = LRFinder()
         >>> Runner(model, optimizer, criterion, callbacks=[finder]).fit(loader, steps_per_epoch=100)
         >>> finder.plot("lr.png")

@@ -17,23 +17,23 @@ Box = tuple[slice, slice]
 
 
 class Mixup(Callback):
-    """Replace training batches by ``lam * batch + (1 - lam) * shuffled batch`` (Zhang et al. 2018, arXiv:1710.09412).
+    """Replace training batches by `lam * batch + (1 - lam) * shuffled batch` (Zhang et al. 2018, arXiv:1710.09412).
 
-    ``lam`` is drawn from Beta(alpha, alpha) for each batch. Targets are mixed the same way, so the criterion has to
+    `lam` is drawn from Beta(alpha, alpha) for each batch. Targets are mixed the same way, so the criterion has to
     accept soft targets, as CrossEntropyLoss and BCEWithLogitsLoss do. Accuracy uses the class with the larger share.
-    Validation is not changed. With both Mixup and Cutmix at ``p=0.5``, some batches get both.
+    Validation is not changed. With both Mixup and Cutmix at `p=0.5`, some batches get both.
 
     Args:
-        num_classes: converts class indices ``(N,)`` to soft targets ``(N, num_classes)``. Not needed if targets are
-            floating already: one-hot ``(N, C)``, or for a single logit ``(N,)``, ``(N, 1)``.
+        num_classes: converts class indices `(N,)` to soft targets `(N, num_classes)`. Not needed if targets are
+            floating already: one-hot `(N, C)`, or for a single logit `(N,)`, `(N, 1)`.
         alpha: the parameter of the Beta distribution, above 0. The paper uses 0.1 to 0.4 on ImageNet, 1 on CIFAR.
         p: the share of batches that are mixed, in 0..1.
 
     Raises:
-        ValueError: ``alpha`` or ``p`` is out of range, or targets are class indices and ``num_classes`` is missing.
+        ValueError: `alpha` or `p` is out of range, or targets are class indices and `num_classes` is missing.
         TypeError: input or target is not a tensor.
 
-    Example:
+    Examples:
         >>> Mixup(num_classes=10, alpha=0.2)
     """
 
@@ -59,21 +59,21 @@ class Mixup(Callback):
 class Cutmix(Callback):
     """Paste a box of another image into each image of a training batch (Yun et al. 2019, arXiv:1905.04899).
 
-    The box covers a share ``1 - lam`` of the image, with ``lam`` drawn from Beta(alpha, alpha) for each batch. The part
-    outside the image is cut off, and targets are mixed by the actual shares. Otherwise it works as :class:`Mixup`.
-    Images are ``(N, C, H, W)``.
+    The box covers a share `1 - lam` of the image, with `lam` drawn from Beta(alpha, alpha) for each batch. The part
+    outside the image is cut off, and targets are mixed by the actual shares. Otherwise it works as `Mixup`.
+    Images are `(N, C, H, W)`.
 
     Args:
-        num_classes: as for Mixup.
+        num_classes: converts class indices to soft targets, as for `Mixup`.
         alpha: the parameter of the Beta distribution, above 0. The paper uses 1.
         p: the share of batches that are mixed, in 0..1.
 
     Raises:
-        ValueError: ``alpha`` or ``p`` is out of range, targets are class indices and ``num_classes`` is missing, or the
+        ValueError: `alpha` or `p` is out of range, targets are class indices and `num_classes` is missing, or the
             input is not a batch of images.
         TypeError: input or target is not a tensor.
 
-    Example:
+    Examples:
         >>> Cutmix(num_classes=10, p=0.5)
     """
 
@@ -105,11 +105,14 @@ class SegmCutmix(Callback):
         p: the share of batches that are mixed, in 0..1.
 
     Shapes:
-        input ``(N, C, H, W)``. The target is ``(N, H, W)`` or ``(N, K, H, W)``.
+        input `(N, C, H, W)`. The target is `(N, H, W)` or `(N, K, H, W)`.
 
     Raises:
-        ValueError: ``alpha`` or ``p`` is out of range, or input and target are not images of the same height and width.
+        ValueError: `alpha` or `p` is out of range, or input and target are not images of the same height and width.
         TypeError: input or target is not a tensor.
+
+    Examples:
+        >>> SegmCutmix(p=0.5)
     """
 
     def __init__(self, alpha: float = 1.0, *, p: float = 1.0) -> None:

@@ -19,10 +19,10 @@ class Monitor:
     """Watch a result for a callback.
 
     Args:
-        name: a key of ``state.logs``, such as ``val/Acc@1``. ``loss`` is short for ``val/loss`` in a run that
-            validates, and for ``train/loss`` in one that does not.
-        mode: ``min`` if lower is better, ``max`` if higher is. ``auto`` takes ``min`` for a loss, and asks a metric's
-            ``higher_is_better``.
+        name: a key of `state.logs`, such as `val/Acc@1`. `loss` is short for `val/loss` in a run that
+            validates, and for `train/loss` in one that does not.
+        mode: `min` if lower is better, `max` if higher is. `auto` takes `min` for a loss, and asks a metric's
+            `higher_is_better`.
         min_delta: by how much a value must be better to count, 0 or more.
 
     Attributes:
@@ -31,7 +31,7 @@ class Monitor:
 
     Raises:
         TypeError: the name is not a string.
-        ValueError: the mode or ``min_delta`` is invalid.
+        ValueError: the mode or `min_delta` is invalid.
     """
 
     def __init__(self, name: str, mode: str = "auto", min_delta: float = 0.0) -> None:
@@ -68,7 +68,7 @@ class Monitor:
         self.best = Best(self._direction(state), self.best.min_delta)
 
     def value(self, state: RunnerState) -> float | None:
-        """Return this epoch's value, or None in an epoch that was not validated (``validate_every``).
+        """Return this epoch's value, or None in an epoch that was not validated (`validate_every`).
 
         Raises:
             ValueError: the result does not exist. The message lists the results that do.
@@ -134,11 +134,11 @@ class Best:
     """Keep the best value so far. A value that is nan or infinite is never better.
 
     Args:
-        mode: ``min`` if lower is better, ``max`` if higher is.
+        mode: `min` if lower is better, `max` if higher is.
         min_delta: by how much a value must be better to count, 0 or more.
 
     Raises:
-        ValueError: ``min_delta`` is negative.
+        ValueError: `min_delta` is negative.
     """
 
     def __init__(self, mode: str, min_delta: float = 0.0) -> None:
@@ -148,7 +148,7 @@ class Best:
         self.value: float | None = None
 
     def update(self, value: float) -> bool:
-        """Return whether ``value`` is better than the best, and keep it then."""
+        """Return whether `value` is better than the best, and keep it then."""
         if not math.isfinite(value):
             return False
         if self.value is not None and self.sign * (self.value - value) <= self.min_delta:

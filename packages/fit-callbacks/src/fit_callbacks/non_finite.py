@@ -19,11 +19,14 @@ class StopOnNonFinite(Callback):
     So the weights are those before the bad batch, and every process stops at the same batch. Buffers, such as the
     statistics of batch norm, may be infinite, as masks are. In fp16 gradients may be infinite too, since the scaler
     skips such a step. The price is that the loss is read once per batch, which makes the host wait for an accelerator,
-    and the norm of the gradients is computed once per step. A step of your own has to set ``state.loss`` before its
+    and the norm of the gradients is computed once per step. A step of your own has to set `state.loss` before its
     backward pass. If it sets it later, nothing is checked.
 
     Raises:
         FloatingPointError: something is not finite. The message names it, epoch and batch.
+
+    Examples:
+        >>> Runner(model, optimizer, criterion, callbacks=[StopOnNonFinite()]).fit(loader)
     """
 
     def __init__(self) -> None:

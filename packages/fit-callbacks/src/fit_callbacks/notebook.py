@@ -53,7 +53,7 @@ class Notebook:
         self._forget()
 
     def begin_loader(self, state: RunnerState) -> None:
-        """Wait an interval before the progress of ``evaluate`` and ``predict`` is shown."""
+        """Wait an interval before the progress of `evaluate` and `predict` is shown."""
         if not self._is_fit:
             self._due = time.monotonic() + self._interval
 
@@ -63,7 +63,7 @@ class Notebook:
             self._show(state, self._progress(state))
 
     def end_loader(self, state: RunnerState) -> None:
-        """Remove the progress of ``evaluate`` and ``predict``."""
+        """Remove the progress of `evaluate` and `predict`."""
         if not self._is_fit and self._handle is not None:
             self._show(state)
             self._handle = None

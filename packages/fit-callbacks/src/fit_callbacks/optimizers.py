@@ -26,7 +26,7 @@ class Optimizers(torch.optim.Optimizer):
         TypeError: one is not an optimizer.
         ValueError: there is none, or two have a parameter in common.
 
-    Example:
+    Examples:
         >>> matrices = [p for p in model.body.parameters() if p.ndim == 2]
         >>> others = [p for p in model.parameters() if all(p is not m for m in matrices)]
         >>> optimizer = Optimizers(torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(others, lr=3e-4))

@@ -20,9 +20,9 @@ class BatchOverfit(Callback):
         batches: how many batches to keep, 1 or more.
 
     Raises:
-        ValueError: ``batches`` is below 1.
+        ValueError: `batches` is below 1.
 
-    Example:
+    Examples:
         >>> Runner(model, optimizer, criterion, callbacks=[BatchOverfit()]).fit(loader, epochs=20)
     """
 

@@ -12,7 +12,7 @@ __all__ = ["local_folder", "local_path"]
 
 
 def local_path(name: str, value: Any) -> Path:
-    """Return a path of this machine, with ``~`` expanded.
+    """Return a path of this machine, with `~` expanded.
 
     Args:
         name: what to call the argument in the message.
@@ -43,7 +43,7 @@ def local_path(name: str, value: Any) -> Path:
 
 
 def local_folder(name: str, value: Any) -> Path:
-    """Return a path of this machine that is a folder, or can become one. See :func:`local_path`."""
+    """Return a path of this machine that is a folder, or can become one. See `local_path`."""
     path = local_path(name, value)
     if path.exists():
         _check_folder(name, str(value), path)

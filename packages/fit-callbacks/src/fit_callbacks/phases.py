@@ -31,9 +31,12 @@ class Phase:
         start: the epoch at which the phase starts, counted from 0. It may be inside an epoch (0.5).
         end: the epoch before which the phase ends.
         lr: the learning rates of the first and the last step, or one number for all steps.
-        mode: the curve between them. ``linear``, ``cos`` for half a cosine (Loshchilov and Hutter 2017, SGDR), or
-            ``poly`` for ``(1 - fraction) ** power`` (Chen et al. 2017, DeepLab).
-        power: the power of ``poly``.
+        mode: the curve between them. `linear`, `cos` for half a cosine (Loshchilov and Hutter 2017, SGDR), or
+            `poly` for `(1 - fraction) ** power` (Chen et al. 2017, DeepLab).
+        power: the power of `poly`.
+
+    Examples:
+        >>> Phase(0, 2, lr=(0, 0.1))  # linear warmup over two epochs
     """
 
     start: float
@@ -74,9 +77,9 @@ class PhasesScheduler(Callback):
     Raises:
         ValueError: phases leave a gap, overlap, or end before the run. The number of factors is not that of the groups.
             All of several groups have a learning rate of 0, so that their ratios are unknown. The training loader does
-            not have a len, and ``steps_per_epoch`` was not passed.
+            not have a len, and `steps_per_epoch` was not passed.
 
-    Example:
+    Examples:
         >>> PhasesScheduler([Phase(0, 2, lr=(0, 0.1)), Phase(2, 30, lr=(0.1, 0), mode="cos")])
     """
 

@@ -17,11 +17,11 @@ __all__ = ["draw", "plot_history"]
 def plot_history(history: Sequence[Mapping[str, float]] | Runner, path: str | PathLike[str] | None = None) -> Figure:
     """Draw the results of a run: a panel for the loss and one for each metric, training next to validation.
 
-    Needs matplotlib (``pip install fit-callbacks[plot]``). A notebook shows the figure if it is the last value of a
+    Needs matplotlib (`pip install fit-callbacks[plot]`). A notebook shows the figure if it is the last value of a
     cell.
 
     Args:
-        history: what ``Runner.fit`` returned, or the Runner.
+        history: what `Runner.fit` returned, or the Runner.
         path: where to save the picture. Its ending selects the format. Folders are made.
 
     Returns:
@@ -30,7 +30,7 @@ def plot_history(history: Sequence[Mapping[str, float]] | Runner, path: str | Pa
     Raises:
         ValueError: the history is empty.
 
-    Example:
+    Examples:
         >>> history = runner.fit(train_loader, epochs=5, val_loader=val_loader)
         >>> plot_history(history, "runs/a/curves.png")
     """
@@ -45,7 +45,7 @@ def plot_history(history: Sequence[Mapping[str, float]] | Runner, path: str | Pa
 
 
 def draw(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> Figure:
-    """Draw a panel for each name, with a curve for ``train/name`` and one for ``val/name``."""
+    """Draw a panel for each name, with a curve for `train/name` and one for `val/name`."""
     from .figure import Figure, MaxNLocator
 
     figure = Figure(figsize=(4.5 * max(1, len(names)), 3.2), layout="constrained")

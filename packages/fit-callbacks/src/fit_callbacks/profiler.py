@@ -18,17 +18,17 @@ __all__ = ["Profiler"]
 class Profiler(Callback):
     """Record a trace of some training steps with torch.profiler. Open it at ui.perfetto.dev or in chrome://tracing.
 
-    It waits for ``wait`` steps, traces and discards ``warmup`` steps, and records ``active`` steps, on rank 0. Then it
+    It waits for `wait` steps, traces and discards `warmup` steps, and records `active` steps, on rank 0. Then it
     writes the trace, and the run continues without it.
 
     Args:
-        log_dir: the folder for the trace, ``*.pt.trace.json``. TensorBoard's profile plugin reads it too.
+        log_dir: the folder for the trace, `*.pt.trace.json`. TensorBoard's profile plugin reads it too.
         wait: training steps before the warmup.
         warmup: steps that are traced and discarded.
         active: steps that are recorded, 1 or more.
-        **options: options of ``torch.profiler.profile``, such as ``with_stack=True``, ``profile_memory=True``.
+        **options: options of `torch.profiler.profile`, such as `with_stack=True`, `profile_memory=True`.
 
-    Example:
+    Examples:
         >>> Profiler("runs/a")
     """
 

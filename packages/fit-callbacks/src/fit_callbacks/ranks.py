@@ -41,7 +41,7 @@ def rank_zero_only(callback: AnyCallback) -> AnyCallback:
     Args:
         callback: a callback (a guarded copy is returned), or a subclass of Callback, as a decorator.
 
-    Example:
+    Examples:
         >>> Runner(model, optimizer, criterion, callbacks=[rank_zero_only(MyLogger())])
 
         >>> @rank_zero_only

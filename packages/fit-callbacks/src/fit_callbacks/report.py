@@ -19,24 +19,24 @@ __all__ = ["Report"]
 class Report(Callback):
     """Report a run to any experiment tracker through the tracker's own functions.
 
-    ``log`` is called as ``log(values, step=state.global_step)``: after each epoch with its row of the history, and
-    every ``every`` optimizer steps with ``train_step/loss``, the mean since the last such point, ``train_step/lr``, and
-    for each metric ``train_step/Acc@1``, the value of the epoch so far (with several processes, that of rank 0).
+    `log` is called as `log(values, step=state.global_step)`: after each epoch with its row of the history, and
+    every `every` optimizer steps with `train_step/loss`, the mean since the last such point, `train_step/lr`, and
+    for each metric `train_step/Acc@1`, the value of the epoch so far (with several processes, that of rank 0).
 
     If the loader has a len, each step is logged once. A resumed run repeats only steps between the checkpoint and
     a kill. If the tracker raises, Report warns once per run, and training continues. Reports on rank 0 only.
 
     Args:
-        log: a function of a dict of floats and ``step=``.
+        log: a function of a dict of floats and `step=`.
         params: called once per remote run with a dict of the hyperparameters that the Runner knows.
         start: opens the remote run and returns its id. Called with None, or in a resumed run with the id to continue.
-        finish: closes the remote run. Called with ``finished``, ``interrupted`` or ``failed``.
+        finish: closes the remote run. Called with `finished`, `interrupted` or `failed`.
         every: optimizer steps between two running values. None turns them off.
 
     Raises:
-        ValueError: ``every`` is not a positive number.
+        ValueError: `every` is not a positive number.
 
-    Example:
+    Examples:
         >>> run = wandb.init(project="digits")
         >>> Runner(model, optimizer, criterion, callbacks=[Report(run.log, params=run.config.update)])
     """
@@ -77,7 +77,7 @@ class Report(Callback):
         self._log_epochs()
 
     def on_batch_end(self, state: RunnerState) -> None:
-        """Log running values every ``every`` steps."""
+        """Log running values every `every` steps."""
         if self._is_open and is_due(state, self.every):
             values = {f"train_step/{name}": value for name, value in running_values(state, self._since).items()}
             values["train_step/lr"] = float(state.optimizer.param_groups[0]["lr"])

@@ -20,7 +20,7 @@ class ResetOptimizer(Callback):
     Raises:
         ValueError: a number is below 1.
 
-    Example:
+    Examples:
         >>> ResetOptimizer([10, 20])  # for warm restarts, as in SGDR
     """
 

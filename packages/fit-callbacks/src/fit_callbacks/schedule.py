@@ -27,19 +27,19 @@ class LRScheduler(Callback):
     of steps and continues at the step where the run is. A warning says so.
 
     Args:
-        scheduler: a scheduler over the run's optimizer (or over one of :class:`Optimizers`), or a function
-            ``f(optimizer, total_steps)`` that makes one when the run starts, for schedules that depend on the number of
+        scheduler: a scheduler over the run's optimizer (or over one of `Optimizers`), or a function
+            `f(optimizer, total_steps)` that makes one when the run starts, for schedules that depend on the number of
             optimizer steps of the run.
-        interval: step it after each ``step`` or each ``epoch``. timm's schedulers are called after both, as
+        interval: step it after each `step` or each `epoch`. timm's schedulers are called after both, as
             they expect.
 
     Raises:
-        TypeError: ``scheduler`` is neither, or the function returned something else.
-        ValueError: the interval is neither. The scheduler belongs to another optimizer. ``total_steps`` is needed and
+        TypeError: `scheduler` is neither, or the function returned something else.
+        ValueError: the interval is neither. The scheduler belongs to another optimizer. `total_steps` is needed and
             the loader does not have a len. A resumed run has other parameter groups, or a scheduler that was made with
             other arguments. The message says what to do.
 
-    Example:
+    Examples:
         >>> from torch.optim.lr_scheduler import OneCycleLR, StepLR
         >>> LRScheduler(StepLR(optimizer, 10), interval="epoch")
         >>> LRScheduler(lambda optimizer, steps: OneCycleLR(optimizer, 0.1, total_steps=steps + 1))
@@ -191,24 +191,24 @@ class LRScheduler(Callback):
 class ReduceLROnPlateau(Callback):
     """Reduce the learning rate when the monitored value no longer improves, with torch's ReduceLROnPlateau.
 
-    Every process follows rank 0. Epochs without validation (``validate_every``) do not count. nan is never an
+    Every process follows rank 0. Epochs without validation (`validate_every`) do not count. nan is never an
     improvement.
 
     Args:
-        monitor: a key of the logs, such as ``val/Acc@1``. ``loss`` is ``val/loss``, or ``train/loss`` without
+        monitor: a key of the logs, such as `val/Acc@1`. `loss` is `val/loss`, or `train/loss` without
             validation.
-        mode: ``min`` if lower is better, ``max`` if higher is. ``auto`` takes ``min`` for a loss, and asks a metric's
-            ``higher_is_better``.
-        **options: options of ``torch.optim.lr_scheduler.ReduceLROnPlateau``: ``factor`` (0.1) multiplies the learning
-            rate after more than ``patience`` (10) epochs without an improvement, ``threshold`` (1e-4) and
-            ``threshold_mode`` (``rel``) that define an improvement, ``cooldown`` (0), ``min_lr`` (0).
+        mode: `min` if lower is better, `max` if higher is. `auto` takes `min` for a loss, and asks a metric's
+            `higher_is_better`.
+        **options: options of `torch.optim.lr_scheduler.ReduceLROnPlateau`: `factor` (0.1) multiplies the learning
+            rate after more than `patience` (10) epochs without an improvement, `threshold` (1e-4) and
+            `threshold_mode` (`rel`) that define an improvement, `cooldown` (0), `min_lr` (0).
 
     Raises:
-        TypeError: ``monitor`` is not a string, or an option does not exist.
+        TypeError: `monitor` is not a string, or an option does not exist.
         ValueError: an option is out of range. Before the first step: the run does not have this value, or it is unknown
             which way is better.
 
-    Example:
+    Examples:
         >>> ReduceLROnPlateau("val/Acc@1", factor=0.2, patience=3)
     """
 

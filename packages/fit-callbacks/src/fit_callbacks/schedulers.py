@@ -54,7 +54,7 @@ def arguments_of(scheduler: Any) -> dict[str, Any]:
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return the values that differ between two dicts: ``T_max 5 -> 8``."""
+    """Return the values that differ between two dicts: `T_max 5 -> 8`."""
     names = [name for name in then if name in now and then[name] != now[name]]
     return ", ".join(f"{name} {then[name]} -> {now[name]}" for name in names)
 

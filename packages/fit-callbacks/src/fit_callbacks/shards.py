@@ -1,4 +1,4 @@
-"""Work with the parameters of a model that torch's ``fully_shard`` has split between processes."""
+"""Work with the parameters of a model that torch's `fully_shard` has split between processes."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def summary(model: nn.Module | Runner, input: Any = None) -> Summary:
     Raises:
         ValueError: the model is lazy, and without an input its shapes are unknown.
 
-    Example:
+    Examples:
         >>> print(summary(model, torch.zeros(1, 40)))
         Sequential: 5210 parameters (20.8 kB), all trainable, float32 on cpu
           0  Linear         4100  (1, 100)
@@ -87,7 +87,7 @@ def count(parameters: Iterable[Tensor]) -> int:
 
 
 def share_frozen(parameters: list[Tensor]) -> str:
-    """Return ``frozen`` if all parameters are, and their number if some are."""
+    """Return `frozen` if all parameters are, and their number if some are."""
     frozen = count(parameter for parameter in parameters if not parameter.requires_grad)
     return "" if not frozen else "frozen" if frozen == count(parameters) else f"{frozen} frozen"
 

@@ -15,8 +15,8 @@ class Row:
     """Describe the results of an epoch.
 
     Attributes:
-        epoch: such as ``3/15``.
-        results: by name, ``val/loss``.
+        epoch: such as `3/15`.
+        results: by name, `val/loss`.
         names: the results to keep columns for, also those that this epoch does not have.
         lr: the learning rate.
         seconds: the duration of the epoch.
@@ -37,19 +37,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """Describe a column: the name of a result or of one of ``OTHERS``, and its width."""
+    """Describe a column: the name of a result or of one of `OTHERS`, and its width."""
 
     key: str
     width: int
 
     @property
     def group(self) -> str:
-        """Return ``train`` of ``train/loss``."""
+        """Return `train` of `train/loss`."""
         return "" if self.key in OTHERS else self.key.rpartition("/")[0]
 
     @property
     def name(self) -> str:
-        """Return ``loss`` of ``train/loss``."""
+        """Return `loss` of `train/loss`."""
         return self.key if self.key in OTHERS else self.key.rpartition("/")[2]
 
 
@@ -99,7 +99,7 @@ class Table:
 
 
 def by_group(names: Iterable[str]) -> list[str]:
-    """Return the names with those of a group (``train``, ``val``) next to each other."""
+    """Return the names with those of a group (`train`, `val`) next to each other."""
     groups = {name: Column(name, 0).group for name in names}
     order = list(dict.fromkeys(groups.values()))
     return sorted(groups, key=lambda name: order.index(groups[name]))

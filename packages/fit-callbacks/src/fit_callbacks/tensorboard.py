@@ -25,10 +25,10 @@ __all__ = ["TensorBoard"]
 class TensorBoard(Callback):
     """Log results, running values and hyperparameters to a folder for TensorBoard.
 
-    * After each epoch everything in the logs: ``train/loss``, ``val/Acc@1``, ..., and ``lr`` (with several parameter
-      groups ``lr/0``, ``lr/1``, ...).
-    * Every ``every`` optimizer steps ``train_step/loss``, the mean loss since the last such point, and for each metric
-      ``train_step/Acc@1``, the value of the epoch so far (with several processes, that of rank 0).
+    * After each epoch everything in the logs: `train/loss`, `val/Acc@1`, ..., and `lr` (with several parameter
+      groups `lr/0`, `lr/1`, ...).
+    * Every `every` optimizer steps `train_step/loss`, the mean loss since the last such point, and for each metric
+      `train_step/Acc@1`, the value of the epoch so far (with several processes, that of rank 0).
     * Hyperparameters, for the HPARAMS page, in the same run.
 
     A resumed run continues in the folder without a gap, and hides the points after the checkpoint that it repeats. A
@@ -39,24 +39,25 @@ class TensorBoard(Callback):
     Args:
         log_dir: the folder, one per run.
         every: optimizer steps between two running values. None turns them off.
-        x: the unit of the horizontal axis: optimizer ``steps``, training ``samples`` over all processes, or ``epochs``,
+        x: the unit of the horizontal axis: optimizer `steps`, training `samples` over all processes, or `epochs`,
             without running values.
         hparams: your own hyperparameters: numbers, strings and booleans by name.
         graph: draw the model's graph, traced once on the first batch.
         histograms: add histograms of all parameters after each epoch.
-        images: the number of inputs of the first validation batch to show after each epoch. They are ``(N, 1, H, W)``
-            or ``(N, 3, H, W)``, and scaled to the range of their values.
+        images: the number of inputs of the first validation batch to show after each epoch. They are `(N, 1, H, W)`
+            or `(N, 3, H, W)`, and scaled to the range of their values.
 
     Attributes:
         writer: the SummaryWriter, for your own data. None on other ranks, between runs, and while the folder cannot be
             written to.
 
     Raises:
-        ValueError: ``every`` or ``x`` is invalid.
+        ValueError: `every` or `x` is invalid.
 
-    Example:
+    Examples:
         >>> Runner(model, optimizer, criterion, callbacks=[TensorBoard("runs/a", hparams={"width": 64})])
-        $ tensorboard --logdir runs
+
+        In a shell, `tensorboard --logdir runs` shows it.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class TensorBoard(Callback):
             self._since = {}
 
     def on_batch_end(self, state: RunnerState) -> None:
-        """Write running values every ``every`` steps."""
+        """Write running values every `every` steps."""
         if not self._is_open:
             return
         if is_due(state, self.every):

@@ -83,7 +83,7 @@ def write_line(text: str) -> None:
 
 
 def loader_title(state: RunnerState) -> str:
-    """Return what is running, such as ``Epoch 3/15`` or ``Validation``."""
+    """Return what is running, such as `Epoch 3/15` or `Validation`."""
     if state.is_train:
         return f"Epoch {state.epoch + 1:>{len(str(state.num_epochs))}}/{state.num_epochs}"
     return {"val": "Validation", "predict": "Prediction"}.get(state.loader_name, state.loader_name)
@@ -112,7 +112,7 @@ def room(bar: Any) -> int:
 
 
 def trim(values: Mapping[str, float], room: int) -> str:
-    """Return as many ``name=value`` as fit."""
+    """Return as many `name=value` as fit."""
     text = ""
     for name, value in values.items():
         longer = f"{text}, {name}={short(value)}" if text else f"{name}={short(value)}"

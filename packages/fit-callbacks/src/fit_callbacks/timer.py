@@ -28,15 +28,15 @@ __all__ = ["Timer"]
 class Timer(Callback):
     """Measure the share of the training time that the model waits for the loader, and print advice if it is large.
 
-    The share, in 0..1, is logged as ``data_wait``. If it exceeds ``advise_above`` and one second, a line compares the
+    The share, in 0..1, is logged as `data_wait`. If it exceeds `advise_above` and one second, a line compares the
     time of the data with the time of training and says what to change, once per run. On an accelerator the device's own
     clock measures how long the device was idle, with events that are read long after they have passed, so the host can
-    run ahead. The time that later callbacks in the list spend in ``on_checkpoint`` counts as waiting.
+    run ahead. The time that later callbacks in the list spend in `on_checkpoint` counts as waiting.
 
     Args:
         advise_above: the share of the time above which to print advice, in 0..1.
 
-    Example:
+    Examples:
         >>> runner = Runner(model, optimizer, criterion, callbacks=[Timer()])
         >>> runner.fit(loader)[-1]["data_wait"]
         0.03

@@ -1,4 +1,4 @@
-"""The training loop of fit: :class:`Runner`, its :class:`RunnerState`, and the base class of callbacks."""
+"""The training loop of fit: `Runner`, its `RunnerState`, and the base class of callbacks."""
 
 from .callback import HOOKS, Callback
 from .checks import at_least_one

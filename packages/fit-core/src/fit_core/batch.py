@@ -30,7 +30,7 @@ _PLAIN = (str, bytes, int, float, complex, type(None))
 
 
 def split_pair(batch: Any) -> tuple[Any, Any]:
-    """Return ``(input, target)`` of a batch.
+    """Return `(input, target)` of a batch.
 
     Raises:
         TypeError: the batch is not a pair.
@@ -46,19 +46,19 @@ def split_pair(batch: Any) -> tuple[Any, Any]:
 
 
 def split_if_pair(batch: Any) -> tuple[Any, Any]:
-    """Return ``(input, target)`` of a batch. One that is not a pair is all input, and its target is None."""
+    """Return `(input, target)` of a batch. One that is not a pair is all input, and its target is None."""
     return (batch[0], batch[1]) if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
 
 
 def split_for_prediction(batch: Any) -> tuple[Any, Any]:
-    """Return ``(input, target)`` of a pair, a list of one input (TensorDataset), or an input alone."""
+    """Return `(input, target)` of a pair, a list of one input (TensorDataset), or an input alone."""
     return (batch[0], None) if isinstance(batch, (tuple, list)) and len(batch) == 1 else split_if_pair(batch)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Return ``value`` with each tensor in it on ``device``.
+    """Return `value` with each tensor in it on `device`.
 
-    Goes through dicts, lists, tuples, namedtuples and dataclasses, calls ``to(device)`` of anything that has it, and
+    Goes through dicts, lists, tuples, namedtuples and dataclasses, calls `to(device)` of anything that has it, and
     leaves numbers, strings and None as they are.
 
     Raises:
@@ -86,7 +86,7 @@ class SampleCounter:
     """Count the samples of batches: the length that input and target agree on. It never guesses.
 
     A list may be a list of samples (images of unequal size) or of fields (the two inputs of a model). If both
-    are possible, the loader's ``batch_size`` decides, or else an earlier batch for which only one was possible.
+    are possible, the loader's `batch_size` decides, or else an earlier batch for which only one was possible.
 
     Args:
         loader: the loader the batches come from.
@@ -166,7 +166,7 @@ def parts_of(value: Any) -> Iterator[Any]:
 
 
 def map_parts(function: Callable[[Any], Any], value: Any) -> Any:
-    """Return a copy of a nested value with ``function`` applied to each part."""
+    """Return a copy of a nested value with `function` applied to each part."""
     if isinstance(value, tuple):
         parts = [function(part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)

@@ -135,7 +135,7 @@ def total_loss(losses: Mapping[str, Any], metrics: list[str]) -> Any:
 
     Raises:
         TypeError: it is not a dict.
-        ValueError: ``"loss"`` is missing, or a loss has the name of a metric.
+        ValueError: `"loss"` is missing, or a loss has the name of a metric.
     """
     if not isinstance(losses, Mapping):
         raise TypeError(f"expected state.loss to be a scalar tensor or a dict of them, got {losses!r:.80}")

@@ -33,44 +33,48 @@ HOOKS = tuple(dict.fromkeys(LIFECYCLE.split()))
 class Callback:
     """Base class of callbacks. Override the hooks you want.
 
-    Each hook takes the :class:`~fit_core.RunnerState` and returns nothing. The callbacks of a run are called in
-    the order of their list. This is a whole run::
+    Each hook takes the `RunnerState` and returns nothing. The callbacks of a run are called in the order of their list.
+    This is a whole run:
 
-        on_begin
-          on_epoch_begin
-            on_loader_begin             training (state.is_train), then validation
-              on_batch_begin            state.input, target, batch_size and weight may be set here
-                on_after_backward       training: after each backward pass, gradients are still scaled (fp16)
-                on_before_step          training: once per optimizer step, gradients are unscaled: clip them here
-              on_batch_end
-              on_checkpoint             training: every callback has seen the batch, save the run here
-            on_loader_end               the loader's results are in state.logs
-          on_epoch_end                  the epoch's results are complete
-          on_checkpoint                 every callback has seen the epoch, save the run here
-        on_end                          always, also after an exception (in state.error)
+    ```text
+    on_begin
+      on_epoch_begin
+        on_loader_begin             training (state.is_train), then validation
+          on_batch_begin            state.input, target, batch_size and weight may be set here
+            on_after_backward       training: after each backward pass, gradients are still scaled (fp16)
+            on_before_step          training: once per optimizer step, gradients are unscaled: clip them here
+          on_batch_end
+          on_checkpoint             training: every callback has seen the batch, save the run here
+        on_loader_end               the loader's results are in state.logs
+      on_epoch_end                  the epoch's results are complete
+      on_checkpoint                 every callback has seen the epoch, save the run here
+    on_end                          always, also after an exception (in state.error)
+    ```
 
-    ``Runner.evaluate`` and ``Runner.predict`` call the loader and batch hooks only.
+    `Runner.evaluate` and `Runner.predict` call the loader and batch hooks only.
 
-    A callback with a state defines ``state_dict()`` and ``load_state_dict(state_dict)``. They are called when the run
-    is saved and restored, ``load_state_dict`` after the ``on_begin`` of all callbacks. ``state_dict`` may return what
-    ``torch.load(..., weights_only=True)`` accepts: tensors, numbers, strings, and lists, tuples and dicts of them.
+    A callback with a state defines `state_dict()` and `load_state_dict(state_dict)`. They are called when the run
+    is saved and restored, `load_state_dict` after the `on_begin` of all callbacks. `state_dict` may return what
+    `torch.load(..., weights_only=True)` accepts: tensors, numbers, strings, and lists, tuples and dicts of them.
 
-    Example:
-        A complete callback that stops the run after a number of seconds::
+    Examples:
+        A complete callback that stops the run after a number of seconds:
 
-            class TimeLimit(Callback):
-                def __init__(self, seconds):
-                    self.seconds = seconds
+        ```python
+        class TimeLimit(Callback):
+            def __init__(self, seconds):
+                self.seconds = seconds
 
-                def on_begin(self, state):
-                    self.start = time.monotonic()
+            def on_begin(self, state):
+                self.start = time.monotonic()
 
-                def on_batch_end(self, state):
-                    state.should_stop = time.monotonic() - self.start > self.seconds
+            def on_batch_end(self, state):
+                state.should_stop = time.monotonic() - self.start > self.seconds
+        ```
 
     Raises:
-        TypeError: a subclass defines an ``on_...`` method that is not a hook, or a hook that does not take
-            ``(self, state)``. Raised when the class is defined.
+        TypeError: a subclass defines an `on_...` method that is not a hook, or a hook that does not take
+            `(self, state)`. Raised when the class is defined.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -85,7 +89,7 @@ class Callback:
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r:.60}' for name in arguments)})"
 
     def on_begin(self, state: RunnerState) -> None:
-        """Run at the start of ``Runner.fit``."""
+        """Run at the start of `Runner.fit`."""
 
     def on_epoch_begin(self, state: RunnerState) -> None:
         """Run at the start of an epoch."""
@@ -103,26 +107,26 @@ class Callback:
         """Run before each optimizer step. The gradients are complete and unscaled."""
 
     def on_batch_end(self, state: RunnerState) -> None:
-        """Run after a batch. ``state.output`` and ``state.loss`` are its results."""
+        """Run after a batch. `state.output` and `state.loss` are its results."""
 
     def on_loader_end(self, state: RunnerState) -> None:
-        """Run after a loader. Its results, over all processes, are in ``state.logs``."""
+        """Run after a loader. Its results, over all processes, are in `state.logs`."""
 
     def on_epoch_end(self, state: RunnerState) -> None:
         """Run after an epoch, and its validation if it has one."""
 
     def on_checkpoint(self, state: RunnerState) -> None:
-        """Run when every callback has seen a training batch, or an epoch. ``state.state_dict()`` is exact here."""
+        """Run when every callback has seen a training batch, or an epoch. `state.state_dict()` is exact here."""
 
     def on_end(self, state: RunnerState) -> None:
-        """Run at the end of ``Runner.fit``, always, even if this callback's ``on_begin`` was not reached."""
+        """Run at the end of `Runner.fit`, always, even if this callback's `on_begin` was not reached."""
 
 
 def _check_hook(place: str, name: str, function: Any) -> None:
     """Refuse a method that looks like a hook and would never be called, or be called wrongly.
 
     Raises:
-        TypeError: the name is not a hook, or the parameters are not ``(self, state)``.
+        TypeError: the name is not a hook, or the parameters are not `(self, state)`.
     """
     if name not in HOOKS:
         close = get_close_matches(name, HOOKS, n=1)

@@ -52,7 +52,8 @@ def runner(
     """Check the arguments of Runner, and their order.
 
     Raises:
-        TypeError, ValueError: one is invalid. The message says how to fix it.
+        TypeError: one has the wrong type.
+        ValueError: one is out of range, or they contradict each other.
     """
     order = "Pass Runner(model, optimizer, criterion, metrics, callbacks) in this order"
     for name, value, example in (
@@ -211,7 +212,7 @@ _OTHER_NAMES = {
 
 
 def no_other_arguments(unknown: Mapping[str, Any]) -> None:
-    """Refuse arguments of ``fit`` that other libraries have.
+    """Refuse arguments of `fit` that other libraries have.
 
     Raises:
         TypeError: there is one. The message says what to type.
@@ -226,7 +227,7 @@ def can_train(state: RunnerState) -> None:
     """Check that this Runner is not training already, and has something to train.
 
     Raises:
-        RuntimeError: ``fit`` was called inside a hook of its own run, or by a second thread.
+        RuntimeError: `fit` was called inside a hook of its own run, or by a second thread.
         ValueError: everything is frozen.
     """
     if state.status == "running":
@@ -242,12 +243,13 @@ def can_train(state: RunnerState) -> None:
 
 
 def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, validate_every: int) -> None:
-    """Check the arguments of ``Runner.fit``, and that the training loader is as long on every process.
+    """Check the arguments of `Runner.fit`, and that the training loader is as long on every process.
 
     Processes whose loaders differ would wait for each other forever, so they exchange their lengths here.
 
     Raises:
-        TypeError, ValueError: one is invalid. Raised on every process when the lengths differ.
+        TypeError: one has the wrong type.
+        ValueError: one is out of range, or the lengths differ, which raises on every process.
     """
     if isinstance(epochs, Tensor) or hasattr(epochs, "__array__"):
         raise TypeError(f"expected epochs to be a whole number, got {type(epochs).__name__}. {_OTHER_NAMES['x']}")

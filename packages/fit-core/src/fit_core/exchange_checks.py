@@ -40,7 +40,7 @@ def gradients_are_averaged(model: nn.Module, criterion: Any, world_size: int) ->
 
 
 def metrics_are_summed(metrics: Iterable[Metric], world_size: int) -> None:
-    """Warn of metrics that would log the values of one process only. Those of torchmetrics have ``sync_context``."""
+    """Warn of metrics that would log the values of one process only. Those of torchmetrics have `sync_context`."""
     names = [metric_name(m) for m in metrics if not hasattr(m, "all_reduce") and not hasattr(m, "sync_context")]
     if names and world_size > 1:
         warnings.warn(

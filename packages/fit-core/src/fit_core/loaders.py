@@ -15,7 +15,7 @@ __all__ = ["batch_size", "batches", "has_estimated_length", "length", "samplers"
 
 
 def length(loader: Iterable[Any], at_most: int | None = None) -> int | None:
-    """Return ``len(loader)``, or ``at_most`` if that is less, or None if neither is known."""
+    """Return `len(loader)`, or `at_most` if that is less, or None if neither is known."""
     try:
         size = len(loader)  # type: ignore[arg-type]  # TypeError says that it has no len
     except TypeError:
@@ -44,12 +44,12 @@ def batch_size(loader: Any) -> int | None:
 
 
 def has_estimated_length(loader: Any) -> bool:
-    """Return whether the loader's ``len`` is only an estimate of an iterable dataset."""
+    """Return whether the loader's `len` is only an estimate of an iterable dataset."""
     return isinstance(getattr(loader, "dataset", None), IterableDataset)
 
 
 def batches(loader: Iterable[Any], steps: int | None, name: str) -> Iterator[Any]:
-    """Yield the batches of one pass: at most ``steps``, and at most ``len(loader)`` where it has one."""
+    """Yield the batches of one pass: at most `steps`, and at most `len(loader)` where it has one."""
     if steps is not None:
         yield from islice(open_loader(loader), steps)
         return
@@ -60,7 +60,7 @@ def batches(loader: Iterable[Any], steps: int | None, name: str) -> Iterator[Any
 
 
 def warn_longer(name: str, size: int) -> None:
-    """Warn that a loader yields more batches than its ``len``."""
+    """Warn that a loader yields more batches than its `len`."""
     warnings.warn(
         f"len({name}) is {size}, but it yields more batches. The pass ends after {size}. Correct its __len__, or pass "
         "the number of batches to use as steps_per_epoch (val_steps or steps in evaluation)",

@@ -20,15 +20,32 @@ class Metric(Protocol):
 
     These are optional and used where they exist:
 
-    * ``name: str``, the name in logs. Without it the name of the class is used.
-    * ``names``, a list of the names that ``compute`` returns, if it returns a dict. They are the names in logs, behind
-      ``name/`` if another metric or a loss has the same one.
-    * ``higher_is_better: bool | None``, for callbacks that look for the best epoch.
-    * ``capturable = True``, if ``update`` changes nothing but tensors, in place (``self.hits += ...``), and reads no
-      number from a tensor. Then ``fit_callbacks.CompiledStep`` makes it part of a CUDA graph.
-    * ``all_reduce() -> None``: sum the state over all processes. Called once, at the end of a loader, before
-      ``compute``. A metric that synchronises itself in ``compute``, as those of torchmetrics do, does not need it.
-    * ``to(device)``, and ``state_dict()`` / ``load_state_dict(state_dict)`` for exact resume mid-epoch.
+    * `name: str`, the name in logs. Without it the name of the class is used.
+    * `names`, a list of the names that `compute` returns, if it returns a dict. They are the names in logs, behind
+      `name/` if another metric or a loss has the same one.
+    * `higher_is_better: bool | None`, for callbacks that look for the best epoch.
+    * `capturable = True`, if `update` changes nothing but tensors, in place (`self.hits += ...`), and reads no
+      number from a tensor. Then `fit_callbacks.CompiledStep` makes it part of a CUDA graph.
+    * `all_reduce() -> None`: sum the state over all processes. Called once, at the end of a loader, before
+      `compute`. A metric that synchronises itself in `compute`, as those of torchmetrics do, does not need it.
+    * `to(device)`, and `state_dict()` / `load_state_dict(state_dict)` for exact resume mid-epoch.
+
+    Examples:
+        ```python
+        class ErrorRate:
+            name = "error"
+            higher_is_better = False
+
+            def reset(self):
+                self.wrong, self.samples = 0, 0
+
+            def update(self, output, target):
+                self.wrong = self.wrong + (output.argmax(1) != target).sum()  # stays on the device
+                self.samples += len(target)
+
+            def compute(self):
+                return self.wrong / self.samples
+        ```
     """
 
     def reset(self) -> None:
@@ -38,20 +55,27 @@ class Metric(Protocol):
         """Add one batch. Should not wait for the device."""
 
     def compute(self) -> Any:
-        """Return the value over all batches since ``reset``: a number, a 0-dim tensor, or a dict of those by name.
+        """Return the value over all batches since `reset`: a number, a 0-dim tensor, or a dict of those by name.
 
         The dict may contain dicts: their names are joined by a slash. A tensor of several values (per class, say) is
-        not logged. A callback may read it in ``on_loader_end``.
+        not logged. A callback may read it in `on_loader_end`.
         """
 
 
 class Mean:
-    """Average values by weight. Keeps (total, weight) on the device, and divides in ``compute``.
+    """Average values by weight. Keeps (total, weight) on the device, and divides in `compute`.
 
-    The total is float64 where the device has it. Only reading the result of ``compute`` waits for the device.
+    The total is float64 where the device has it. Only reading the result of `compute` waits for the device.
 
     Args:
         device: where the total is kept.
+
+    Examples:
+        >>> loss = Mean()
+        >>> loss.update(torch.tensor(1.0), 8)  # the mean loss of 8 samples
+        >>> loss.update(torch.tensor(2.0), 24)
+        >>> float(loss.compute())
+        1.75
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -61,7 +85,7 @@ class Mean:
         return f"Mean({float(self.compute()):.6g})"
 
     def to(self, device: torch.device) -> None:
-        """Move to ``device`` and forget all batches."""
+        """Move to `device` and forget all batches."""
         self._dtype = double(device)
         self._device = device
         self.reset()
@@ -108,21 +132,21 @@ class Mean:
         return {"total": self.total.clone(), "weight": weight}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore total and weight that :meth:`state_dict` returned, on any device."""
+        """Restore total and weight that `state_dict` returned, on any device."""
         self.total = state_dict["total"].to(self._device, self._dtype)
         weight = state_dict["weight"]
         self.weight = weight.to(self._device, self._dtype) if isinstance(weight, Tensor) else weight
 
 
 class FunctionMetric:
-    """Average a plain function ``f(output, target) -> scalar`` by the weight of the batches."""
+    """Average a plain function `f(output, target) -> scalar` by the weight of the batches."""
 
     def __init__(self, function: Callable[[Any, Any], Tensor | float]) -> None:
         self.function = function
         self.name = getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
         self.higher_is_better: bool | None = getattr(function, "higher_is_better", None)
         self.weight: float | Tensor = 1
-        """The weight of the batch that ``update`` adds. The loop sets it."""
+        """The weight of the batch that `update` adds. The loop sets it."""
         self._is_new = True
         self._mean = Mean()
         self.to, self.reset, self.compute = self._mean.to, self._mean.reset, self._mean.compute
@@ -157,7 +181,7 @@ def double(device: torch.device) -> torch.dtype:
 
 
 def metric_name(metric: Metric) -> str:
-    """Return the name under which a metric is logged: its ``name``, or else the name of its class."""
+    """Return the name under which a metric is logged: its `name`, or else the name of its class."""
     name = getattr(metric, "name", None)
     return name if isinstance(name, str) else type(metric).__name__
 
@@ -167,7 +191,7 @@ def as_metrics(metrics: Iterable[Metric | Callable[[Any, Any], Any]]) -> list[Me
 
     Raises:
         TypeError: it is not a list, or an entry is neither a metric object nor a function.
-        ValueError: two metrics have the same name, or one is called ``loss``.
+        ValueError: two metrics have the same name, or one is called `loss`.
     """
     if isinstance(metrics, (Metric, str)) or not isinstance(metrics, Iterable):
         raise TypeError(f"expected metrics to be a list of metrics, got {type(metrics).__name__}. Write metrics=[...]")
@@ -205,11 +229,11 @@ def as_metrics(metrics: Iterable[Metric | Callable[[Any, Any], Any]]) -> list[Me
 def named_values(metric: Metric, *, warns: bool = False) -> dict[str, float]:
     """Return the numbers that a metric computes, by name. Reading them waits for the device.
 
-    A dict keeps its names, and a nested dict joins them by a slash: ``{"f1": {"cat": 0.9}}`` is ``f1/cat``. A tensor of
+    A dict keeps its names, and a nested dict joins them by a slash: `{"f1": {"cat": 0.9}}` is `f1/cat`. A tensor of
     several values is left out, and so is anything else that is not a number.
 
     Args:
-        metric: the metric, after ``update``.
+        metric: the metric, after `update`.
         warns: warn about what is neither a number nor a tensor.
     """
     value = metric.compute()

@@ -1,4 +1,4 @@
-"""Collect the outputs of all batches on the CPU for ``predict``, and join them."""
+"""Collect the outputs of all batches on the CPU for `predict`, and join them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Outputs:
         self._sizes.append(size)
 
     def joined(self) -> Any:
-        """Return all outputs as one. See :func:`concat`."""
+        """Return all outputs as one. See `concat`."""
         return concat(self._values, self._sizes)
 
 

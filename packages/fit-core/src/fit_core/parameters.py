@@ -90,7 +90,7 @@ def describe(optimizer: Any, model: Any, criterion: Any) -> dict[str, Any]:
 def check_optimizer(saved: Mapping[str, Any], optimizer: Any, model: Any, criterion: Any) -> None:
     """Check that an optimizer is of the saved class and has the saved parameters in the saved order.
 
-    Groups that are missing at the end are added, since the run had added them with ``add_param_group``.
+    Groups that are missing at the end are added, since the run had added them with `add_param_group`.
 
     Raises:
         ValueError: it is another optimizer, or has other parameters. Nothing is changed then.

@@ -16,7 +16,7 @@ def has_process_group() -> bool:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Return ``(rank, world_size)`` of the process group, or else of the launcher's environment."""
+    """Return `(rank, world_size)` of the process group, or else of the launcher's environment."""
     if has_process_group():
         return distributed.get_rank(), distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -31,7 +31,7 @@ def packed(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore every global random generator that :func:`get_random_state` captured, packed or not."""
+    """Restore every global random generator that `get_random_state` captured, packed or not."""
     random.setstate(_unpacked(state["python"]))
     torch.set_rng_state(state["torch"])
     if "numpy" in state and (numpy := sys.modules.get("numpy")):
@@ -57,7 +57,7 @@ def _unpacked(value: Any) -> Any:
 class _NumpyState:
     """Capture NumPy's generator, and only compare it as long as nobody draws from it.
 
-    ``numpy.random.get_state`` takes 30 us, and is called twice per epoch: too much for epochs of one batch. The
+    `numpy.random.get_state` takes 30 us, and is called twice per epoch: too much for epochs of one batch. The
     2500 bytes of the Mersenne Twister are read in 1 us. As long as they are the same, nothing was drawn. The one
     exception is a normal number that NumPy has set aside, and then the state is captured again.
     """

@@ -25,11 +25,11 @@ from .window import Window
 __all__ = ["FORMAT", "Resume"]
 
 FORMAT = 1
-"""The number of the layout that :meth:`Resume.state_dict` writes."""
+"""The number of the layout that `Resume.state_dict` writes."""
 
 
 class Resume:
-    """Save everything about a run as a dict, and restore it. See :meth:`RunnerState.state_dict`.
+    """Save everything about a run as a dict, and restore it. See `RunnerState.state_dict`.
 
     Args:
         state: the state of the Runner.
@@ -44,7 +44,7 @@ class Resume:
         """The settings of the program at the start of the run, before callbacks changed them."""
 
     def begin(self, run: Run) -> None:
-        """Start a run of ``fit``: from scratch, unless a state was loaded for it."""
+        """Start a run of `fit`: from scratch, unless a state was loaded for it."""
         self._run, self._model, state = run, run.model, run.state
         if self._loaded is None:
             state.epoch = state.global_step = state.samples_seen = 0
@@ -52,7 +52,7 @@ class Resume:
             self._given = self._given_now()
 
     def finish_loading(self) -> None:
-        """Restore the rest of a loaded state after the ``on_begin`` of all callbacks."""
+        """Restore the rest of a loaded state after the `on_begin` of all callbacks."""
         saved, self._loaded = self._loaded, None
         if saved is None:
             return
@@ -90,7 +90,7 @@ class Resume:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """See :meth:`RunnerState.state_dict`."""
+        """See `RunnerState.state_dict`."""
         if self._run is None:
             raise RuntimeError("expected a run to save, got none yet. Call fit first")
         state = self._state
@@ -116,7 +116,7 @@ class Resume:
         return _without_numpy(saved) if "numpy" in sys.modules else saved
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """See :meth:`RunnerState.load_state_dict`."""
+        """See `RunnerState.load_state_dict`."""
         if saved["format"] > FORMAT:
             raise ValueError(f"expected a state of format {FORMAT} or older, got {saved['format']}. Upgrade fit-core")
         state, model, criterion = self._state, unwrap(self._model), unwrap(self._state.criterion)
@@ -201,7 +201,7 @@ def _changes(names: list[str], then: Mapping[str, Any], now: Mapping[str, Any], 
 
 
 def _stateful_callbacks(state: RunnerState) -> Iterator[tuple[str, Any]]:
-    """Yield the callbacks that have a state, by class name. The second of a class is ``Name.1``."""
+    """Yield the callbacks that have a state, by class name. The second of a class is `Name.1`."""
     seen: dict[str, int] = {}
     for callback in state.callbacks:
         name = type(callback).__name__

@@ -35,13 +35,13 @@ _NOTHING = nullcontext()
 
 
 class Run:
-    """Run one call of ``fit``, ``evaluate`` or ``predict``: hooks, meters, accumulation window and place in the data.
+    """Run one call of `fit`, `evaluate` or `predict`: hooks, meters, accumulation window and place in the data.
 
     Args:
         state: the state that callbacks see.
-        split: returns ``(input, target)`` of a batch.
+        split: returns `(input, target)` of a batch.
         half: the half precision to run in, None for float32.
-        stream: the training batches, None outside ``fit``.
+        stream: the training batches, None outside `fit`.
         checks_step: whether to warn if the first step uses less than the Runner's own does.
 
     Attributes:
@@ -136,7 +136,7 @@ class Run:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether ``fully_shard`` has split the model or the criterion."""
+        """Whether `fully_shard` has split the model or the criterion."""
         return bool(self._shards)
 
     def modules(self) -> list[nn.Module]:
@@ -163,12 +163,12 @@ class Run:
                 stack.callback(method, self.state)
 
     def agree_to_stop(self) -> None:
-        """Set ``should_stop`` after a training batch if a callback of any process has set it."""
+        """Set `should_stop` after a training batch if a callback of any process has set it."""
         if self._vote is not None and self._vote.is_needed_in_batches:
             self._vote.take(self.state)
 
     def may_leave(self) -> bool:
-        """Return whether ``should_stop`` ends this loader. Otherwise the run stops after the epoch.
+        """Return whether `should_stop` ends this loader. Otherwise the run stops after the epoch.
 
         Several processes agree after training batches. In validation they cannot, since they may have different numbers
         of batches. So they agree at its end, and a process that leaves waits here for the others.
@@ -217,7 +217,7 @@ class Run:
         self.is_in_loader = True
 
     def set_optimizer_mode(self, is_train: bool) -> None:
-        """Call ``train()`` or ``eval()`` of an optimizer that has both, as schedule-free ones do.
+        """Call `train()` or `eval()` of an optimizer that has both, as schedule-free ones do.
 
         These switch between the weights to train and the weights to evaluate.
         """
@@ -260,7 +260,7 @@ class Run:
         """Check the loss of a loader's first batch, before its backward pass.
 
         Args:
-            source: the function that computed it, ``criterion`` or ``forward``.
+            source: the function that computed it, `criterion` or `forward`.
         """
         state = self.state
         if isinstance(state.loss, Mapping):
@@ -306,7 +306,7 @@ class Run:
             self.window.load_state_dict(window)
 
     def note_step(self, measured: Collection[Metric] = ()) -> None:
-        """Take note of a step that a callback has made in place of ``make_step``.
+        """Take note of a step that a callback has made in place of `make_step`.
 
         Args:
             measured: the metrics that have seen the batch in it.
@@ -333,7 +333,7 @@ class Run:
                 metric.update(output, target)
 
     def split_losses(self) -> None:
-        """Move the other entries of a dict of losses than ``"loss"`` to ``state.losses``."""
+        """Move the other entries of a dict of losses than `"loss"` to `state.losses`."""
         state, losses = self.state, self.state.loss
         state.loss = batch_checks.total_loss(losses, [metric_name(metric) for metric in state.metrics])
         state.losses = {name: value for name, value in losses.items() if name != "loss"}
@@ -460,7 +460,7 @@ class Run:
         state.losses = {}
 
     def unfinished_row(self) -> dict[str, float]:
-        """Return the history row of an epoch that ``should_stop`` has left incomplete, with the results so far."""
+        """Return the history row of an epoch that `should_stop` has left incomplete, with the results so far."""
         state = self.state
         if state.is_train:
             self.rest()
@@ -498,7 +498,7 @@ class Run:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, except for the place in the data. The run has started."""
+        """Restore what `state_dict` returned, except for the place in the data. The run has started."""
         state = self.state
         self.window.load_state_dict(state_dict["window"])
         if state_dict["gradients"]:  # of all parameters, for any optimizer
@@ -519,7 +519,7 @@ class Run:
         set_random_state(state_dict["random"], state.device)
 
     def go_to(self, place: dict[str, Any], random_state: dict[str, Any] | None) -> None:
-        """Move to a place in the training data, with empty meters. See :meth:`Stream.load_state_dict`."""
+        """Move to a place in the training data, with empty meters. See `Stream.load_state_dict`."""
         assert self.stream is not None
         self.stream.load_state_dict(place, random_state)
         self.state.batch_idx = self.stream.batches_done

@@ -1,4 +1,4 @@
-"""The training loop: ``fit`` runs the epochs, ``_run_epoch`` the batches of a loader, ``_make_step`` one batch."""
+"""The training loop: `fit` runs the epochs, `_run_epoch` the batches of a loader, `_make_step` one batch."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ __all__ = ["Runner"]
 
 
 class Runner:
-    """Train a model: ``Runner(model, optimizer, criterion).fit(loader, epochs=5)``.
+    """Train a model: `Runner(model, optimizer, criterion).fit(loader, epochs=5)`.
 
     Args:
-        model: any module, on the device where it should run. Called as ``model(input)``.
+        model: any module, on the device where it should run. Called as `model(input)`.
         optimizer: over the model's parameters.
-        criterion: ``criterion(output, target)`` returns the mean loss of the batch, a 0-dim tensor, or a dict of
-            losses, of which ``"loss"`` is trained on and all are logged. May be None if ``forward`` is overridden.
-        metrics: objects with ``update(output, target)``, ``compute()``, ``reset()`` (see :class:`Metric`), and plain
-            functions ``f(output, target) -> scalar``, which are averaged by ``state.weight``.
-        callbacks: called in this order at each hook (see :class:`Callback`).
+        criterion: `criterion(output, target)` returns the mean loss of the batch, a 0-dim tensor, or a dict of
+            losses, of which `"loss"` is trained on and all are logged. May be None if `forward` is overridden.
+        metrics: objects with `update(output, target)`, `compute()`, `reset()` (see `Metric`), and plain
+            functions `f(output, target) -> scalar`, which are averaged by `state.weight`.
+        callbacks: called in this order at each hook (see `Callback`).
         accumulate_steps: batches per optimizer step, 1 or more. The gradient of a step is the weighted mean over its
             batches. The last, shorter window of an epoch is stepped too.
         use_fp16: run forward and loss in float16 where autocast considers it safe, with a gradient scaler.
         use_bf16: the same in bfloat16, which does not need a scaler.
 
     Raises:
-        TypeError, ValueError: an argument is invalid. The message says how to fix it.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, the model is on several devices, or two metrics have the same name.
 
-    Example:
+    Examples:
         >>> runner = Runner(model, torch.optim.Adam(model.parameters()), nn.CrossEntropyLoss())
         >>> history = runner.fit(train_loader, epochs=5, val_loader=val_loader)
         >>> history[-1]
@@ -92,7 +93,7 @@ class Runner:
         """Train, and validate after each epoch.
 
         Args:
-            train_loader: any iterable of pairs ``(input, target)``, each any nesting of tensors.
+            train_loader: any iterable of pairs `(input, target)`, each any nesting of tensors.
             epochs: epochs of the whole run, including those before a resume.
             val_loader: the same, to validate on.
             steps_per_epoch: batches that make an epoch. The loader's iterator is then kept from epoch to epoch and
@@ -102,11 +103,13 @@ class Runner:
             **unknown: refused. The message says what to type for the arguments of other libraries.
 
         Returns:
-            One dict per epoch, such as ``{"epoch": 1, "train/loss": 0.7, "lr": 0.1, "val/loss": 0.6}``. If the run
-            was stopped inside an epoch, the last dict has its results so far and ``"stopped_after_batch"``.
+            One dict per epoch with its number, its results by name (`train/loss`, `val/Acc@1`) and the learning rate.
+            If the run was stopped inside an epoch, the last dict has its results so far and `"stopped_after_batch"`.
 
         Raises:
-            TypeError, ValueError: an argument, a loader or a batch is invalid. The message says how to fix it.
+            TypeError: an argument, a batch or a loss has the wrong type, such as a Dataset where a loader belongs.
+            ValueError: an argument is out of range, a loader is empty, a batch or a loss has the wrong shape, or the
+                optimizer belongs to another model.
         """
         state = self.state
         checks.no_other_arguments(unknown)
@@ -152,17 +155,18 @@ class Runner:
         return state.history + unfinished
 
     def evaluate(self, loader: Iterable[Any], *, steps: int | None = None, name: str = "val") -> dict[str, float]:
-        """Return loss and metrics of a loader, such as ``{"val/loss": 0.6, "val/Acc@1": 0.9}``.
+        """Return loss and metrics of a loader, such as `{"val/loss": 0.6, "val/Acc@1": 0.9}`.
 
-        It does not change the state of a run, so a callback may call it during one, in ``on_epoch_end`` for example.
+        It does not change the state of a run, so a callback may call it during one, in `on_epoch_end` for example.
 
         Args:
-            loader: any iterable of pairs ``(input, target)``.
+            loader: any iterable of pairs `(input, target)`.
             steps: evaluate at most this many batches.
-            name: the first part of the names in the result, ``test`` for ``test/loss``.
+            name: the first part of the names in the result, `test` for `test/loss`.
 
         Raises:
-            TypeError, ValueError: the loader or a batch is invalid. The message says how to fix it.
+            TypeError: the loader or a batch has the wrong type.
+            ValueError: the loader is empty, or a batch has the wrong shape.
         """
         checks.loader("loader", loader, steps)
         with self._beside_the_run():
@@ -173,7 +177,7 @@ class Runner:
         """Return the model's outputs for a loader, on the CPU, joined along the first dimension in loader order.
 
         Args:
-            loader: any iterable of inputs, or of pairs ``(input, target)`` whose target is not needed.
+            loader: any iterable of inputs, or of pairs `(input, target)` whose target is not needed.
             steps: predict at most this many batches.
 
         Returns:
@@ -182,8 +186,8 @@ class Runner:
             float32, which NumPy supports too. Each of several processes returns the outputs of its own loader.
 
         Raises:
-            TypeError, ValueError: the loader or a batch is invalid, or outputs differ in more than the first dimension.
-                The message says how to fix it.
+            TypeError: the loader or a batch has the wrong type.
+            ValueError: the loader is empty, or outputs differ in more than the first dimension.
         """
         checks.loader("loader", loader, steps)
         outputs = Outputs(self._half)
@@ -193,7 +197,7 @@ class Runner:
         return outputs.joined()
 
     def _run_epoch(self, loader: Iterable[Any], name: str, steps: int | None = None) -> bool:
-        """Run all batches of a loader. Return False if ``should_stop`` ended it early."""
+        """Run all batches of a loader. Return False if `should_stop` ended it early."""
         state, run = self.state, self._run
         run.begin_loader(loader, name, steps)
         run.call("on_loader_begin")
@@ -219,22 +223,24 @@ class Runner:
         """Run one batch: forward and loss, in training backward, and at the end of a window the optimizer's step.
 
         Override it in a subclass for complete control, or assign a function without arguments to
-        ``runner._make_step``. The batch is in ``state.input`` and ``state.target`` (or, if it is not a pair, all of it
-        in ``state.input``). The step should set ``state.output`` for metrics and ``state.loss`` for the logs.
-        For another way to compute the loss, override :meth:`forward` instead.
+        `runner._make_step`. The batch is in `state.input` and `state.target` (or, if it is not a pair, all of it
+        in `state.input`). The step should set `state.output` for metrics and `state.loss` for the logs.
+        For another way to compute the loss, override `forward` instead.
 
-        Example:
-            A step that keeps AMP, accumulation and the hooks::
+        Examples:
+            A step that keeps AMP, accumulation and the hooks:
 
-                class MyRunner(Runner):
-                    def _make_step(self):
-                        state = self.state
-                        with self.autocast():
-                            state.output = state.model(state.input)
-                            state.loss = state.criterion(state.output, state.target)
-                        if state.is_train:
-                            self.backward(state.loss)
-                            self.optimizer_step()
+            ```python
+            class MyRunner(Runner):
+                def _make_step(self):
+                    state = self.state
+                    with self.autocast():
+                        state.output = state.model(state.input)
+                        state.loss = state.criterion(state.output, state.target)
+                    if state.is_train:
+                        self.backward(state.loss)
+                        self.optimizer_step()
+            ```
         """
         state, run = self.state, self._run
         if state.is_train and state.optimizer not in run.cleared:
@@ -248,26 +254,31 @@ class Runner:
             self.optimizer_step()
 
     def forward(self) -> None:
-        """Compute ``state.output`` and ``state.loss`` of the batch. Override it for batches that are not pairs,
-        models that return their loss, or several losses.
+        """Compute `state.output` and `state.loss` of the batch.
 
-        AMP, accumulation, clipping, hooks, weights, metrics and ``predict`` keep working. You may set ``state.output``
-        (for metrics and ``predict``), ``state.loss`` (a 0-dim tensor, or a dict of losses, of which ``"loss"`` is
-        trained on, or in evaluation None), ``state.target`` (for metrics), ``state.batch_size`` and ``state.weight``.
-        A batch that is not a pair is in ``state.input`` whole. In ``predict`` the loss is not needed, and
-        ``state.needs_loss`` is False.
+        Override it for batches that are not pairs, models that return their loss, or several losses. AMP, accumulation,
+        clipping, hooks, weights, metrics and `predict` keep working. A batch that is not a pair is in `state.input`
+        whole. You may set:
 
-        Example:
-            A Hugging Face model, whose loss is a mean over the labels that are not ignored::
+        * `state.output`, for metrics and `predict`.
+        * `state.loss`, a 0-dim tensor, or a dict of losses, of which `"loss"` is trained on. In evaluation it may be
+          None, and in `predict`, where `state.needs_loss` is False, it is not needed.
+        * `state.target`, for metrics.
+        * `state.batch_size` and `state.weight`, the number that the mean loss is a mean over.
 
-                class MyRunner(Runner):
-                    def forward(self):
-                        state = self.state
-                        result = state.model(**state.input)
-                        state.output, state.loss = result.logits, result.loss
-                        state.target = state.input["labels"]
-                        state.weight = (state.target != -100).sum()
-        """  # noqa: D205
+        Examples:
+            A Hugging Face model, whose loss is a mean over the labels that are not ignored:
+
+            ```python
+            class MyRunner(Runner):
+                def forward(self):
+                    state = self.state
+                    result = state.model(**state.input)
+                    state.output, state.loss = result.logits, result.loss
+                    state.target = state.input["labels"]
+                    state.weight = (state.target != -100).sum()
+            ```
+        """
         state = self.state
         state.output = state.model(state.input)
         if state.needs_loss:
@@ -281,7 +292,7 @@ class Runner:
     def backward(self, loss: Any, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Compute the gradients of a loss, weighted for its accumulation window and scaled for fp16.
 
-        Drops the gradients of the last window first, and calls ``on_after_backward`` at the end.
+        Drops the gradients of the last window first, and calls `on_after_backward` at the end.
 
         Args:
             loss: the mean loss of the batch, a 0-dim tensor, or a dict of losses.
@@ -306,10 +317,10 @@ class Runner:
             run.call("on_after_backward")
 
     def optimizer_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Step the optimizer if the batch is the last of its accumulation window, after ``on_before_step``.
+        """Step the optimizer if the batch is the last of its accumulation window, after `on_before_step`.
 
         Args:
-            optimizer: the optimizer to step, by default the Runner's. In ``on_before_step`` it is ``state.optimizer``.
+            optimizer: the optimizer to step, by default the Runner's. In `on_before_step` it is `state.optimizer`.
         """
         state, run = self.state, self._run
         run.used_optimizer_step = True
@@ -393,4 +404,4 @@ class Runner:
 
 
 def _no_loss(output: Any, target: Any) -> None:
-    """Replace the criterion in ``predict``, and for a ``forward`` that computes the loss itself."""
+    """Replace the criterion in `predict`, and for a `forward` that computes the loss itself."""

@@ -1,4 +1,4 @@
-"""Train a model that torch's ``fully_shard`` has split between processes."""
+"""Train a model that torch's `fully_shard` has split between processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Shards:
     """The sharded parts of a module, by the names that DistributedDataParallel has for the same things.
 
     Args:
-        module: a module of which ``fully_shard`` has sharded submodules.
+        module: a module of which `fully_shard` has sharded submodules.
 
     Attributes:
         broadcast_buffers: False, since each process keeps its own buffers.
@@ -51,7 +51,7 @@ class Shards:
 
 
 class Unreduced:
-    """The gradient of a whole parameter on this process, which FSDP keeps out of ``parameter.grad``."""
+    """The gradient of a whole parameter on this process, which FSDP keeps out of `parameter.grad`."""
 
     def __init__(self, parameter: Any) -> None:
         self._parameter = parameter
@@ -76,7 +76,7 @@ class Unreduced:
 
 
 def is_sharded(module: Any) -> bool:
-    """Return whether ``fully_shard`` has split a part of a module."""
+    """Return whether `fully_shard` has split a part of a module."""
     return bool(_parts(module))
 
 
@@ -126,7 +126,7 @@ _END = object()
 
 
 def _parts(module: Any) -> list[Any]:
-    """Return the submodules that ``fully_shard`` was called on."""
+    """Return the submodules that `fully_shard` was called on."""
     parts = module.modules() if isinstance(module, nn.Module) else ()
     return [part for part in parts if hasattr(part, "set_requires_gradient_sync")]
 

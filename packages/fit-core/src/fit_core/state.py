@@ -28,11 +28,11 @@ class Checkpoint(Protocol):
 
 
 class Loop(Protocol):
-    """Let a callback make the step of a batch in place of ``state.make_step``, from a graph, say.
+    """Let a callback make the step of a batch in place of `state.make_step`, from a graph, say.
 
-    The callback runs ``make_step``, ``finish_step`` and ``measure`` in ``rehearse()`` while it records them. For each
-    batch that it replays, it calls ``weigh`` if windows have several batches, sets ``state.output``, ``state.loss`` and
-    ``state.losses``, and calls ``note_step``.
+    The callback runs `make_step`, `finish_step` and `measure` in `rehearse()` while it records them. For each
+    batch that it replays, it calls `weigh` if windows have several batches, sets `state.output`, `state.loss` and
+    `state.losses`, and calls `note_step`.
     """
 
     @property
@@ -66,15 +66,15 @@ class RunnerState:
     Attributes:
         model: the model. A callback may replace it with another one, as an EMA does.
         optimizer: the optimizer.
-        criterion: ``criterion(output, target)`` returns the loss. In ``predict`` it returns None.
+        criterion: `criterion(output, target)` returns the loss. In `predict` it returns None.
         metrics: the metrics, plain functions wrapped.
         callbacks: the callbacks, in the order in which they are called.
         accumulate_steps: batches per optimizer step.
         device: the device of the model, to which batches are moved.
         grad_scaler: scales the loss in fp16. It is disabled, and has no effect, otherwise.
-        checkpoint: the object behind :meth:`state_dict` and :meth:`load_state_dict`.
+        checkpoint: the object behind `state_dict` and `load_state_dict`.
 
-        epoch: the current epoch, from 0. In ``on_checkpoint`` after an epoch, and after the run, the number of
+        epoch: the current epoch, from 0. In `on_checkpoint` after an epoch, and after the run, the number of
             epochs that are complete.
         num_epochs: epochs of the run.
         batch_idx: the batch of this loader, from 0.
@@ -85,39 +85,39 @@ class RunnerState:
             other processes have as many as this one.
         is_train: True in training, False in validation, evaluation and prediction.
         is_optimizer_step: whether this batch is the last of its accumulation window.
-        needs_loss: False in ``predict``, where :meth:`Runner.forward` does not need the loss.
+        needs_loss: False in `predict`, where `Runner.forward` does not need the loss.
         loader: the current loader.
-        loader_name: ``train``, ``val``, the name passed to ``evaluate``, or ``predict``. Results are logged under it.
+        loader_name: `train`, `val`, the name passed to `evaluate`, or `predict`. Results are logged under it.
         train_loader: the loader the run trains on.
         val_loader: the loader the run validates on, None if it does not validate.
-        loss_meters: the mean of each loss of this loader so far, by name. ``float(meter.compute())`` waits for the
+        loss_meters: the mean of each loss of this loader so far, by name. `float(meter.compute())` waits for the
             device.
         history: one dict per complete epoch.
         rank: number of this process among all, from 0.
         world_size: number of processes.
-        error: in ``on_end``, the exception that ended the run.
-        status: ``running`` inside ``fit``. From ``on_end`` on ``finished``, ``interrupted`` (stopped inside an epoch,
-            or by a signal or Ctrl-C) or ``failed``.
+        error: in `on_end`, the exception that ended the run.
+        status: `running` inside `fit`. From `on_end` on `finished`, `interrupted` (stopped inside an epoch,
+            or by a signal or Ctrl-C) or `failed`.
 
-        input: the input of the batch, on the device. May be replaced in ``on_batch_begin``.
+        input: the input of the batch, on the device. May be replaced in `on_batch_begin`.
         target: its target, likewise.
         batch_size: samples in this batch: the length that input and target agree on. If they do not agree it is None,
-            and you set it in ``on_batch_begin`` or ``forward``.
+            and you set it in `on_batch_begin` or `forward`.
         weight: the number that the mean loss of this batch is a mean over, such as the number of target tokens: a
-            number or a 0-dim tensor. None means ``batch_size``. May be set in ``on_batch_begin`` or ``forward``.
+            number or a 0-dim tensor. None means `batch_size`. May be set in `on_batch_begin` or `forward`.
         output: the output of the model. Metrics skip a batch without one.
-        loss: the loss of this batch, on the device. ``forward`` may set a dict of losses: ``"loss"`` is trained on
-            and becomes ``state.loss``, the others are moved to ``state.losses`` and logged.
+        loss: the loss of this batch, on the device. `forward` may set a dict of losses: `"loss"` is trained on
+            and becomes `state.loss`, the others are moved to `state.losses` and logged.
         losses: the other losses of this batch, by name.
-        logs: the results of this epoch by name (``train/loss``, ``val/Acc@1``, ``lr`` of the first parameter group).
+        logs: the results of this epoch by name (`train/loss`, `val/Acc@1`, `lr` of the first parameter group).
             A callback may add to it.
-        make_step: the function the loop calls for each batch. A callback may wrap it in ``on_begin``. Set to
-            ``Runner._make_step`` at the start of each run.
-        loop: for a callback that makes the step itself, from a graph, say: a ``fit_core.state.Loop``.
-        should_stop: set it to stop the run, with ``status = "interrupted"`` if the run is meant to be resumed. It is
-            read after each batch, which leaves the epoch incomplete (no ``on_loader_end``, no ``on_epoch_end``, and
+        make_step: the function the loop calls for each batch. A callback may wrap it in `on_begin`. Set to
+            `Runner._make_step` at the start of each run.
+        loop: for a callback that makes the step itself, from a graph, say: a `fit_core.state.Loop`.
+        should_stop: set it to stop the run, with `status = "interrupted"` if the run is meant to be resumed. It is
+            read after each batch, which leaves the epoch incomplete (no `on_loader_end`, no `on_epoch_end`, and
             a resumed run completes it), and after each epoch. On several processes one may set it, before
-            ``on_checkpoint``, and all stop after the same training batch. In validation they stop after the epoch.
+            `on_checkpoint`, and all stop after the same training batch. In validation they stop after the epoch.
     """
 
     # The user's, through Runner.
@@ -171,7 +171,7 @@ class RunnerState:
         """Return the optimizer steps of the whole run, for schedules that need to know where they end.
 
         Raises:
-            ValueError: the training loader does not have a len, and ``steps_per_epoch`` was not passed.
+            ValueError: the training loader does not have a len, and `steps_per_epoch` was not passed.
         """
         if self.batches_per_epoch is None:
             raise ValueError(
@@ -181,24 +181,24 @@ class RunnerState:
         return self.num_epochs * -(-self.batches_per_epoch // self.accumulate_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything about the run. It is exact in ``on_checkpoint`` and between runs.
+        """Return everything about the run. It is exact in `on_checkpoint` and between runs.
 
-        Contains only what ``torch.load(..., weights_only=True)`` accepts. Tensors are the live ones, not copies:
-        write or copy them before the next step. ``"model"`` loads into the bare model, since prefixes of DDP and
-        torch.compile are stripped. ``"ranks"`` is a list of the parts that differ between processes (random state,
+        Contains only what `torch.load(..., weights_only=True)` accepts. Tensors are the live ones, not copies:
+        write or copy them before the next step. `"model"` loads into the bare model, since prefixes of DDP and
+        torch.compile are stripped. `"ranks"` is a list of the parts that differ between processes (random state,
         place in the data, meters), here of this process alone. To save several processes, put the entries of all into
         it, by rank.
 
         Raises:
-            RuntimeError: ``fit`` has not been called yet.
+            RuntimeError: `fit` has not been called yet.
         """
         return self.checkpoint.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a run that :meth:`state_dict` returned. The next ``fit`` resumes it.
+        """Restore a run that `state_dict` returned. The next `fit` resumes it.
 
-        Call it before ``fit``, or in ``on_begin``. Model, criterion, optimizer, scaler and counters are restored at
-        once. Meters, metrics, callbacks, the place in the data and the random state follow after the ``on_begin`` of
+        Call it before `fit`, or in `on_begin`. Model, criterion, optimizer, scaler and counters are restored at
+        once. Meters, metrics, callbacks, the place in the data and the random state follow after the `on_begin` of
         all callbacks.
 
         Raises:

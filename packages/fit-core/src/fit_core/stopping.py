@@ -19,14 +19,14 @@ BATCH_HOOKS = ("on_batch_begin", "on_after_backward", "on_before_step", "on_batc
 
 
 class Vote:
-    """Make ``should_stop`` the same on all processes, or those that stay in the loop would wait forever.
+    """Make `should_stop` the same on all processes, or those that stay in the loop would wait forever.
 
-    Nothing is exchanged if no callback of any process mentions ``should_stop`` in its code. Otherwise the processes
+    Nothing is exchanged if no callback of any process mentions `should_stop` in its code. Otherwise the processes
     vote after each epoch, and after each training batch and each validation if such a callback has a hook of batches.
     Every process creates the vote when the run starts.
 
     Args:
-        callbacks: the callbacks of the run on this process. Those with ``stops_together = True`` set ``should_stop`` on
+        callbacks: the callbacks of the run on this process. Those with `stops_together = True` set `should_stop` on
             all processes alike and do not vote, except in validation, where processes have different batches.
         device: the device on which the processes exchange tensors.
 
@@ -48,7 +48,7 @@ class Vote:
         self._group: Any = host_group() if some else None
 
     def take(self, state: RunnerState) -> None:
-        """Set ``should_stop`` and the status on all processes if one of them has set it."""
+        """Set `should_stop` and the status on all processes if one of them has set it."""
         wish = torch.tensor(state.should_stop + (state.should_stop and state.status == "interrupted"))
         distributed.all_reduce(wish, distributed.ReduceOp.MAX, group=self._group)
         state.should_stop = bool(wish)
@@ -63,7 +63,7 @@ class Vote:
 
 
 def may_stop(callback: Callback) -> bool:
-    """Return whether a callback may set ``should_stop`` on this process alone."""
+    """Return whether a callback may set `should_stop` on this process alone."""
     return not getattr(callback, "stops_together", False) and _mentions_should_stop(callback)
 
 
@@ -75,7 +75,7 @@ def _count_in_batches(callbacks: list[Callback]) -> int:
 
 
 def _mentions_should_stop(callback: Callback) -> bool:
-    """Return whether ``should_stop`` is in the code of a callback: its methods, or functions passed to it."""
+    """Return whether `should_stop` is in the code of a callback: its methods, or functions passed to it."""
     kinds = [kind for kind in type(callback).__mro__ if kind not in (Callback, object)]
     values = [value for holder in (*kinds, callback) for value in vars(holder).values()]
     functions = [getattr(value, "__func__", value) for value in values]  # also static and class methods

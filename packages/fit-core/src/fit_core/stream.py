@@ -21,18 +21,18 @@ _END = object()
 class Stream:
     """Yield the training batches that are left of the current epoch.
 
-    An epoch is one pass over the loader, or ``steps`` batches. With ``steps`` the loader's iterator is kept from
-    epoch to epoch and starts over when it runs out. ``set_epoch`` of the loader's samplers is called at each pass.
+    An epoch is one pass over the loader, or `steps` batches. With `steps` the loader's iterator is kept from
+    epoch to epoch and starts over when it runs out. `set_epoch` of the loader's samplers is called at each pass.
 
     A place in the data is the state of all random generators at the start of the pass and the number of batches
     taken since. To restore it, the pass is started from those states and as many batches are fetched and dropped. A
-    loader with its own ``state_dict`` (such as torchdata's StatefulDataLoader) restores itself.
+    loader with its own `state_dict` (such as torchdata's StatefulDataLoader) restores itself.
 
     Args:
         loader: any iterable of batches.
         steps: the batches of an epoch, or None for one pass over the loader.
         window: batches per optimizer step. Above 1 the stream has to know the last batch of an epoch before it is
-            used. If ``len`` is missing or an estimate, it prefetches one batch.
+            used. If `len` is missing or an estimate, it prefetches one batch.
         device: the device whose random generator belongs to the place.
 
     Attributes:
@@ -102,7 +102,7 @@ class Stream:
             yield batch
 
     def begin_epoch(self) -> None:
-        """Call ``set_epoch`` of the samplers for a new pass, and update ``size``, which may differ in each pass."""
+        """Call `set_epoch` of the samplers for a new pass, and update `size`, which may differ in each pass."""
         if self.steps is None and not self._taken:
             self._set_epoch()
 
@@ -136,8 +136,8 @@ class Stream:
         """Move to a place. The loader is opened there when the next batch is needed.
 
         Args:
-            place: the place that :meth:`state_dict` returned.
-            random_state: the state that :func:`get_random_state` returned at the same moment. None if it belongs to
+            place: the place that `state_dict` returned.
+            random_state: the state that `get_random_state` returned at the same moment. None if it belongs to
                 another process.
         """
         self.close()

@@ -28,7 +28,7 @@ def check_state(kind: str, saved: Mapping[str, Any], module: Any) -> None:
 
     Args:
         kind: the name of the module in the message.
-        saved: the state that its ``state_dict()`` returned.
+        saved: the state that its `state_dict()` returned.
         module: a module, or another object with a state.
 
     Raises:

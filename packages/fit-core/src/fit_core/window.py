@@ -16,8 +16,8 @@ __all__ = ["Window"]
 class Window:
     """Weigh the batches whose gradients make one optimizer step.
 
-    The gradient of a step is ``sum(w_i * g_i) / sum(w_i)`` over its batches on all processes, for batches of weight
-    ``w_i`` with mean gradients ``g_i``. As long as all have the weight of the first, that is ``g_i / size`` and costs
+    The gradient of a step is `sum(w_i * g_i) / sum(w_i)` over its batches on all processes, for batches of weight
+    `w_i` with mean gradients `g_i`. As long as all have the weight of the first, that is `g_i / size` and costs
     one division of the loss. If a window turns out shorter or uneven, the gradients are multiplied once, before the
     last backward pass. So each process scales its own gradients, and the average by DDP is right.
 
@@ -64,7 +64,7 @@ class Window:
         return {"weight": self._weight, "expected": self._expected}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume inside the window that :meth:`state_dict` described."""
+        """Resume inside the window that `state_dict` described."""
         self._weight, self._expected = state_dict["weight"], state_dict["expected"]
 
     def _mean_over_processes(self, device: torch.device) -> float | Tensor:

@@ -22,7 +22,7 @@ _is_ending: Any = None
 
 
 def open_loader(loader: Any) -> Iterator[Any]:
-    """Return ``iter(loader)``. Its workers ignore the signals that this process handles.
+    """Return `iter(loader)`. Its workers ignore the signals that this process handles.
 
     Schedulers, containers and terminals send a signal to all processes at once. A handler in this process lets the run
     finish the batch and be saved, and its workers have to live until then.

@@ -36,7 +36,7 @@ _NOISY = ("torch.distributed.elastic", "torch.multiprocessing")
 
 
 def run(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_restarts: int) -> list[bytes]:
-    """Run a job on ``nproc`` new processes here and on those of the other machines. Return the results."""
+    """Run a job on `nproc` new processes here and on those of the other machines. Return the results."""
     with (
         tempfile.TemporaryDirectory(prefix="fit_distributed_") as folder,
         _keep_environment(),
@@ -162,7 +162,7 @@ def _keep_environment() -> Iterator[None]:
 
 @contextmanager
 def _without_stdin() -> Iterator[None]:
-    """Hide the name of a main module that is not a file: new processes would try to import ``<stdin>``."""
+    """Hide the name of a main module that is not a file: new processes would try to import `<stdin>`."""
     main: Any = sys.modules["__main__"]
     path = getattr(main, "__file__", None)
     if path is None or os.path.exists(path):

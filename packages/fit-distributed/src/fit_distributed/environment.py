@@ -38,7 +38,7 @@ def is_main() -> bool:
 def barrier() -> None:
     """Wait for all processes. A single process returns at once.
 
-    Example:
+    Examples:
         >>> if is_main():
         ...     download()
         >>> barrier()
@@ -140,6 +140,6 @@ def _from_mpi() -> dict[str, str]:
 
 
 def _first_host(hosts: str) -> str:
-    """Return the first host of SLURM's list: ``"gpu03-ib"`` of ``"gpu[03-05,9]-ib,cpu1"``."""
+    """Return the first host of SLURM's list: `"gpu03-ib"` of `"gpu[03-05,9]-ib,cpu1"`."""
     first = re.match(r"([^,\[]*)(?:\[([^],-]*)[^]]*\])?([^,\[]*)", hosts)
     return "".join(part or "" for part in first.groups()) if first else hosts

@@ -38,24 +38,24 @@ def launch(
     timeout: float = 1800.0,
     **kwargs: Any,
 ) -> list[T]:
-    """Call ``fn(*args, **kwargs)`` on every process, in a process group, and return the results by rank.
+    """Call `fn(*args, **kwargs)` on every process, in a process group, and return the results by rank.
 
-    A single process runs here, without a group, so you can use a debugger. If torchrun, ``python -m
-    torch.distributed.launch``, srun, mpirun, Ray Train or accelerate have started the processes already, the function
-    is called in place, and ``nproc``, ``nnodes``, ``rdzv`` and ``max_restarts`` are ignored.
+    A single process runs here, without a group, so you can use a debugger. If torchrun, `python -m
+    torch.distributed.launch`, srun, mpirun, Ray Train or accelerate have started the processes already, the function
+    is called in place, and `nproc`, `nnodes`, `rdzv` and `max_restarts` are ignored.
 
     Args:
         fn: a function of a module or script. With cloudpickle installed, also a closure or a function of a notebook
             cell. It is sent with its arguments to new processes, which do not inherit anything from this one.
         *args: its arguments.
-        nproc: processes on this machine, 1 or more. ``"auto"`` starts one per accelerator, or a single one without.
+        nproc: processes on this machine, 1 or more. `"auto"` starts one per accelerator, or a single one without.
         nnodes: machines, 1 or more. Make the same call on each.
-        rdzv: ``"host:port"`` where several machines meet: one of them, and a free port there.
+        rdzv: `"host:port"` where several machines meet: one of them, and a free port there.
         max_restarts: how many times all processes are restarted after one has failed or was killed, 0 or more. The
             function then runs again from its beginning, and should load a checkpoint.
-        backend: the backend of torch.distributed. None selects it by the device. With ``"gloo"``, processes may share
+        backend: the backend of torch.distributed. None selects it by the device. With `"gloo"`, processes may share
             a device.
-        log_dir: a folder for the output of each process, appended to ``rank0.log``, ``rank1.log``, ... Rank 0 prints to
+        log_dir: a folder for the output of each process, appended to `rank0.log`, `rank1.log`, ... Rank 0 prints to
             the console too, the others only there.
         timeout: seconds, above 0, that a process waits for the others, in a collective or at its end.
         **kwargs: more arguments.
@@ -68,10 +68,11 @@ def launch(
         ConnectionError: the machines did not find each other.
         KeyboardInterrupt: you pressed Ctrl-C. The processes have ended.
         SystemExit: SIGTERM, SIGUSR1 or SIGHUP stopped the launch. The processes got the signal too.
-        TypeError, ValueError: an argument is invalid. Nothing was started.
+        TypeError: an argument has the wrong type. Nothing was started.
+        ValueError: an argument is out of range. Nothing was started.
         RuntimeError: launch was called by a function that runs in a launch. Nothing was started.
 
-    Example:
+    Examples:
         >>> def train(lr):
         ...     model = parallel(Net())
         ...     runner = Runner(model, torch.optim.SGD(model.parameters(), lr), nn.CrossEntropyLoss())

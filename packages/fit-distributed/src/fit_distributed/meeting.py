@@ -29,7 +29,7 @@ _SILENCE = 15.0
 """Seconds without a heartbeat after which elastic drops a machine: three heartbeats."""
 
 _GRACE = 5.0
-"""Seconds after ``timeout`` in which elastic and the processes may still report a failure themselves."""
+"""Seconds after `timeout` in which elastic and the processes may still report a failure themselves."""
 
 _LINGER = 3.0
 """Seconds for which the store outlives a failed run, so that the other machines see its end."""
@@ -118,7 +118,7 @@ class Watch:
             self._gone, self._gone_since = self._hosts - set(hosts), time.monotonic() - _SILENCE
 
     def lost(self) -> ConnectionError | None:
-        """Return an error when nothing was heard for ``timeout`` of a machine, or of the store."""
+        """Return an error when nothing was heard for `timeout` of a machine, or of the store."""
         asked = self._asked
         if self._nnodes == 1 or asked is None or time.monotonic() - asked < self._timeout + _GRACE:
             return None
@@ -148,7 +148,7 @@ class Meeting(RendezvousHandler):
     """The rendezvous of torch, at which elastic asks several times a second whether machines wait to join.
 
     Args:
-        params: those of torch's, and ``watch``, which looks at the processes at each of these times.
+        params: those of torch's, and `watch`, which looks at the processes at each of these times.
     """
 
     def __init__(self, params: RendezvousParameters) -> None:

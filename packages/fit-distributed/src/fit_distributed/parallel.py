@@ -21,8 +21,8 @@ __all__ = ["parallel"]
 def parallel(model: nn.Module, *, sync_bn: bool = False, fsdp: bool = False, **options: Any) -> nn.Module:
     """Move the model to the device of this process, and wrap it in DistributedDataParallel if there are several.
 
-    With ``fsdp=True`` it is sharded instead, for a model whose optimizer state does not fit one device: torch's
-    ``fully_shard`` splits each layer of the outermost ``nn.Sequential`` and ``nn.ModuleList``, and the rest together.
+    With `fsdp=True` it is sharded instead, for a model whose optimizer state does not fit one device: torch's
+    `fully_shard` splits each layer of the outermost `nn.Sequential` and `nn.ModuleList`, and the rest together.
 
     After this call each process draws other random numbers, for augmentation and dropout: the generators of torch,
     Python and NumPy are seeded again on all ranks except 0, from their state and the rank. Seed them before.
@@ -34,17 +34,17 @@ def parallel(model: nn.Module, *, sync_bn: bool = False, fsdp: bool = False, **o
         model: any module. Create the optimizer from the parameters of the result.
         sync_bn: compute batch norm statistics over the batches of all processes. Accelerators only.
         fsdp: shard the model. It starts with the weights of rank 0.
-        **options: options of DistributedDataParallel, such as ``find_unused_parameters=True``, or of ``fully_shard``,
-            such as ``mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)``.
+        **options: options of DistributedDataParallel, such as `find_unused_parameters=True`, or of `fully_shard`,
+            such as `mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)`.
 
     Returns:
         The model, wrapped or sharded if there are several processes.
 
     Raises:
-        TypeError: ``model`` is not a module.
+        TypeError: `model` is not a module.
         RuntimeError: there are several processes without a process group.
 
-    Example:
+    Examples:
         >>> model = parallel(Net())
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     """

@@ -16,7 +16,7 @@ __all__ = ["dump_call", "dump_value", "load_value"]
 
 
 def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    """Return a call as bytes, for ``pickle.loads`` in another process.
+    """Return a call as bytes, for `pickle.loads` in another process.
 
     Raises:
         TypeError: a part of it cannot be sent. The message says what to do.
@@ -64,7 +64,7 @@ def dump_value(value: Any) -> bytes:
 
 
 def load_value(data: bytes) -> Any:
-    """Return the value that :func:`dump_value` converted to bytes, with tensors on the CPU."""
+    """Return the value that `dump_value` converted to bytes, with tensors on the CPU."""
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
 
 

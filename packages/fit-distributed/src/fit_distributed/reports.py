@@ -1,6 +1,6 @@
 """Find out which process of a launch failed first, and why.
 
-Each process that fails leaves files in the folder of the attempt. The first puts its rank into the file ``first``.
+Each process that fails leaves files in the folder of the attempt. The first puts its rank into the file `first`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class LaunchError(RuntimeError):
     """Raised when a process failed, and with it the launch. The message ends with the traceback of that process.
 
     Attributes:
-        rank (int): the process that failed first.
-        traceback (str): its traceback. Without one, a sentence about how it ended.
+        rank: the process that failed first.
+        traceback: its traceback. Without one, a sentence about how it ended.
     """
 
     __module__ = "fit_distributed"

@@ -22,20 +22,20 @@ Loader = TypeVar("Loader", bound="DataLoader[Any]")
 
 
 class ShardSampler(Sampler[Any]):
-    """Yield every ``world_size``-th of another sampler's indices, or of a batch sampler's batches.
+    """Yield every `world_size`-th of another sampler's indices, or of a batch sampler's batches.
 
     On N processes the k-th batches of B samples are together the k-th batch of N * B samples on one process. All
     processes use the order that rank 0 draws, so each has to start a pass when the others do. The order of a
     SequentialSampler is known and not exchanged.
 
     Args:
-        sampler: the indices of all processes, with a ``len``.
+        sampler: the indices of all processes, with a `len`.
         pad: True repeats a few, so that every process gets the same number. False yields each once.
-        drop_last: with ``pad``, drop a few instead of repeating them.
-        rank: the rank of this process, 0 to ``world_size - 1``. None looks it up when iterated.
+        drop_last: with `pad`, drop a few instead of repeating them.
+        rank: the rank of this process, 0 to `world_size - 1`. None looks it up when iterated.
         world_size: the number of processes, 1 or more. None looks it up when iterated.
 
-    Example:
+    Examples:
         >>> sampler = ShardSampler(WeightedRandomSampler(weights, 1000), pad=True)
         >>> loader = DataLoader(dataset, batch_size=32, sampler=sampler)
     """
@@ -70,7 +70,7 @@ class ShardSampler(Sampler[Any]):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Call ``set_epoch`` of the inner samplers that have it."""
+        """Call `set_epoch` of the inner samplers that have it."""
         for inner in (self.sampler, *samplers(self.sampler)):
             if hasattr(inner, "set_epoch"):
                 inner.set_epoch(epoch)
@@ -109,7 +109,7 @@ def shard(loader: Loader, *, pad: bool | None = None) -> Loader:
     """Return a loader of the part of the data that this process reads, with the same batch size.
 
     A loader that shuffles, or has a custom sampler, is for training: every process gets the same number of batches, so
-    a few samples repeat (with ``drop_last`` they are dropped). Any other loader is for evaluation: each sample comes
+    a few samples repeat (with `drop_last` they are dropped). Any other loader is for evaluation: each sample comes
     once, and a process may get fewer batches, or none.
 
     For an iterable dataset, each process and each of its workers reads everything and keeps its part. The order has to
@@ -124,9 +124,9 @@ def shard(loader: Loader, *, pad: bool | None = None) -> Loader:
 
     Raises:
         TypeError: it is not a DataLoader, or its sampler does not have a len.
-        ValueError: it is sharded already, or has an iterable dataset and ``pad`` is None.
+        ValueError: it is sharded already, or has an iterable dataset and `pad` is None.
 
-    Example:
+    Examples:
         >>> runner.fit(shard(train_loader), epochs=5, val_loader=shard(val_loader))
     """
     if not isinstance(loader, DataLoader):
@@ -179,7 +179,7 @@ def _sampler(sampler: Any, pad: bool | None, *, drop_last: bool = False) -> Shar
 
 
 class _IterableShard(IterableDataset[Any]):
-    """Yield one of every ``size`` samples, split between the workers of this process."""
+    """Yield one of every `size` samples, split between the workers of this process."""
 
     def __init__(self, dataset: IterableDataset[Any], pad: bool, rank: int, size: int) -> None:
         self.dataset = dataset

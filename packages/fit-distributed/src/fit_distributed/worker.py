@@ -179,7 +179,7 @@ def _die_with(launcher: int) -> None:
 
 @contextmanager
 def _output(log_dir: str | None) -> Iterator[None]:
-    """Let only rank 0 print to the console. With ``log_dir`` every rank also prints to a file."""
+    """Let only rank 0 print to the console. With `log_dir` every rank also prints to a file."""
     path = os.devnull
     if log_dir:
         os.makedirs(log_dir, exist_ok=True)

@@ -22,15 +22,15 @@ TOGETHER = 16
 
 
 class Accuracy(ClassMetric, SumMetric):
-    """Compute the share of samples whose class is among the k most likely ones: ``correct / samples``.
+    """Compute the share of samples whose class is among the k most likely ones: `correct / samples`.
 
-    It equals scikit-learn's ``accuracy_score`` and ``top_k_accuracy_score``. Of equal scores the lower class index
-    counts as the more likely, as in ``argmax``, on every device. ``Accuracy(1, 5)`` ranks each batch once for both, and
-    ``compute`` returns both by name.
+    It equals scikit-learn's `accuracy_score` and `top_k_accuracy_score`. Of equal scores the lower class index
+    counts as the more likely, as in `argmax`, on every device. `Accuracy(1, 5)` ranks each batch once for both, and
+    `compute` returns both by name.
 
-    With ``task="multilabel"`` it is the share of labels that are predicted right, over all samples and labels, as in
-    torchmetrics' ``MultilabelAccuracy(average="micro")``, which is 1 minus scikit-learn's ``hamming_loss``.
-    ``exact_match=True`` makes it the share of samples whose labels are all right, scikit-learn's ``accuracy_score``.
+    With `task="multilabel"` it is the share of labels that are predicted right, over all samples and labels, as in
+    torchmetrics' `MultilabelAccuracy(average="micro")`, which is 1 minus scikit-learn's `hamming_loss`.
+    `exact_match=True` makes it the share of samples whose labels are all right, scikit-learn's `accuracy_score`.
 
     Small batches are copied, and 16 of them are counted together, because counting a few samples takes as long as
     counting a few hundred.
@@ -38,21 +38,21 @@ class Accuracy(ClassMetric, SumMetric):
     Args:
         topk: how many guesses a sample has, 1 or more.
         *more: further numbers of guesses. Each has a separate value.
-        task: ``"binary"``, ``"multiclass"`` or ``"multilabel"``. None infers binary or multiclass from the shapes.
-        class_dim: the dimension of the output with the classes, such as -1 for ``(N, T, C)``. None infers it.
+        task: `"binary"`, `"multiclass"` or `"multilabel"`. None infers binary or multiclass from the shapes.
+        class_dim: the dimension of the output with the classes, such as -1 for `(N, T, C)`. None infers it.
         threshold: a single logit above it means class 1. 0 for logits, 0.5 for probabilities.
         ignore_index: a target that is not counted, such as -100 for padding or 255 for the border of a segmentation.
-        exact_match: count the samples whose labels are all right, and not the labels. Needs ``task="multilabel"``.
-        name: the name in the logs. Without it ``Acc@k``, or ``Acc`` for labels. With several k it is the part before
-            the ``@``, by default ``Acc``.
+        exact_match: count the samples whose labels are all right, and not the labels. Needs `task="multilabel"`.
+        name: the name in the logs. Without it `Acc@k`, or `Acc` for labels. With several k it is the part before
+            the `@`, by default `Acc`.
 
     Shapes:
-        * output ``(N, C)``, ``(N, C, ...)`` or ``(N, ..., C)``, floating scores. The target has class indices
-          ``(N, ...)`` in 0..C-1, or one-hot or soft classes of the output's shape, whose largest entry is the class.
-        * output ``(N,)``, ``(N, 1)`` or ``(N, 1, ...)``, floating, a single logit. The target has as many entries, 0 or
+        * output `(N, C)`, `(N, C, ...)` or `(N, ..., C)`, floating scores. The target has class indices
+          `(N, ...)` in 0..C-1, or one-hot or soft classes of the output's shape, whose largest entry is the class.
+        * output `(N,)`, `(N, 1)` or `(N, 1, ...)`, floating, a single logit. The target has as many entries, 0 or
           1 or, if it is floating, between.
-        * output ``(N, ...)``, integer or bool, predicted classes. The target has the same shape.
-        * with ``task="multilabel"``, output ``(N, C, ...)``, a logit for each label, or predicted labels, 0 or 1. The
+        * output `(N, ...)`, integer or bool, predicted classes. The target has the same shape.
+        * with `task="multilabel"`, output `(N, C, ...)`, a logit for each label, or predicted labels, 0 or 1. The
           target has the same shape, 0 or 1 or, if it is floating, between.
 
     Value:
@@ -60,10 +60,10 @@ class Accuracy(ClassMetric, SumMetric):
 
     Raises:
         TypeError: an argument, output or target has the wrong type or dtype.
-        ValueError: k is below 1 or above C, or the shapes do not fit or allow two readings. In ``compute``: there
+        ValueError: k is below 1 or above C, or the shapes do not fit or allow two readings. In `compute`: there
             were targets outside of 0..C-1, or rows that are neither one-hot nor soft.
 
-    Example:
+    Examples:
         >>> accuracy = Accuracy(1, 2)
         >>> scores = torch.tensor([[0.1, 0.6, 0.3], [0.8, 0.0, 0.2]])
         >>> accuracy.update(scores, torch.tensor([1, 2]))
@@ -149,7 +149,7 @@ class Accuracy(ClassMetric, SumMetric):
         return dict(zip(self.names, shares, strict=True))
 
     def default_name(self) -> str:
-        """Return ``Acc@k``, or ``Acc`` for several k and for labels."""
+        """Return `Acc@k`, or `Acc` for several k and for labels."""
         return "Acc" if self.more or self.task == "multilabel" else f"Acc@{self.topk}"
 
     def _count_waiting(self) -> None:
@@ -212,7 +212,7 @@ def _all_labels(is_right: Tensor, is_counted: Tensor | None) -> tuple[Tensor, Te
 def _rank(scores: Tensor, classes: Tensor) -> Tensor:
     """Return how many classes are more likely than the true one, int32 in 0..C-1.
 
-    Not ``topk``, because its choice among equal scores differs between devices.
+    Not `topk`, because its choice among equal scores differs between devices.
     """
     classes = classes.unsqueeze(1)
     index = torch.arange(scores.size(1), dtype=torch.int32, device=scores.device).view(-1, *[1] * (scores.dim() - 2))

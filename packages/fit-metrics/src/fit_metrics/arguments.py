@@ -12,12 +12,12 @@ Task = Literal["binary", "multiclass", "multilabel"]
 """The meaning of an entry of the target: yes or no, a class, or yes or no for each label."""
 
 Average = Literal["micro", "macro", "weighted"] | None
-"""The way to average over classes. ``"micro"`` counts all samples of all classes together, ``"macro"`` is the mean over
-classes, ``"weighted"`` the mean weighted by the samples of each class. None keeps the value of each class."""
+"""The way to average over classes. `"micro"` counts all samples of all classes together, `"macro"` is the mean over
+classes, `"weighted"` the mean weighted by the samples of each class. None keeps the value of each class."""
 
 
 def check_task(task: Any, num_classes: int | None = None) -> None:
-    """Check that ``task`` is a :data:`Task` or None, and agrees with the number of classes.
+    """Check that `task` is a `Task` or None, and agrees with the number of classes.
 
     Raises:
         ValueError: it does not.
@@ -30,7 +30,7 @@ def check_task(task: Any, num_classes: int | None = None) -> None:
 
 
 def check_average(average: Any, num_classes: int | None) -> None:
-    """Check that ``average`` is an :data:`Average`, and that there are classes to average over.
+    """Check that `average` is an `Average`, and that there are classes to average over.
 
     Raises:
         ValueError: it is not, or there are none.
@@ -43,7 +43,7 @@ def check_average(average: Any, num_classes: int | None) -> None:
 
 
 def check_num_classes(num_classes: Any, task: Task | None) -> None:
-    """Check that ``num_classes`` is None or a whole number of 2 or more.
+    """Check that `num_classes` is None or a whole number of 2 or more.
 
     Raises:
         TypeError: it is not a whole number.
@@ -57,7 +57,7 @@ def check_num_classes(num_classes: Any, task: Task | None) -> None:
 
 
 def check_class_dim(class_dim: Any) -> None:
-    """Check that ``class_dim`` is None or a dimension other than the first, which is that of samples.
+    """Check that `class_dim` is None or a dimension other than the first, which is that of samples.
 
     Raises:
         TypeError: it is not a whole number.

@@ -27,7 +27,7 @@ class BaseMetric(Metric):
     higher_is_better: bool | None = None
     """Whether a larger value is better. None if a metric cannot be better or worse."""
     capturable: bool = False
-    """Whether ``update`` changes nothing but tensors, in place, so that it can be part of a CUDA graph."""
+    """Whether `update` changes nothing but tensors, in place, so that it can be part of a CUDA graph."""
 
     def __repr__(self) -> str:
         """Return the call that makes such a metric, with the arguments that are not the defaults. Read no tensor."""
@@ -45,27 +45,27 @@ class BaseMetric(Metric):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def default_name(self) -> str:
-        """Return the name of a metric that is made without ``name=``."""
+        """Return the name of a metric that is made without `name=`."""
         return type(self).__name__
 
 
 class SumMetric(BaseMetric):
     """Base of metrics that are a formula over sums. They are exact on any split of the data and number of processes.
 
-    A subclass names its sums, adds to them in ``update`` and divides in ``compute``. Set ``higher_is_better`` to True
+    A subclass names its sums, adds to them in `update` and divides in `compute`. Set `higher_is_better` to True
     or False, so that callbacks can find the best epoch.
 
-    :class:`fit_core.Runner` moves a metric to the model's device, and calls ``update`` without gradients. In a
-    hand-written loop, move it like the model, and ``detach()`` what you add to a floating sum. The metrics of this
+    `fit_core.Runner` moves a metric to the model's device, and calls `update` without gradients. In a
+    hand-written loop, move it like the model, and `detach()` what you add to a floating sum. The metrics of this
     package detach it themselves.
 
     Args:
         name: the name in the logs. It becomes an attribute, which you may change.
         **sums: the dtype of each sum, or a tuple of the dtype and its sizes. Each becomes an attribute of the metric,
             a tensor of zeros. The sizes must not depend on the data, because a process without any batches takes part
-            in :meth:`all_reduce` too. On Apple's MPS, which does not have float64, float32 is used instead.
+            in `all_reduce` too. On Apple's MPS, which does not have float64, float32 is used instead.
 
-    Example:
+    Examples:
         >>> class ErrorRate(SumMetric):
         ...     higher_is_better = False
         ...
@@ -98,7 +98,7 @@ class SumMetric(BaseMetric):
 
     @abstractmethod
     def compute(self) -> Any:
-        """Return the value over all batches since :meth:`reset`."""
+        """Return the value over all batches since `reset`."""
 
     def reset(self) -> None:
         """Forget all batches."""
@@ -106,7 +106,7 @@ class SumMetric(BaseMetric):
             total.zero_()
 
     def to(self: Self, device: torch.device | str) -> Self:
-        """Move the sums to ``device`` and keep their values."""
+        """Move the sums to `device` and keep their values."""
         device = torch.device(device)
         for name, total in self._sums().items():
             dtype = self._dtypes[name]
@@ -114,9 +114,9 @@ class SumMetric(BaseMetric):
         return self
 
     def all_reduce(self) -> None:
-        """Add up the sums of all processes. Every process calls it once, before :meth:`compute`.
+        """Add up the sums of all processes. Every process calls it once, before `compute`.
 
-        Afterwards the metric contains the batches of all processes. Call :meth:`reset` before the next update. Does
+        Afterwards the metric contains the batches of all processes. Call `reset` before the next update. Does
         nothing without a process group.
         """
         if not has_process_group():
@@ -134,7 +134,7 @@ class SumMetric(BaseMetric):
         return {name: total.clone() for name, total in self._sums().items()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Restore the sums that :meth:`state_dict` returned, on any device.
+        """Restore the sums that `state_dict` returned, on any device.
 
         Raises:
             ValueError: the state belongs to another metric, or its sums have other sizes. Nothing is changed then.

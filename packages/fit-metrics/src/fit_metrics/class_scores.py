@@ -14,25 +14,26 @@ __all__ = ["F1", "ClassScore", "Precision", "Recall"]
 
 
 class ClassScore(MatrixMetric):
-    """Base of scores that are computed for each class and averaged over classes. A subclass defines :meth:`score`.
+    """Base of scores that are computed for each class and averaged over classes. A subclass defines `score`.
 
     Args:
         num_classes: C, the number of classes or labels, 2 or more. None for the score of class 1 of two.
-        average: ``"macro"`` is the mean over the classes that occur as target or as prediction, or over all labels.
-            ``"weighted"`` is the mean weighted by the number of targets. ``"micro"`` is the score of the counts summed
+        average: `"macro"` is the mean over the classes that occur as target or as prediction, or over all labels.
+            `"weighted"` is the mean weighted by the number of targets. `"micro"` is the score of the counts summed
             over classes. None is the score of each class, which a Runner does not log.
-        task: ``"binary"``, ``"multiclass"`` or ``"multilabel"``. None infers binary or multiclass from the shapes.
-        class_dim: the dimension of the output with the classes, such as -1 for ``(N, T, C)``. None infers it.
+        task: `"binary"`, `"multiclass"` or `"multilabel"`. None infers binary or multiclass from the shapes.
+        class_dim: the dimension of the output with the classes, such as -1 for `(N, T, C)`. None infers it.
         threshold: a single logit above it means class 1. 0 for logits, 0.5 for probabilities.
         ignore_index: a target that is not counted.
-        name: the name in the logs, by default that of the class. ``F1(10, average="micro", name="F1/micro")``.
+        name: the name in the logs, by default that of the class. `F1(10, average="micro", name="F1/micro")`.
 
     Value:
-        0-dim, in 0..1, or ``(C,)`` with ``average=None``. A ratio 0 / 0 in it is 0, as in scikit-learn. nan without
+        0-dim, in 0..1, or `(C,)` with `average=None`. A ratio 0 / 0 in it is 0, as in scikit-learn. nan without
         samples.
 
     Raises:
-        TypeError, ValueError: an argument is invalid. :class:`MatrixMetric` describes the shapes, and their errors.
+        TypeError: an argument, output or target has the wrong type or dtype.
+        ValueError: an argument is out of range, or the shapes are not those that `MatrixMetric` describes.
     """
 
     higher_is_better = True
@@ -64,7 +65,7 @@ class ClassScore(MatrixMetric):
         """Return the score of each class.
 
         Args:
-            tp: how many samples are of the class and were predicted to be. int64, ``(C,)`` or 0-dim.
+            tp: how many samples are of the class and were predicted to be. int64, `(C,)` or 0-dim.
             predicted: how many samples were predicted to be of the class, likewise.
             actual: how many samples are of the class, likewise.
         """
@@ -92,11 +93,11 @@ class ClassScore(MatrixMetric):
 
 
 class Precision(ClassScore):
-    """Compute the share of the samples predicted to be of a class that are: ``tp / predicted``. 0 without any.
+    """Compute the share of the samples predicted to be of a class that are: `tp / predicted`. 0 without any.
 
-    It equals scikit-learn's ``precision_score``. :class:`ClassScore` describes arguments and value.
+    It equals scikit-learn's `precision_score`. `ClassScore` describes arguments and value.
 
-    Example:
+    Examples:
         >>> precision = Precision()  # of a single logit
         >>> precision.update(torch.tensor([2.0, 1.0, -3.0]), torch.tensor([1, 0, 1]))
         >>> float(precision.compute())
@@ -104,27 +105,33 @@ class Precision(ClassScore):
     """
 
     def score(self, tp: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-        """Return ``tp / predicted``."""
+        """Return `tp / predicted`."""
         return ratio(tp, predicted)
 
 
 class Recall(ClassScore):
-    """Compute the share of the samples of a class that were recognized: ``tp / actual``. 0 without any.
+    """Compute the share of the samples of a class that were recognized: `tp / actual`. 0 without any.
 
-    It equals scikit-learn's ``recall_score``. :class:`ClassScore` describes arguments and value.
+    It equals scikit-learn's `recall_score`. `ClassScore` describes arguments and value.
+
+    Examples:
+        >>> recall = Recall(3)
+        >>> recall.update(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 0, 1, 1]))
+        >>> float(recall.compute())
+        0.5
     """
 
     def score(self, tp: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-        """Return ``tp / actual``."""
+        """Return `tp / actual`."""
         return ratio(tp, actual)
 
 
 class F1(ClassScore):
-    """Compute the harmonic mean of precision and recall: ``2 tp / (predicted + actual)``. 0 if both are 0.
+    """Compute the harmonic mean of precision and recall: `2 tp / (predicted + actual)`. 0 if both are 0.
 
-    It equals scikit-learn's ``f1_score``. :class:`ClassScore` describes arguments and value.
+    It equals scikit-learn's `f1_score`. `ClassScore` describes arguments and value.
 
-    Example:
+    Examples:
         >>> f1 = F1(3, task="multilabel", average="micro")
         >>> logits = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, 1.0]])
         >>> f1.update(logits, torch.tensor([[1, 0, 1], [0, 1, 0]]))
@@ -133,5 +140,5 @@ class F1(ClassScore):
     """
 
     def score(self, tp: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-        """Return ``2 tp / (predicted + actual)``."""
+        """Return `2 tp / (predicted + actual)`."""
         return ratio(2 * tp, predicted + actual)

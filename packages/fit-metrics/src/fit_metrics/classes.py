@@ -20,10 +20,10 @@ class ClassBatch(NamedTuple):
 
     Attributes:
         task: what the targets are.
-        scores: floating ``(N, C, ...)``, scores of classes or labels. Floating ``(N, ...)``, single logits. int64
-            ``(N, ...)``, predicted classes, or ``(N, C, ...)``, predicted labels.
-        target: int64 ``(N, ...)`` in 0..C-1, or ``(N, C, ...)``, 0 or 1 for each label.
-        is_counted: bool, of the target's shape: the target is not ``ignore_index``. None if all are counted.
+        scores: floating `(N, C, ...)`, scores of classes or labels. Floating `(N, ...)`, single logits. int64
+            `(N, ...)`, predicted classes, or `(N, C, ...)`, predicted labels.
+        target: int64 `(N, ...)` in 0..C-1, or `(N, C, ...)`, 0 or 1 for each label.
+        is_counted: bool, of the target's shape: the target is not `ignore_index`. None if all are counted.
         is_outside: bool, of the target's shape: the target, or the predicted class, is not one of the classes.
         is_unclear: bool, of the target's shape: the target came as a row that is neither one-hot nor soft. None if
             the targets did not come in rows, or the user said how to read them.
@@ -58,7 +58,8 @@ class ClassMetric(BaseMetric):
         ignore_index: a target that is not counted.
 
     Raises:
-        TypeError, ValueError: an argument is invalid.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class ClassMetric(BaseMetric):
         """Bring a batch to one form, without its graph, and without waiting for the device.
 
         Args:
-            output: floating ``(N, C, ...)`` or ``(N, ..., C)``: scores. Floating ``(N, ...)``: single logits. Integer
+            output: floating `(N, C, ...)` or `(N, ..., C)`: scores. Floating `(N, ...)`: single logits. Integer
                 or bool, of the target's shape: predicted classes or labels.
             target: class indices, one-hot or soft classes, or labels.
             needs_labels: whether the metric has to know the dimension of the labels.

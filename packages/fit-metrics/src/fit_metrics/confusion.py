@@ -16,30 +16,30 @@ __all__ = ["BalancedAccuracy", "ConfusionMatrix", "MatrixMetric", "ratio"]
 
 
 class MatrixMetric(ClassMetric, SumMetric):
-    """Base of metrics that are a formula over the confusion matrix. A subclass defines ``compute``.
+    """Base of metrics that are a formula over the confusion matrix. A subclass defines `compute`.
 
     Args:
         name: the name in the logs.
         num_classes: C, the number of classes or labels, 2 or more. None means 2. The matrix takes C * C * 8 bytes on
             the device, those of labels C * 32 bytes.
-        task: ``"binary"``, ``"multiclass"`` or ``"multilabel"``. None infers binary or multiclass from the shapes.
-        class_dim: the dimension of the output with the classes, such as -1 for ``(N, T, C)``. None infers it.
+        task: `"binary"`, `"multiclass"` or `"multilabel"`. None infers binary or multiclass from the shapes.
+        class_dim: the dimension of the output with the classes, such as -1 for `(N, T, C)`. None infers it.
         threshold: a single logit above it means class 1. 0 for logits, 0.5 for probabilities.
         ignore_index: a target that is not counted, such as -100 for padding or 255 for the border of a segmentation.
 
     Shapes:
-        * output ``(N, C)``, ``(N, C, ...)`` or ``(N, ..., C)``, floating scores, of which the largest is the predicted
-          class. The target has class indices ``(N, ...)`` in 0..C-1, or one-hot or soft classes of the output's shape,
+        * output `(N, C)`, `(N, C, ...)` or `(N, ..., C)`, floating scores, of which the largest is the predicted
+          class. The target has class indices `(N, ...)` in 0..C-1, or one-hot or soft classes of the output's shape,
           whose largest entry is the class.
-        * with 2 classes, output ``(N,)``, ``(N, 1)`` or ``(N, 1, ...)``, floating, a single logit. The target has as
+        * with 2 classes, output `(N,)`, `(N, 1)` or `(N, 1, ...)`, floating, a single logit. The target has as
           many entries, 0 or 1 or, if it is floating, between.
-        * output ``(N, ...)``, integer or bool, predicted classes. The target has the same shape.
-        * with ``task="multilabel"``, output ``(N, C, ...)``, a logit for each label, or predicted labels, 0 or 1. The
+        * output `(N, ...)`, integer or bool, predicted classes. The target has the same shape.
+        * with `task="multilabel"`, output `(N, C, ...)`, a logit for each label, or predicted labels, 0 or 1. The
           target has the same shape, 0 or 1 or, if it is floating, between.
 
     Raises:
         TypeError: an argument, output or target has the wrong type or dtype.
-        ValueError: the shapes do not fit or allow two readings, or an argument is out of range. In :meth:`counts`:
+        ValueError: the shapes do not fit or allow two readings, or an argument is out of range. In `counts`:
             there were targets or predicted classes outside of 0..C-1, or rows that are neither one-hot nor soft.
     """
 
@@ -84,8 +84,8 @@ class MatrixMetric(ClassMetric, SumMetric):
         """Return the matrix. Waits for the device.
 
         Returns:
-            int64 ``(C, C)``: how many samples of class i were predicted to be of class j. With ``task="multilabel"``
-            ``(C, 2, 2)``, such a matrix of no and yes for each label.
+            int64 `(C, C)`, how many samples of class i were predicted to be of class j. With `task="multilabel"`
+            `(C, 2, 2)`, such a matrix of no and yes for each label.
 
         Raises:
             ValueError: there were targets or predicted classes outside of 0..C-1, or rows that are neither one-hot nor
@@ -99,26 +99,27 @@ class MatrixMetric(ClassMetric, SumMetric):
 class ConfusionMatrix(MatrixMetric):
     """Count how many samples of class i were predicted to be of class j, in row i and column j.
 
-    It equals scikit-learn's ``confusion_matrix``, and ``multilabel_confusion_matrix`` with ``task="multilabel"``. A
-    Runner does not log a matrix. Call ``compute()`` yourself, in a callback's ``on_loader_end`` for example.
+    It equals scikit-learn's `confusion_matrix`, and `multilabel_confusion_matrix` with `task="multilabel"`. A
+    Runner does not log a matrix. Call `compute()` yourself, in a callback's `on_loader_end` for example.
 
     Args:
         num_classes: C, the number of classes or labels, 2 or more.
-        normalize: ``"true"`` divides each row by its sum, ``"pred"`` each column, ``"all"`` every entry by the number
+        normalize: `"true"` divides each row by its sum, `"pred"` each column, `"all"` every entry by the number
             of samples. A row or column without samples becomes 0.
-        task: ``"binary"``, ``"multiclass"`` or ``"multilabel"``. None infers binary or multiclass from the shapes.
-        class_dim: the dimension of the output with the classes, such as -1 for ``(N, T, C)``. None infers it.
+        task: `"binary"`, `"multiclass"` or `"multilabel"`. None infers binary or multiclass from the shapes.
+        class_dim: the dimension of the output with the classes, such as -1 for `(N, T, C)`. None infers it.
         threshold: a single logit above it means class 1. 0 for logits, 0.5 for probabilities.
         ignore_index: a target that is not counted.
         name: the name in the logs.
 
     Value:
-        ``(C, C)``, or ``(C, 2, 2)`` with ``task="multilabel"``. int64 counts, or float64 in 0..1 if normalized.
+        `(C, C)`, or `(C, 2, 2)` with `task="multilabel"`. int64 counts, or float64 in 0..1 if normalized.
 
     Raises:
-        TypeError, ValueError: an argument is invalid. :class:`MatrixMetric` describes the shapes, and their errors.
+        TypeError: an argument, output or target has the wrong type or dtype.
+        ValueError: an argument is out of range, or the shapes are not those that `MatrixMetric` describes.
 
-    Example:
+    Examples:
         >>> matrix = ConfusionMatrix(2)
         >>> matrix.update(torch.tensor([2.0, -1.0, 3.0]), torch.tensor([1, 0, 0]))
         >>> matrix.compute().tolist()
@@ -153,14 +154,14 @@ class ConfusionMatrix(MatrixMetric):
 
 
 class BalancedAccuracy(MatrixMetric):
-    """Compute the mean over classes of the share of their samples that was recognized: mean of ``tp / actual``.
+    """Compute the mean over classes of the share of their samples that was recognized: mean of `tp / actual`.
 
-    It equals scikit-learn's ``balanced_accuracy_score``. Classes without samples are left out.
+    It equals scikit-learn's `balanced_accuracy_score`. Classes without samples are left out.
 
     Args:
         num_classes: C, 2 or more.
-        task: ``"binary"`` or ``"multiclass"``. None infers it from the shapes.
-        class_dim: the dimension of the output with the classes, such as -1 for ``(N, T, C)``. None infers it.
+        task: `"binary"` or `"multiclass"`. None infers it from the shapes.
+        class_dim: the dimension of the output with the classes, such as -1 for `(N, T, C)`. None infers it.
         threshold: a single logit above it means class 1. 0 for logits, 0.5 for probabilities.
         ignore_index: a target that is not counted.
         name: the name in the logs.
@@ -169,7 +170,14 @@ class BalancedAccuracy(MatrixMetric):
         0-dim, in 0..1, and nan without samples.
 
     Raises:
-        TypeError, ValueError: an argument is invalid. :class:`MatrixMetric` describes the shapes, and their errors.
+        TypeError: an argument, output or target has the wrong type or dtype.
+        ValueError: an argument is out of range, or the shapes are not those that `MatrixMetric` describes.
+
+    Examples:
+        >>> accuracy = BalancedAccuracy(3)
+        >>> accuracy.update(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 0, 0, 2]))
+        >>> round(float(accuracy.compute()), 4)
+        0.8333
     """
 
     higher_is_better = True
@@ -201,5 +209,5 @@ class BalancedAccuracy(MatrixMetric):
 
 
 def ratio(count: Tensor, total: Tensor) -> Tensor:
-    """Return ``count / total`` in float64, and 0 where ``total``, and so ``count``, is 0."""
+    """Return `count / total` in float64, and 0 where `total`, and so `count`, is 0."""
     return to_double(count) / total.clamp(min=1)

@@ -16,7 +16,7 @@ __all__ = ["PSNR", "SSIM", "ImageMetric"]
 
 
 class ImageMetric(SumMetric):
-    """Base of metrics that are computed for each image and averaged over images. A subclass defines :meth:`score`.
+    """Base of metrics that are computed for each image and averaged over images. A subclass defines `score`.
 
     Args:
         name: the name in the logs.
@@ -24,15 +24,15 @@ class ImageMetric(SumMetric):
             floating images and 255 for uint8.
 
     Shapes:
-        output ``(N, C, H, W)``, floating or integer. The target has the same shape.
+        output `(N, C, H, W)`, floating or integer. The target has the same shape.
 
     Value:
         0-dim, and nan without images.
 
     Raises:
         TypeError: output or target is not a tensor of real numbers.
-        ValueError: the shapes differ or are not those of images, ``data_range`` is not above 0, or it is missing for
-            images of other dtypes. In ``compute``: there were targets with a larger range.
+        ValueError: the shapes differ or are not those of images, `data_range` is not above 0, or it is missing for
+            images of other dtypes. In `compute`: there were targets with a larger range.
     """
 
     capturable = True
@@ -49,11 +49,11 @@ class ImageMetric(SumMetric):
 
     @abstractmethod
     def score(self, output: Tensor, target: Tensor, data_range: float) -> Tensor:
-        """Return the score of each image, floating ``(N,)``.
+        """Return the score of each image, floating `(N,)`.
 
         Args:
-            output: floating ``(N, C, H, W)``.
-            target: floating ``(N, C, H, W)``.
+            output: floating `(N, C, H, W)`.
+            target: floating `(N, C, H, W)`.
             data_range: the largest possible pixel minus the smallest, above 0.
         """
 
@@ -76,7 +76,7 @@ class ImageMetric(SumMetric):
         """Return the mean over all images. Waits for the device to check the range of pixels.
 
         Raises:
-            ValueError: there were targets with a larger range than ``data_range``.
+            ValueError: there were targets with a larger range than `data_range`.
         """
         if outside := int(self.outside):
             known = self.data_range or "1 for floating images, 255 for uint8"
@@ -88,18 +88,19 @@ class ImageMetric(SumMetric):
 
 
 class PSNR(ImageMetric):
-    """Compute the peak signal-to-noise ratio in dB: ``10 log10(data_range ** 2 / mse)`` of each image, then the mean.
+    """Compute the peak signal-to-noise ratio in dB: `10 log10(data_range ** 2 / mse)` of each image, then the mean.
 
-    It equals torchmetrics' ``PeakSignalNoiseRatio(dim=(1, 2, 3))``. A perfect image has an infinite one.
+    It equals torchmetrics' `PeakSignalNoiseRatio(dim=(1, 2, 3))`. A perfect image has an infinite one.
 
     Args:
         data_range: the largest possible pixel minus the smallest, above 0: 2 for pixels in -1..1. None means 1 for
             floating images and 255 for uint8.
 
     Raises:
-        TypeError, ValueError: see :class:`ImageMetric`, which describes the shapes.
+        TypeError: output or target is not a tensor of real numbers.
+        ValueError: `data_range` is not above 0, or the shapes are not those that `ImageMetric` describes.
 
-    Example:
+    Examples:
         >>> psnr = PSNR()
         >>> psnr.update(torch.full((1, 3, 8, 8), 0.6), torch.full((1, 3, 8, 8), 0.5))
         >>> round(float(psnr.compute()), 3)
@@ -112,7 +113,7 @@ class PSNR(ImageMetric):
         super().__init__("PSNR", data_range)
 
     def score(self, output: Tensor, target: Tensor, data_range: float) -> Tensor:
-        """Return ``10 log10(data_range ** 2 / mse)`` of each image."""
+        """Return `10 log10(data_range ** 2 / mse)` of each image."""
         mse = mse_loss(output, target, reduction="none").mean((1, 2, 3))
         return 10 * torch.log10(data_range**2 / mse)
 
@@ -120,10 +121,10 @@ class PSNR(ImageMetric):
 class SSIM(ImageMetric):
     """Compute the structural similarity of image and target, the mean over pixels and channels, then over images.
 
-    ``(2 mx my + c1) (2 sxy + c2) / ((mx^2 + my^2 + c1) (sx^2 + sy^2 + c2))`` of means, variances and covariance under a
-    Gaussian window of 11 x 11 pixels, sigma 1.5, with ``c1 = (0.01 data_range)^2``, ``c2 = (0.03 data_range)^2``. Wang,
+    `(2 mx my + c1) (2 sxy + c2) / ((mx^2 + my^2 + c1) (sx^2 + sy^2 + c2))` of means, variances and covariance under a
+    Gaussian window of 11 x 11 pixels, sigma 1.5, with `c1 = (0.01 data_range)^2`, `c2 = (0.03 data_range)^2`. Wang,
     Bovik, Sheikh, Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE
-    Transactions on Image Processing 13(4), 2004. It equals torchmetrics' ``StructuralSimilarityIndexMeasure``, which
+    Transactions on Image Processing 13(4), 2004. It equals torchmetrics' `StructuralSimilarityIndexMeasure`, which
     mirrors the images at their borders too. 1 at most.
 
     Args:
@@ -131,10 +132,11 @@ class SSIM(ImageMetric):
             floating images and 255 for uint8.
 
     Raises:
-        TypeError, ValueError: see :class:`ImageMetric`, which describes the shapes. Images must have 6 pixels or more
-            in height and width.
+        TypeError: output or target is not a tensor of real numbers.
+        ValueError: `data_range` is not above 0, the shapes are not those that `ImageMetric` describes, or images
+            have fewer than 6 pixels in height or width.
 
-    Example:
+    Examples:
         >>> ssim = SSIM(data_range=255)
         >>> image = torch.arange(64.0).view(1, 1, 8, 8)
         >>> ssim.update(image, image)
@@ -163,7 +165,7 @@ class SSIM(ImageMetric):
 
 
 def _blur(maps: Tensor) -> Tensor:
-    """Return each channel under a Gaussian window, by rows and then by columns. The shape stays ``(N, C, H, W)``."""
+    """Return each channel under a Gaussian window, by rows and then by columns. The shape stays `(N, C, H, W)`."""
     window = [math.exp(-offset * offset / (2 * 1.5**2)) for offset in range(-5, 6)]
     maps = pad(maps, (5, 5, 5, 5), mode="reflect")
     # Not conv2d: variances are small differences, and autocast or TF32 would round them to 8 or 10 bits.

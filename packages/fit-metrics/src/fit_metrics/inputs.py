@@ -34,11 +34,11 @@ def number_inputs(metric: str, output: Any, target: Any) -> tuple[Tensor, Tensor
     Args:
         metric: its name, for messages.
         output: any shape, any real dtype.
-        target: the same shape. ``(N, 1)`` and ``(N,)`` are the same.
+        target: the same shape. `(N, 1)` and `(N,)` are the same.
 
     Raises:
         TypeError: one is not a tensor, or is complex.
-        ValueError: the shapes differ. They are not broadcast, because ``(N, 1)`` minus ``(N,)`` would be ``(N, N)``.
+        ValueError: the shapes differ. They are not broadcast, because `(N, 1)` minus `(N,)` would be `(N, N)`.
     """
     check_tensors(metric, output, target)
     if {output.dim(), target.dim()} == {1, 2}:
@@ -56,5 +56,5 @@ def number_inputs(metric: str, output: Any, target: Any) -> tuple[Tensor, Tensor
 
 
 def without_column(value: Tensor) -> Tensor:
-    """Return ``(N, 1)`` as ``(N,)``, and any other tensor as it is."""
+    """Return `(N, 1)` as `(N,)`, and any other tensor as it is."""
     return value.squeeze(1) if value.dim() == 2 and value.size(1) == 1 else value

@@ -84,7 +84,7 @@ def align(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return output and target with equal shapes, without a dimension of size 1 that one has more. None if they differ.
 
     Args:
-        output: ``(N, ...)``, ``(N, 1, ...)`` or ``(N, ..., 1)``.
+        output: `(N, ...)`, `(N, 1, ...)` or `(N, ..., 1)`.
         target: likewise.
     """
     if output.shape == target.shape:
@@ -121,7 +121,7 @@ def _candidate_dims(output: Tensor, target: Tensor, expected: Expected) -> list[
 
 
 def _has_indices(output: Tensor, target: Tensor, dim: int) -> bool:
-    """Return whether the target has the shape of class indices if the classes are in ``dim``."""
+    """Return whether the target has the shape of class indices if the classes are in `dim`."""
     is_kept = target.dim() == output.dim() and target.size(dim) == 1
     return output.size(dim) > 1 and _drop(output.shape, dim) == (_drop(target.shape, dim) if is_kept else target.shape)
 
@@ -138,7 +138,7 @@ def _is_column(value: Tensor, dim: int) -> bool:
 
 
 def _has_single_logits(output: Tensor, expected: Expected) -> bool:
-    """Return whether an output ``(N, 1, ...)`` has a logit of class 1 for each entry of a target of its shape."""
+    """Return whether an output `(N, 1, ...)` has a logit of class 1 for each entry of a target of its shape."""
     is_other = expected.task is not None or expected.class_dim is not None or expected.usual_dim == -1
     return not is_other and expected.num_classes in (None, 2) and output.dim() > 1 and output.size(1) == 1
 

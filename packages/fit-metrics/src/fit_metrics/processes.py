@@ -12,7 +12,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """Concatenate the rows of all processes, in the order of their ranks.
 
     Args:
-        rows: ``(n, ...)``. The number n may differ between processes and may be 0. The other sizes and the dtype are
+        rows: `(n, ...)`. The number n may differ between processes and may be 0. The other sizes and the dtype are
             the same on all.
     """
     length = torch.tensor([len(rows)], device=rows.device)

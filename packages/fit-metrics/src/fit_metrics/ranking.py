@@ -24,38 +24,38 @@ IGNORED, OUTSIDE, UNCLEAR = -1, -2, -3
 
 
 class RankingMetric(ClassMetric):
-    """Base of exact metrics over the order of scores. A subclass defines :meth:`score`.
+    """Base of exact metrics over the order of scores. A subclass defines `score`.
 
-    Such a metric is not a sum. It keeps every score on the device until ``reset``: N * (C + 1) numbers, or 2 N of two
-    classes. ``compute`` sorts them. With several processes each gets the scores of all.
+    Such a metric is not a sum. It keeps every score on the device until `reset`: N * (C + 1) numbers, or 2 N of two
+    classes. `compute` sorts them. With several processes each gets the scores of all.
 
     Args:
         name: the name in the logs.
         num_classes: C, the number of classes or labels, 2 or more, each of which is ranked against the rest. None for
             class 1 of two.
-        average: ``"macro"`` is the mean over all classes. ``"weighted"`` is the mean weighted by the number of targets,
-            over the classes that have any. ``"micro"`` is one ranking of all scores of all classes. None is the value
+        average: `"macro"` is the mean over all classes. `"weighted"` is the mean weighted by the number of targets,
+            over the classes that have any. `"micro"` is one ranking of all scores of all classes. None is the value
             of each class, which a Runner does not log.
-        task: ``"binary"``, ``"multiclass"`` or ``"multilabel"``. None infers binary or multiclass from the shapes.
-        class_dim: the dimension of the output with the classes, such as -1 for ``(N, T, C)``. None infers it.
+        task: `"binary"`, `"multiclass"` or `"multilabel"`. None infers binary or multiclass from the shapes.
+        class_dim: the dimension of the output with the classes, such as -1 for `(N, T, C)`. None infers it.
         ignore_index: a target that is not counted, such as -100 for padding or 255 for the border of a segmentation.
 
     Shapes:
-        * output ``(N, C)``, ``(N, C, ...)`` or ``(N, ..., C)``, floating: probabilities, if all are in 0..1 and those
+        * output `(N, C)`, `(N, C, ...)` or `(N, ..., C)`, floating: probabilities, if all are in 0..1 and those
           of a sample add up to 1, and otherwise logits, which a softmax turns into probabilities. The target has class
-          indices ``(N, ...)`` in 0..C-1, or one-hot or soft classes of the output's shape, whose largest entry is the
+          indices `(N, ...)` in 0..C-1, or one-hot or soft classes of the output's shape, whose largest entry is the
           class.
-        * without num_classes, output ``(N,)``, ``(N, 1)`` or ``(N, 1, ...)``, floating, a logit or probability of
-          class 1, or ``(N, 2)``, two logits. The target has 0 or 1 for each.
-        * with ``task="multilabel"``, output ``(N, C, ...)``, floating, a logit or probability for each label. The
+        * without num_classes, output `(N,)`, `(N, 1)` or `(N, 1, ...)`, floating, a logit or probability of
+          class 1, or `(N, 2)`, two logits. The target has 0 or 1 for each.
+        * with `task="multilabel"`, output `(N, C, ...)`, floating, a logit or probability for each label. The
           target has the same shape, 0 or 1 or, if it is floating, between.
 
     Value:
-        0-dim, in 0..1, or ``(C,)`` with ``average=None``. nan without samples, or if a score was nan.
+        0-dim, in 0..1, or `(C,)` with `average=None`. nan without samples, or if a score was nan.
 
     Raises:
         TypeError: an argument, output or target has the wrong type or dtype.
-        ValueError: the shapes do not fit or allow two readings, or an argument is out of range. In ``compute``: there
+        ValueError: the shapes do not fit or allow two readings, or an argument is out of range. In `compute`: there
             were targets outside of 0..C-1, or rows that are neither one-hot nor soft.
     """
 
@@ -159,14 +159,14 @@ class RankingMetric(ClassMetric):
         return values
 
     def to(self: Self, device: torch.device | str) -> Self:
-        """Move the scores to ``device``."""
+        """Move the scores to `device`."""
         self._device = torch.device(device)
         self._scores = [scores.to(self._device) for scores in self._scores]
         self._targets = [targets.to(self._device) for targets in self._targets]
         return self
 
     def all_reduce(self) -> None:
-        """Gather the scores of all processes. Every process calls it once, before :meth:`compute`.
+        """Gather the scores of all processes. Every process calls it once, before `compute`.
 
         A process may have any number of samples, or none. Does nothing without a process group.
         """
@@ -179,7 +179,7 @@ class RankingMetric(ClassMetric):
         return {"scores": torch.cat(self._scores), "targets": torch.cat(self._targets)}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Restore the scores and targets that :meth:`state_dict` returned, on any device.
+        """Restore the scores and targets that `state_dict` returned, on any device.
 
         Raises:
             ValueError: the state belongs to another metric, or has another number of classes. Nothing is changed then.
@@ -203,10 +203,10 @@ class RankingMetric(ClassMetric):
 
 
 def _of_class_1(scores: Tensor) -> Tensor:
-    """Return one score from two logits ``(N, 2, ...)``, in double so that small differences keep their order."""
+    """Return one score from two logits `(N, 2, ...)`, in double so that small differences keep their order."""
     return to_double(scores[:, 1]) - to_double(scores[:, 0])
 
 
 def _are_probabilities(scores: Tensor) -> bool:
-    """Return whether scores ``(N, C)`` look like a softmax. The tolerance is for sums in bf16."""
+    """Return whether scores `(N, C)` look like a softmax. The tolerance is for sums in bf16."""
     return bool(((scores >= 0) & (scores <= 1)).all() & ((scores.sum(1) - 1).abs() < 0.01).all())

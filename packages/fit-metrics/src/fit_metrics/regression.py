@@ -16,16 +16,16 @@ __all__ = ["R2", "MeanAbsoluteError", "MeanSquaredError"]
 
 
 class MeanSquaredError(SumMetric):
-    """Compute the mean over all entries of ``(output - target) ** 2``, or its root.
+    """Compute the mean over all entries of `(output - target) ** 2`, or its root.
 
-    It equals scikit-learn's ``mean_squared_error`` and, for one column, ``root_mean_squared_error``. Logged as ``MSE``,
-    or ``RMSE``.
+    It equals scikit-learn's `mean_squared_error` and, for one column, `root_mean_squared_error`. Logged as `MSE`,
+    or `RMSE`.
 
     Args:
         root: take the square root of the mean.
 
     Shapes:
-        output of any shape, floating or integer. The target has the same shape, where ``(N, 1)`` and ``(N,)`` are the
+        output of any shape, floating or integer. The target has the same shape, where `(N, 1)` and `(N,)` are the
         same.
 
     Value:
@@ -35,7 +35,7 @@ class MeanSquaredError(SumMetric):
         TypeError: output or target is not a tensor of real numbers.
         ValueError: the shapes differ.
 
-    Example:
+    Examples:
         >>> error = MeanSquaredError()
         >>> error.update(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
         >>> float(error.compute())
@@ -64,12 +64,12 @@ class MeanSquaredError(SumMetric):
 
 
 class MeanAbsoluteError(SumMetric):
-    """Compute the mean over all entries of ``|output - target|``.
+    """Compute the mean over all entries of `|output - target|`.
 
-    It equals scikit-learn's ``mean_absolute_error``. Logged as ``MAE``.
+    It equals scikit-learn's `mean_absolute_error`. Logged as `MAE`.
 
     Shapes:
-        output of any shape, floating or integer. The target has the same shape, where ``(N, 1)`` and ``(N,)`` are the
+        output of any shape, floating or integer. The target has the same shape, where `(N, 1)` and `(N,)` are the
         same.
 
     Value:
@@ -78,6 +78,12 @@ class MeanAbsoluteError(SumMetric):
     Raises:
         TypeError: output or target is not a tensor of real numbers.
         ValueError: the shapes differ.
+
+    Examples:
+        >>> error = MeanAbsoluteError()
+        >>> error.update(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+        >>> float(error.compute())
+        1.0
     """
 
     higher_is_better = False
@@ -102,23 +108,23 @@ class MeanAbsoluteError(SumMetric):
 class R2(SumMetric):
     """Compute the share of the targets' variance that is explained.
 
-    ``1 - sum((target - output) ** 2) / sum((target - mean) ** 2)``. It equals scikit-learn's ``r2_score``: nan for less
+    `1 - sum((target - output) ** 2) / sum((target - mean) ** 2)`. It equals scikit-learn's `r2_score`: nan for less
     than two samples, 1 for constant targets that are all met and 0 otherwise, and the mean over several columns.
 
     Args:
         num_outputs: D, the number of columns, 1 or more.
 
     Shapes:
-        output ``(N, D)``, or ``(N,)`` for one column, floating or integer. The target has the same shape.
+        output `(N, D)`, or `(N,)` for one column, floating or integer. The target has the same shape.
 
     Value:
         0-dim, 1 at most.
 
     Raises:
-        TypeError: output or target is not a tensor of real numbers, or ``num_outputs`` is not a whole number.
-        ValueError: the shapes differ or do not have D columns, or ``num_outputs`` is below 1.
+        TypeError: output or target is not a tensor of real numbers, or `num_outputs` is not a whole number.
+        ValueError: the shapes differ or do not have D columns, or `num_outputs` is below 1.
 
-    Example:
+    Examples:
         >>> r2 = R2()
         >>> r2.update(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))
         >>> float(r2.compute())
@@ -169,7 +175,7 @@ class R2(SumMetric):
         self._is_shifted = False
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Restore the sums of a state, including the shift. See :meth:`SumMetric.load_state_dict`."""
+        """Restore the sums of a state, including the shift. See `SumMetric.load_state_dict`."""
         super().load_state_dict(state_dict)
         self._is_shifted = False
 
@@ -181,7 +187,7 @@ class R2(SumMetric):
         return torch.where(self.count > 1, value, torch.nan)
 
     def all_reduce(self) -> None:
-        """Add up the sums of all processes, moved to one shift. See :meth:`SumMetric.all_reduce`."""
+        """Add up the sums of all processes, moved to one shift. See `SumMetric.all_reduce`."""
         if has_process_group():
             shifts = gather_rows(self.shift.unsqueeze(0))
             counts = gather_rows(self.count.unsqueeze(0))

@@ -25,7 +25,7 @@ def commit(folder: Path, content: dict[str, Any], names: list[str], dropped: lis
     Args:
         folder: where.
         content: the state of the run.
-        names: the names of the file besides ``last.pt``.
+        names: the names of the file besides `last.pt`.
         dropped: files to remove afterwards.
     """
     part, last = folder / ".last.pt.part", folder / "last.pt"
@@ -57,7 +57,7 @@ def commit_shards(
         folder: where.
         content: the state of the run, without its shards.
         shards: those of this process.
-        names: the names of the file besides ``last.pt``.
+        names: the names of the file besides `last.pt`.
         dropped: files to remove afterwards.
         peers: the processes, all of which call this function.
         rank: the number of this one.

@@ -48,7 +48,7 @@ def size_of(value: Any) -> int:
 
 
 def why_not_loadable(content: Any) -> str | None:
-    """Return which value of a checkpoint ``torch.load(..., weights_only=True)`` refuses, and its place, or None."""
+    """Return which value of a checkpoint `torch.load(..., weights_only=True)` refuses, and its place, or None."""
     found = _first_foreign(content, ())
     if found is None:
         return None

@@ -126,7 +126,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint to the CPU, after comparing all its checksums. Code in it is not executed.
 
     The tensors of a sharded model are put together, on a single process too, so that
-    ``torch.save(read("runs/a/best.pt"), "whole.pt")`` makes it a plain file.
+    `torch.save(read("runs/a/best.pt"), "whole.pt")` makes it a plain file.
 
     Raises:
         CheckpointError: the file or its shards are damaged, or contain something else than tensors, numbers and
@@ -140,7 +140,8 @@ def read_file(path: Path) -> dict[str, Any]:
     """Read a checkpoint, with empty tensors on the meta device in place of sharded ones, whose checksums are compared.
 
     Raises:
-        CheckpointError, FileNotFoundError: as :func:`read`.
+        CheckpointError: the file is damaged.
+        FileNotFoundError: there is no such file.
     """
     if not path.exists():
         raise FileNotFoundError(f"expected a checkpoint, got {path}, which does not exist")

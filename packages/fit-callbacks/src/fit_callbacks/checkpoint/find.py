@@ -19,7 +19,7 @@ def find(folder: Path, resume: bool | str | Path, state: RunnerState) -> tuple[P
 
     Args:
         folder: where the run saves.
-        resume: the argument of ``CheckpointSaver``.
+        resume: the argument of `CheckpointSaver`.
         state: the state of the run.
 
     Raises:

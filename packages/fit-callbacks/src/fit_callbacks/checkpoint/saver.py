@@ -51,54 +51,56 @@ class CheckpointSaver(Callback):
     """Save the run after each epoch, and resume it after any interruption, bit for bit.
 
     A checkpoint is one file with everything about a run: model, optimizer, scaler, callbacks, place in the data, random
-    states of all processes. ``torch.load("best.pt", weights_only=True)["model"]`` is the bare model's state dict. In
-    ``save_dir``:
+    states of all processes. `torch.load("best.pt", weights_only=True)["model"]` is the bare model's state dict. In
+    `save_dir`:
 
-    * ``last.pt`` is the latest, and ``before-last.pt`` the one before, in case the latest is damaged.
-    * ``best.pt`` is that of the best epoch by ``monitor``. With ``keep=k`` the k best are kept as ``epoch-0007.pt``
-    too.
+    * `last.pt` is the latest, and `before-last.pt` the one before, in case the latest is damaged.
+    * `best.pt` is that of the best epoch by `monitor`. With `keep=k` the k best are kept too, as
+      `epoch-0007.pt`.
 
     A file is written under another name, forced to the disk, read back, and then renamed. Only then the old file is
     removed. A kill at any moment leaves a complete checkpoint. Weights that are nan or infinite are not saved.
 
-    Of a model that ``fully_shard`` has split, each process writes its shards to a folder ``shards-000001`` in
-    ``save_dir``, and the file refers to it. The run may be resumed on another number of processes, or on one.
-    ``fit_callbacks.checkpoint.read("best.pt")`` puts the tensors together.
+    Of a model that `fully_shard` has split, each process writes its shards to a folder `shards-000001` in
+    `save_dir`, and the file refers to it. The run may be resumed on another number of processes, or on one.
+    `fit_callbacks.checkpoint.read("best.pt")` puts the tensors together.
 
     SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP save the run after the batch, in validation too, and end the process
     with status 143, 130, 138 or 129. Another Ctrl-C, more than a second later, ends it at once. Several processes stop
     at the same step. Loader workers that the run starts ignore these signals.
 
     Args:
-        save_dir: the folder. When a new run starts, checkpoints of an earlier run in it are moved to ``previous-1``.
-        monitor: the key of the logs that decides which epoch is best. ``loss`` is ``val/loss``, or ``train/loss``
+        save_dir: the folder. When a new run starts, checkpoints of an earlier run in it are moved to `previous-1`.
+        monitor: the key of the logs that decides which epoch is best. `loss` is `val/loss`, or `train/loss`
             without validation.
-        mode: ``min`` if lower is better, ``max`` if higher is. ``auto`` takes ``min`` for a loss, and asks a metric's
-            ``higher_is_better``.
+        mode: `min` if lower is better, `max` if higher is. `auto` takes `min` for a loss, and asks a metric's
+            `higher_is_better`.
         keep: how many of the best to keep, 1 or more.
-        every_steps: save ``last.pt`` also every this many optimizer steps.
-        resume: False starts from scratch. True resumes the newest complete checkpoint in ``save_dir``. ``"auto"`` does
+        every_steps: save `last.pt` also every this many optimizer steps.
+        resume: False starts from scratch. True resumes the newest complete checkpoint in `save_dir`. `"auto"` does
             the same, and starts from scratch if there is none. A path resumes that file, or the newest complete one in
             that folder.
         save_on_signal: whether signals save and stop, in a run on the main thread.
         background: copy the state at once, and write it in a thread while training continues. The next save waits for
             it, and raises its errors.
-        on_error: ``"raise"`` ends the run if a checkpoint cannot be written, because the disk is full or the folder is
-            gone. ``"warn"`` trains on, and tries again at the next save. A state that cannot be loaded again always
+        on_error: `"raise"` ends the run if a checkpoint cannot be written, because the disk is full or the folder is
+            gone. `"warn"` trains on, and tries again at the next save. A state that cannot be loaded again always
             raises an error.
 
     Raises:
-        ValueError: an argument is out of range, or the run does not have the result ``monitor``.
+        ValueError: an argument is out of range, or the run does not have the result `monitor`.
         FileNotFoundError: there is nothing to resume from.
-        NotADirectoryError, PermissionError: ``save_dir`` cannot be written to. Raised before the first step.
-        RuntimeError: another run, or another CheckpointSaver, is writing to ``save_dir``.
+        NotADirectoryError: `save_dir` is a file. Raised before the first step, like the next.
+        PermissionError: `save_dir` cannot be written to.
+        RuntimeError: another run, or another CheckpointSaver, is writing to `save_dir`.
         CheckpointError: all checkpoints are damaged, or a checkpoint could not be written.
         TypeError: the state contains something that cannot be loaded again. Raised at the first save. The message names
             its place.
 
-    Example:
+    Examples:
         >>> CheckpointSaver("runs/a", "val/Acc@1", resume="auto")
-        $ python -m fit_callbacks.checkpoint runs/a
+
+        In a shell, `python -m fit_callbacks.checkpoint runs/a` lists the checkpoints of a folder.
     """
 
     stops_together = True
@@ -166,7 +168,7 @@ class CheckpointSaver(Callback):
         self._epochs = len(state.history)
 
     def on_loader_begin(self, state: RunnerState) -> None:
-        """Warn about an evaluation before ``fit``, which does not resume the run."""
+        """Warn about an evaluation before `fit`, which does not resume the run."""
         if not self._has_begun and self.resume and state.rank == 0:
             self._has_begun = True
             source = self.save_dir if isinstance(self.resume, bool) or self.resume == "auto" else Path(self.resume)
@@ -252,7 +254,7 @@ class CheckpointSaver(Callback):
             self._kept = self._best(kept + self._newer)
 
     def _save(self, state: RunnerState, value: float | None = None) -> None:
-        """Save ``last.pt``, and ``best.pt`` after an epoch with a value that is better."""
+        """Save `last.pt`, and `best.pt` after an epoch with a value that is better."""
         self._saved = _point(state)
         if self.background:
             self._attempt(state, self._writer.wait)
@@ -292,7 +294,7 @@ class CheckpointSaver(Callback):
                 warnings.warn(f"{error}. The run continues without it", stacklevel=2)
 
     def _rank(self, epoch: int, value: float) -> tuple[list[str], list[str]]:
-        """Return the names to keep an epoch under besides ``last.pt``, and the files to remove for it."""
+        """Return the names to keep an epoch under besides `last.pt`, and the files to remove for it."""
         if not math.isfinite(value):
             return [], []
         before, this = self._kept, (value, epoch)

@@ -41,7 +41,7 @@ class Signals:
                     self._before[number] = signal.signal(number, self._note)
 
     def restore(self, keep: int = 0) -> None:
-        """Restore the handlers of all signals except ``keep``."""
+        """Restore the handlers of all signals except `keep`."""
         for number in [number for number in self._before if number != keep]:
             handler = self._before.pop(number)
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

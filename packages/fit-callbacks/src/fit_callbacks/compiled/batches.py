@@ -35,7 +35,7 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def unflatten(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """Return a copy of a nested value with other tensors, in the order of :func:`flatten`."""
+    """Return a copy of a nested value with other tensors, in the order of `flatten`."""
     if isinstance(value, Tensor):
         return next(tensors)
     if isinstance(value, Mapping):
@@ -52,7 +52,7 @@ def unflatten(value: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 def shown(form: Any) -> str:
-    """Return the shapes in the form of a batch, such as ``(32, 10), (32,)``."""
+    """Return the shapes in the form of a batch, such as `(32, 10), (32,)`."""
     if isinstance(form, tuple) and form and isinstance(form[0], torch.Size):
         return str(tuple(form[0]))
     parts = [shown(part) for part in form] if isinstance(form, tuple) else []

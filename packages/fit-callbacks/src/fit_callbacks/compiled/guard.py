@@ -21,7 +21,7 @@ class Guard:
 
     Args:
         parts: modules, callbacks and others, by name.
-        optimizer: the optimizer. The ``lr`` of its groups may change.
+        optimizer: the optimizer. The `lr` of its groups may change.
     """
 
     def __init__(self, parts: dict[str, Any], optimizer: Optimizer) -> None:

@@ -38,10 +38,10 @@ class GraphedOptimizer:
     """An optimizer whose step reads its learning rates and counters from tensors.
 
     The flags and tensors are in its groups only while a step runs, so that schedules, logs and checkpoints see numbers
-    as usual. On CUDA the fused kernels are used where the optimizer has them, as ``fused=True`` does.
+    as usual. On CUDA the fused kernels are used where the optimizer has them, as `fused=True` does.
 
     Args:
-        optimizer: one for which :func:`why_not_optimizer` returns None.
+        optimizer: one for which `why_not_optimizer` returns None.
         device: the device of its parameters.
     """
 
@@ -66,7 +66,7 @@ class GraphedOptimizer:
     def move_counters(self) -> None:
         """Move the counters of steps to where a graph can change them, as exact as the kernels allow.
 
-        A foreach step computes ``1 - beta ** step`` in the precision of the counter, in which float32 is too coarse.
+        A foreach step computes `1 - beta ** step` in the precision of the counter, in which float32 is too coarse.
         """
         self._place_counters(self._device, self._number)
         if self._first is None:

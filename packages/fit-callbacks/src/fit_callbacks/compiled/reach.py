@@ -26,7 +26,7 @@ class Place(NamedTuple):
     """Where a value is.
 
     Attributes:
-        name: for messages, such as ``model.0.training``.
+        name: for messages, such as `model.0.training`.
         key: its key.
         value: the value.
         entries: the dict that contains it, None if it is in something else.

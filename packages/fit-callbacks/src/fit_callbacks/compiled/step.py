@@ -31,24 +31,24 @@ class CompiledStep(Callback):
     """Run forward, loss, backward and the optimizer's step of a batch as one graph, which is faster for small models.
 
     On CUDA the ordinary step is captured as a CUDA graph, with the fused kernels of the optimizer. The results are the
-    same bits as without it, if the optimizer was made with ``fused=True``. On a CPU the step is compiled by
+    same bits as without it, if the optimizer was made with `fused=True`. On a CPU the step is compiled by
     TorchInductor, which needs a C++ compiler and takes some seconds for each shape of a batch. Its results differ from
     those of the ordinary step by rounding. A run that is resumed continues with the same bits on both.
 
     The first two batches of each shape run as usual. If the step cannot be one graph, all of them do, and a line says
-    why: a value is read from a tensor (``.item()``, ``if loss > 3``), ``_make_step`` is your own, several processes
+    why: a value is read from a tensor (`.item()`, `if loss > 3`), `_make_step` is your own, several processes
     train, the optimizer or a hook is not known to be safe. Validation always runs as usual.
 
     A graph repeats the work on tensors, and not the Python around it. CompiledStep looks for what would go wrong: a
-    module that counts its calls, random numbers from Python, a ``forward`` that reads ``state.global_step``. It records
+    module that counts its calls, random numbers from Python, a `forward` that reads `state.global_step`. It records
     the step again when a plain attribute of a module changes, such as the probability of a dropout. Learning rates may
     change at every step.
 
-    A callback with ``on_after_backward`` or ``on_before_step`` that changes nothing but tensors, in place, can be part
-    of the graph. Mark it by a class attribute: ``capturable = True``. Metrics with this attribute are updated inside a
-    CUDA graph. After the step ``parameter.grad`` is None, and ``state.output`` and ``state.loss`` are detached.
+    A callback with `on_after_backward` or `on_before_step` that changes nothing but tensors, in place, can be part
+    of the graph. Mark it by a class attribute: `capturable = True`. Metrics with this attribute are updated inside a
+    CUDA graph. After the step `parameter.grad` is None, and `state.output` and `state.loss` are detached.
 
-    Example:
+    Examples:
         >>> Runner(model, optimizer, criterion, callbacks=[CompiledStep()]).fit(loader, epochs=5)
     """
 

@@ -73,8 +73,8 @@ def _lift(traced: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
 def _compile(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
     """Compile a graph that changes its inputs in place.
 
-    ``compile_fx`` is private. It takes a third less time for a small step than the public ``torch.compile``, which
-    checks its inputs at each call. CompiledStep compares their sizes itself. What ``compile_fx`` returns does little
+    `compile_fx` is private. It takes a third less time for a small step than the public `torch.compile`, which
+    checks its inputs at each call. CompiledStep compares their sizes itself. What `compile_fx` returns does little
     more than to call the generated code, but that takes a fifth of the time of a small step. So the code is called
     directly, unless something has to be done before or after it. Tried with torch 2.13. If a later torch does not have
     these functions, the step runs as usual.

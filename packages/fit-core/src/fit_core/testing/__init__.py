@@ -1,4 +1,4 @@
-"""Check that your own callbacks and metrics keep the protocol: ``check_callback(MyCallback())``."""
+"""Check that your own callbacks and metrics keep the protocol: `check_callback(MyCallback())`."""
 
 from .callbacks import CALLBACK_CHECKS, CallbackCase, check_callback
 from .metrics import METRIC_CHECKS, MetricCase, check_metric

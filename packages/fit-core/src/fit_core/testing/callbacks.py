@@ -83,7 +83,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def check_hooks(case: CallbackCase, folder: Path) -> None:
-    """Check that each ``on_...`` method is a hook and takes the state and nothing else."""
+    """Check that each `on_...` method is a hook and takes the state and nothing else."""
     for callback in case.make(folder):
         assert isinstance(callback, Callback)
         for name, method in inspect.getmembers(callback, inspect.ismethod):
@@ -101,7 +101,7 @@ def check_training(case: CallbackCase, folder: Path) -> None:
 
 
 def check_evaluation(case: CallbackCase, folder: Path) -> None:
-    """Check that ``evaluate`` and ``predict`` return the same without a run as without the callback, and work after."""
+    """Check that `evaluate` and `predict` return the same without a run as without the callback, and work after."""
     plain, runner = case.runner([]), case.runner(case.make(folder))
     batches = case.batches(1)
     assert flat(runner.evaluate(batches)) == flat(plain.evaluate(batches)), "evaluate differs"
@@ -112,7 +112,7 @@ def check_evaluation(case: CallbackCase, folder: Path) -> None:
 
 
 def check_forward(case: CallbackCase, folder: Path) -> None:
-    """Check a ``forward`` with a dict of losses and a tensor as weight, and a criterion with a parameter."""
+    """Check a `forward` with a dict of losses and a tensor as weight, and a criterion with a parameter."""
     for number, options in enumerate(OPTIONS[:3]):
         runner = case.runner(case.make(folder / str(number)), kind=SeveralLosses, **options)
         batches = case.batches(1)
@@ -137,7 +137,7 @@ def check_any_batch(case: CallbackCase, folder: Path) -> None:
 
 
 def check_own_step(case: CallbackCase, folder: Path) -> None:
-    """Check a step of the user's own, which has not set its loss yet in ``on_after_backward``."""
+    """Check a step of the user's own, which has not set its loss yet in `on_after_backward`."""
     for number, options in enumerate((OPTIONS[0], OPTIONS[4])):
         runner = case.runner(case.make(folder / str(number)), kind=OwnStep, **options)
         train_two_epochs(case, runner, case.batches(0), case.batches(1), options)
@@ -220,20 +220,20 @@ def check_callback(
 ) -> None:
     """Check that a callback keeps the protocol of fit-core, in small seeded runs on the CPU.
 
-    It is tried in each precision, with accumulation, with another ``forward``, batches that are not pairs and another
-    step, next to callbacks that wrap the step, in ``evaluate`` and ``predict``, and resumed at several places. For two
-    processes see :func:`in_two_processes`. As tests of their own, the checks are in ``CALLBACK_CHECKS``.
+    It is tried in each precision, with accumulation, with another `forward`, batches that are not pairs and another
+    step, next to callbacks that wrap the step, in `evaluate` and `predict`, and resumed at several places. For two
+    processes see `in_two_processes`. As tests of their own, the checks are in `CALLBACK_CHECKS`.
 
     Args:
         callback: a callback that has not run yet. Each run gets a copy. Or a function that returns new callbacks
             that may write into a folder: the one to check, after others that it needs. Or a class.
-        skip: names of checks that cannot hold for this callback, such as ``check_any_batch``.
-        **case: other fields of :class:`CallbackCase`: ``network``, ``batches``, ``metrics`` or ``clock``.
+        skip: names of checks that cannot hold for this callback, such as `check_any_batch`.
+        **case: other fields of `CallbackCase`: `network`, `batches`, `metrics` or `clock`.
 
     Raises:
         AssertionError: a check failed. The message says which, and what it checks.
 
-    Example:
+    Examples:
         >>> check_callback(MyCallback(0.5))
         >>> check_callback(lambda folder: [MyLogger(folder / "log.txt")], clock=("seconds",))
     """

@@ -66,7 +66,7 @@ def check_split(case: MetricCase, folder: Path) -> None:
 
 
 def check_reset(case: MetricCase, folder: Path) -> None:
-    """Check that ``reset`` forgets, ``compute`` does not, and a value, perhaps nan, is returned without samples."""
+    """Check that `reset` forgets, `compute` does not, and a value, perhaps nan, is returned without samples."""
     metric = case.fed(*case.batches(25, 15))
     close(metric.compute(), case.whole())
     close(metric.compute(), case.whole())
@@ -90,7 +90,7 @@ def check_metric_state(case: MetricCase, folder: Path) -> None:
 
 
 def check_device(case: MetricCase, folder: Path) -> None:
-    """Check that ``to`` moves the metric and ``update`` does not read values, which the device meta lacks."""
+    """Check that `to` moves the metric and `update` does not read values, which the device meta lacks."""
     metric: Any = case.make()
     metric.to(torch.device("meta"))
     metric.reset()
@@ -143,18 +143,18 @@ def check_metric(
     """Check that a metric keeps the protocol of fit-core.
 
     Its value must not depend on how the samples are split into batches, and it is reset, saved, restored, moved to a
-    device without values, logged by a Runner and resumed. As tests of their own, the checks are in ``METRIC_CHECKS``.
+    device without values, logged by a Runner and resumed. As tests of their own, the checks are in `METRIC_CHECKS`.
 
     Args:
         metric: an unused metric, of which each check gets copies, or a function that returns new ones.
-        output: the output of a model for 40 samples, ``(40, ...)``.
-        target: their targets, ``(40, ...)``.
+        output: the output of a model for 40 samples, `(40, ...)`.
+        target: their targets, `(40, ...)`.
         skip: names of checks that cannot hold for this metric.
 
     Raises:
         AssertionError: a check failed. The message says which, and what it checks.
 
-    Example:
+    Examples:
         >>> check_metric(MyMetric(), torch.randn(40, 3), torch.randint(3, (40,)))
     """
     is_object = isinstance(metric, Metric) and not isinstance(metric, type)

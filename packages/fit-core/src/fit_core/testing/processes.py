@@ -23,19 +23,21 @@ __all__ = ["check_measures", "check_ranks", "in_two_processes", "measure_on_rank
 
 
 def in_two_processes(function: Callable[[int, Path], Any], folder: str | os.PathLike[str]) -> list[Any]:
-    """Call ``function(rank, folder)`` in two processes of a gloo group, and return the result of each.
+    """Call `function(rank, folder)` in two processes of a gloo group, and return the result of each.
 
     Define the function at the top of a module, since new processes import it. Its result is saved with torch. Starting
-    the processes takes seconds, so let one function try everything you have::
+    the processes takes seconds, so let one function try everything you have:
 
-        def on_a_rank(rank, folder):
-            return {"mine": train_on_rank(CASE, rank, folder), "metric": measure_on_rank(METRIC, rank)}
+    ```python
+    def on_a_rank(rank, folder):
+        return {"mine": train_on_rank(CASE, rank, folder), "metric": measure_on_rank(METRIC, rank)}
 
 
-        def test_two_processes(tmp_path):
-            first, second = in_two_processes(on_a_rank, tmp_path)
-            check_ranks(first["mine"], second["mine"])
-            check_measures(METRIC, first["metric"], second["metric"])
+    def test_two_processes(tmp_path):
+        first, second = in_two_processes(on_a_rank, tmp_path)
+        check_ranks(first["mine"], second["mine"])
+        check_measures(METRIC, first["metric"], second["metric"])
+    ```
     """
     folder = Path(folder)
     start: Any = mp.spawn  # type: ignore[attr-defined]
@@ -54,7 +56,7 @@ def _on_a_process(rank: int, function: Callable[[int, Path], Any], folder: Path)
 
 
 def train_on_rank(case: CallbackCase, rank: int, folder: Path) -> dict[str, Any]:
-    """Train on this rank's own data. Ranks validate on different numbers of batches. For :func:`in_two_processes`."""
+    """Train on this rank's own data. Ranks validate on different numbers of batches. For `in_two_processes`."""
     folder, printed = folder / f"files of rank {rank}", io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         warnings.simplefilter("ignore")
@@ -82,7 +84,7 @@ def check_ranks(first: dict[str, Any], second: dict[str, Any]) -> None:
 def measure_on_rank(case: MetricCase, rank: int) -> list[torch.Tensor]:
     """Return the metric's values over two ranks, of which the first has 0, 17 or 40 of the 40 samples.
 
-    For :func:`in_two_processes`.
+    For `in_two_processes`.
     """
     values = []
     for size in (0, 17, 40):

@@ -52,7 +52,7 @@ class Temperature(nn.Module):
 
 
 class SeveralLosses(Runner):
-    """Set a dict of losses in ``forward``, and a tensor as weight."""
+    """Set a dict of losses in `forward`, and a tensor as weight."""
 
     def forward(self) -> None:
         """Set two losses, and a weight."""
@@ -65,7 +65,7 @@ class SeveralLosses(Runner):
 
 
 class WholeBatches(Runner):
-    """Use batches that are dicts in ``forward``. The target is None for metrics and callbacks."""
+    """Use batches that are dicts in `forward`. The target is None for metrics and callbacks."""
 
     def forward(self) -> None:
         """Use parts of the batch."""
