@@ -21,8 +21,8 @@ from mkdocstrings import Inventory
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([^)\s#]+)")
 ALWAYS = ("packages/*/README.md", "examples/README.md", "docs/template/*.*", "docs/template/**/*.py")
-NOT_FOUND = re.compile("tests/|docs/template/|packages/.*/src/")
-"""The search does not find these files: tests have the words of every page, and the reference shows the sources."""
+NOT_FOUND = re.compile("tests/|benchmarks/|docs/template/|packages/.*/src/")
+"""The search does not find these files: they have the words of every page, and the reference shows the sources."""
 CODE = re.compile(
     r"<(?:pre|a)\b.*?</(?:pre|a)>|<h\d(?: id=\"(?P<anchor>[^\"]*)\")?.*?</h\d>"
     r"|<code>(?P<name>[A-Za-z]\w*)(?P<rest>(?:\.\w+)*)(?P<call>\(.*?\))?</code>",

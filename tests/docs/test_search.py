@@ -15,7 +15,10 @@ FIRST = {
     "val_loss": "migrating/keras/#history-and-names",
     "restore_best_weights": "cookbook/#how-do-i-restore-the-best-weights",
     "jupyter": "tutorials/notebook/",
-    "mixed precision": "cookbook/#how-do-i-train-in-mixed-precision",
+    "mixed precision": "gpu/",
+    "bf16": "gpu/#mixed-precision-bf16-and-fp16",
+    "out of memory": "gpu/#when-memory-runs-out",
+    "channels_last": "gpu/#images-channels-last",
     "class weight": "cookbook/#how-do-i-set-class-weights",
     "several gpus": "tutorials/several_gpus/",
     "learning rate": "cookbook/#which-learning-rate-should-i-start-with",
@@ -26,7 +29,7 @@ FIRST = {
     "wandb": "loggers/#weights--biases",
 }
 """A query, and the section that is the first result."""
-NOT_INDEXED = ("tests/", "template/", "packages/fit-core/src/")
+NOT_INDEXED = ("tests/", "benchmarks/", "template/", "packages/fit-core/src/")
 
 pytestmark = [
     pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason="hatch run docs:test installs mkdocs"),
