@@ -53,6 +53,16 @@ class Unhide(griffe.Extension):
                 pkg.members[name] = griffe.Alias(name, module.members[name], parent=pkg)
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Show the versions of the packages at the foot of each page."""
+    versions = {
+        path.parent.name: re.search(r'^version = "(.*)"', path.read_text(), re.MULTILINE)[1]
+        for path in sorted(ROOT.glob("packages/*/pyproject.toml"))
+    }
+    config.copyright = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add a page for each file of the repository that a page links to, and for those linked from there."""
     paths = [f"docs/{file.src_uri}" for file in files.documentation_pages()]
