@@ -274,6 +274,7 @@ def main():
         "CompiledStep, clipping": lambda: compiled(data, GradientClipping(1.0)),
         "CompiledStep, average": lambda: compiled(data, ModelEma(0.999)),
         "CompiledStep, Accuracy(1), Accuracy(5)": lambda: compiled(data, **both),
+        "CompiledStep, Accuracy(1, 5)": lambda: compiled(data, metrics=[Accuracy(1, 5)]),
         "CompiledStep, accuracies, average, clipping": lambda: compiled(data, *extras(), **both),
         "captured by hand": lambda: loop(captured_by_hand(data)),
         "JAX, jit": lambda: loop(jax_step(data)),

@@ -80,6 +80,29 @@ def test_same_bits_with_clipping_schedule_average_and_metrics(options, capsys):
         assert torch.equal(a, b)
 
 
+class ChangesOutput(Callback):
+    """Changes what the metrics see, after they might have seen it."""
+
+    capturable = True
+
+    def on_after_backward(self, state):
+        state.output.detach().neg_()
+
+
+class ReplacesOutput(Callback):
+    capturable = True
+
+    def on_after_backward(self, state):
+        state.output = -state.output.detach()
+
+
+@pytest.mark.parametrize("change", [ChangesOutput, ReplacesOutput])
+def test_metrics_see_what_a_hook_has_changed(change, capsys):
+    got = train([change(), CompiledStep()], metrics=[Accuracy(1), Accuracy(1, 2, name="both")])
+    assert "captured" in capsys.readouterr().out
+    assert_same(got, train([change()], metrics=[Accuracy(1), Accuracy(1, 2, name="both")]))
+
+
 class Keep(Callback):
     """Keeps what a step has returned."""
 

@@ -20,7 +20,7 @@ class Capture:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self.stream, self._branch = (self._new_stream(device) for _ in range(2))
         self.pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
@@ -30,6 +30,23 @@ class Capture:
         with torch.cuda.stream(self.stream):
             yield
         torch.cuda.current_stream().wait_stream(self.stream)
+
+    def fork(self) -> None:
+        """Note where a branch may begin: after what was captured so far."""
+        self._fork = self.stream.record_event()
+
+    @contextmanager
+    def on_branch(self) -> Iterator[None]:
+        """Capture work that runs beside what was captured since `fork`, and has ended when the step ends."""
+        self._branch.wait_event(self._fork)
+        with torch.cuda.stream(self._branch):
+            yield
+        self.stream.wait_stream(self._branch)
+
+    @staticmethod
+    def _new_stream(device: torch.device) -> torch.cuda.Stream:
+        stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        return stream
 
 
 class CudaGraph:

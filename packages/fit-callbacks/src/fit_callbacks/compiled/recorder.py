@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 from fit_core import Metric, RunnerState
 from torch import Tensor, nn
@@ -112,13 +113,14 @@ class Recorder:
             nonlocal adds_loss
             state.input, state.target = unflatten(batch, iter(own))
             unchanged = {**before, "input": state.input, "target": state.target}
-            with self._optimizer.with_tensors():
+            with self._optimizer.with_tensors(), self._forking() as forked:
                 self._step()
             if closes:
                 state.loop.finish_step()
             adds_loss = self._meter.add(state)
             if self._inside and state.output is not None:
-                state.loop.measure(self._inside)
+                with self._branch(forked):
+                    state.loop.measure(self._inside)
             if window is not None and opens:
                 window.take()
             values = {name: getattr(state, name) for name in RESULTS}
@@ -180,6 +182,36 @@ class Recorder:
         else:
             self._gradients.adopt()
         self._was_eager = is_whole and self._gradients is not None
+
+    @contextmanager
+    def _forking(self) -> Iterator[list[Any]]:
+        """Note where the backward pass begins, beside which metrics may run. Yield what they would see there."""
+        seen: list[Any] = []
+        capture, runner = self._capture, self._parts["runner"]
+        if capture is None or not self._inside:
+            yield seen
+            return
+        backward = runner.backward
+
+        def fork(*args: Any, **options: Any) -> None:
+            seen[:] = self._measured()
+            capture.fork()
+            backward(*args, **options)
+
+        with mock.patch.object(runner, "backward", fork):
+            yield seen
+
+    def _branch(self, seen: list[Any]) -> AbstractContextManager[None]:
+        """Return the context for metrics: beside the backward pass, unless what they see has changed since."""
+        if self._capture is None or not seen or seen != self._measured():
+            return nullcontext()
+        return self._capture.on_branch()
+
+    def _measured(self) -> list[tuple[int, int]]:
+        """Return which tensors the metrics see, and how often they were changed."""
+        tensors: list[Tensor] = []
+        flatten((self._state.output, self._state.target), tensors)
+        return [(id(tensor), tensor._version) for tensor in tensors]
 
     def _changeable(self) -> list[Tensor]:
         """Return the tensors that a step may change in place."""

@@ -46,7 +46,8 @@ class CompiledStep(Callback):
 
     A callback with `on_after_backward` or `on_before_step` that changes nothing but tensors, in place, can be part
     of the graph. Mark it by a class attribute: `capturable = True`. Metrics with this attribute are updated inside a
-    CUDA graph. After the step `parameter.grad` is None, and `state.output` and `state.loss` are detached.
+    CUDA graph, beside the backward pass. They may read only output, target and their own tensors. After the step
+    `parameter.grad` is None, and `state.output` and `state.loss` are detached.
 
     Examples:
         >>> Runner(model, optimizer, criterion, callbacks=[CompiledStep()]).fit(loader, epochs=5)
