@@ -57,3 +57,16 @@ def test_links_lead_somewhere(page):
 def test_what_belongs_to_a_list_is_indented_by_four(page):
     """Code forges are content with less; Python-Markdown, which makes the site, ends the list there."""
     assert not re.findall(r"^ {1,3}(?:```|\|).*", page.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "docs/index.md", *READMES[:-1]], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_the_first_pages_fit_a_terminal_of_90_columns(page):
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert not [line for block in blocks for line in block.splitlines() if len(line) > 90]
+
+
+@pytest.mark.parametrize("page", READMES[:-1], ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_package_index_shows_the_readme_without_the_repository(page):
+    assert not re.findall(r"\]\((?!https:|#)\S+?\)", without_code(page))
