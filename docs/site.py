@@ -25,19 +25,19 @@ NOT_FOUND = re.compile("tests/|benchmarks/|docs/template/|packages/.*/src/")
 """The search does not find these files: they have the words of every page, and the reference shows the sources."""
 CODE = re.compile(
     r"<(?:pre|a)\b.*?</(?:pre|a)>|<h\d(?: id=\"(?P<anchor>[^\"]*)\")?.*?</h\d>"
-    r"|<code>(?P<name>[A-Za-z]\w*)(?P<rest>(?:\.\w+)*)(?P<call>\(.*?\))?</code>",
+    r"|<code>(?:(?P<package>fit_\w+)\.)?(?P<name>[A-Za-z]\w*)(?P<rest>(?:\.\w+)*)(?P<call>\(.*?\))?</code>",
     re.DOTALL,
 )
 """Inline code that may be a public name, and the parts of a page where it stays as it is."""
 log = get_plugin_logger("site")
 shown: dict[str, str] = {}
 """The file of the repository behind each page."""
-public = {
-    name: package
+public = [
+    public
     for page in (ROOT / "docs" / "reference").glob("*.md")
-    for package, name in re.findall(r"^::: ([\w.]+)\.(\w+)$", page.read_text(), re.MULTILINE)
-}
-"""The package of each public name."""
+    for public in re.findall(r"^::: (\w+)\.(\w+)$", page.read_text(), re.MULTILINE)
+]
+"""The package and the name of everything public."""
 
 
 class Unhide(griffe.Extension):
@@ -106,10 +106,16 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         if code[0].startswith("<h"):
             linked.clear()
             linked.add(code["anchor"] or "")
+            return code[0]
+        packages = [package for package, name in public if name == code["name"]]
+        if len(packages) > 1:  # two packages have a ConfusionMatrix
+            here = page.file.src_uri.replace("-", "_").replace("reference/", "fit_")
+            packages = [package for package in packages if package == code["package"] or package in here]
         # `device` may be anything, but `device()` is a function.
-        package = public.get(code["name"] or "") if code["call"] or code[0][6:7].isupper() else None
-        identifier = f"{package}.{code['name']}{code['rest']}"
-        if package is None or identifier in linked:
+        if len(packages) != 1 or not (code["call"] or code["name"][0].isupper()):
+            return code[0]
+        identifier = f"{packages[0]}.{code['name']}{code['rest']}"
+        if identifier in linked:
             return code[0]
         linked.add(identifier)
         return f'<autoref identifier="{identifier}" optional>{code[0]}</autoref>'
