@@ -74,7 +74,10 @@ def test_a_finished_run_does_nothing_and_says_so(tmp_path, capsys):
     history = resumed.fit(batches(), epochs=2)
     assert history == gold.state.history
     assert flat(resumed.state.model.state_dict()) == flat(gold.state.model.state_dict())
-    assert "is complete, 2 of 2 epochs. Pass more epochs to fit" in capsys.readouterr().out
+    assert "has 2 epochs and fit asks for 2. Pass more epochs to fit" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="epochs 2 -> 1"):
+        make(CheckpointSaver(tmp_path, resume="auto")).fit(batches(), epochs=1)
+    assert "has 2 epochs and fit asks for 1. Pass more epochs to fit" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

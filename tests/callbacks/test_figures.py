@@ -16,7 +16,7 @@ def no_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
-INSTALL = r"which is not installed\. Install it: pip install fit-callbacks\[plot\]"
+INSTALL = r'which is not installed\. Install it: pip install "fit-callbacks\[plot\]"'
 
 
 def test_plots_say_what_to_install():

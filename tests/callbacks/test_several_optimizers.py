@@ -199,7 +199,7 @@ def test_the_state_is_one_dict():
 def test_wrong_optimizers_are_refused():
     model = network()
     adam, sgd = adam_and_sgd(model)
-    with pytest.raises(TypeError, match=r"got list: write Optimizers\(first, second\)"):
+    with pytest.raises(TypeError, match=r"got list\. Write Optimizers\(first, second\)"):
         Optimizers([adam, sgd])
     with pytest.raises(ValueError, match="got none"):
         Optimizers()

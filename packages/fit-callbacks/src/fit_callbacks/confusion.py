@@ -21,7 +21,7 @@ __all__ = ["ConfusionMatrix"]
 class ConfusionMatrix(Callback):
     """Add the confusion matrix of each validation to TensorBoard as a picture. A metric of the Runner counts it.
 
-    Needs matplotlib (`pip install fit-callbacks[plot]`).
+    Needs matplotlib (`pip install "fit-callbacks[plot]"`).
 
     Args:
         board: the TensorBoard callback of the run.

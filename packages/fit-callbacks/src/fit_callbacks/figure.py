@@ -11,7 +11,8 @@ try:
     from matplotlib.ticker import MaxNLocator
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "drawing needs matplotlib, which is not installed. Install it: pip install fit-callbacks[plot]", name=error.name
+        'drawing needs matplotlib, which is not installed. Install it: pip install "fit-callbacks[plot]"',
+        name=error.name,
     ) from None
 
 __all__ = ["Figure", "MaxNLocator"]

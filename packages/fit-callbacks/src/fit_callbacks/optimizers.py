@@ -36,10 +36,10 @@ class Optimizers(torch.optim.Optimizer):
     def __init__(self, *optimizers: Any) -> None:
         for optimizer in optimizers:
             if not all(hasattr(optimizer, name) for name in ("param_groups", "step", "state_dict", "state")):
-                hint = ": write Optimizers(first, second)" if isinstance(optimizer, (list, tuple)) else ""
+                hint = ". Write Optimizers(first, second)" if isinstance(optimizer, (list, tuple)) else ""
                 raise TypeError(f"expected optimizers, got {type(optimizer).__name__}{hint}")
         if not optimizers:
-            raise ValueError("expected optimizers, got none: write Optimizers(first, second)")
+            raise ValueError("expected optimizers, got none. Write Optimizers(first, second)")
         self.optimizers = optimizers
         held: set[int] = set()
         for number, optimizer in enumerate(optimizers):

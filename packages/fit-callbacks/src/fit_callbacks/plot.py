@@ -17,7 +17,7 @@ __all__ = ["draw", "plot_history"]
 def plot_history(history: Sequence[Mapping[str, float]] | Runner, path: str | PathLike[str] | None = None) -> Figure:
     """Draw the results of a run: a panel for the loss and one for each metric, training next to validation.
 
-    Needs matplotlib (`pip install fit-callbacks[plot]`). A notebook shows the figure if it is the last value of a
+    Needs matplotlib (`pip install "fit-callbacks[plot]"`). A notebook shows the figure if it is the last value of a
     cell.
 
     Args:

@@ -79,7 +79,10 @@ class LRScheduler(Callback):
             self._arguments = arguments_of(self.scheduler)
         own = (state.optimizer, *getattr(state.optimizer, "optimizers", ()))
         if not any(self.scheduler.optimizer is optimizer for optimizer in own):
-            raise ValueError("the scheduler was made for another optimizer than the Runner's: make it for this one")
+            raise ValueError(
+                "the scheduler was made for another optimizer than the Runner's. Create it with the optimizer that you "
+                "pass to the Runner"
+            )
 
     def on_epoch_begin(self, state: RunnerState) -> None:
         """Record the scale of the gradients. A skipped step lowers it."""

@@ -260,7 +260,9 @@ class CheckpointSaver(Callback):
             self._attempt(state, self._writer.wait)
         if not self._is_finite(state):
             print_line(
-                state, f"CheckpointSaver: epoch {state.epoch} is not saved, because its weights are nan or infinite"
+                state,
+                f"CheckpointSaver: epoch {state.epoch} is not saved, because its weights are nan or infinite. Add "
+                "StopOnNonFinite() to the callbacks to stop at the batch that causes it",
             )
             return
         self._kept_before = self._kept
@@ -348,8 +350,8 @@ class CheckpointSaver(Callback):
         if state.epoch >= state.num_epochs:
             print_line(
                 state,
-                f"CheckpointSaver: the run in {path} is complete, {state.epoch} of {state.num_epochs} epochs. Pass "
-                "more epochs to fit, or resume=False to start from scratch",
+                f"CheckpointSaver: nothing to train, because the run in {path} has {state.epoch} epochs and fit asks "
+                f"for {state.num_epochs}. Pass more epochs to fit, or resume=False to start from scratch",
             )
         else:
             batches = content["ranks"][0]["stream"]["batches_done"]
