@@ -14,7 +14,7 @@ from .undo import Undo
 __all__ = ["TracedGraph"]
 
 AROUND = ("aliased_out_indices", "mutated_inp_runtime_indices", "tokens", "is_rng_op_functionalized")
-"""What AOTAutograd would have to do before or after the generated code, by its names for it."""
+"""Work that AOTAutograd would have to do before or after the generated code, by its names for it."""
 
 
 class TracedGraph:
