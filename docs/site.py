@@ -98,8 +98,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Link the names of the packages to the reference, once per section."""
-    if page.file.src_uri.startswith("migrating/"):  # Other libraries have the same names.
-        return html
     linked: set[str] = set()
 
     def link(code: re.Match[str]) -> str:
@@ -120,6 +118,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         linked.add(identifier)
         return f'<autoref identifier="{identifier}" optional>{code[0]}</autoref>'
 
+    if page.file.src_uri.startswith("migrating/"):  # Other libraries have the same names, in the first column.
+        return re.sub("</td>.*?</tr>", lambda cells: CODE.sub(link, cells[0]), html, flags=re.DOTALL)
     return CODE.sub(link, html)
 
 

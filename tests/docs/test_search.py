@@ -1,4 +1,4 @@
-"""The site's search finds the right page first. `hatch run docs:test` builds the site and asks its search in node."""
+"""The search of the site finds the right page first, and names are links. `hatch run docs:test` asks it in node."""
 
 import importlib.util
 import json
@@ -29,7 +29,7 @@ FIRST = {
     "wandb": "loggers/#weights--biases",
 }
 """A query, and the section that is the first result."""
-NOT_INDEXED = ("tests/", "benchmarks/", "template/", "packages/fit-core/src/")
+NOT_INDEXED = ("tests/", "benchmarks/captured.py", "template/", "packages/fit-core/src/")
 
 pytestmark = [
     pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason="hatch run docs:test installs mkdocs"),
@@ -61,3 +61,12 @@ def test_the_right_page_is_found_first(results, query):
 def test_tests_templates_and_sources_are_not_indexed(site):
     index = json.loads((site / "search" / "search_index.json").read_text())
     assert not [entry["location"] for entry in index["docs"] if entry["location"].startswith(NOT_INDEXED)]
+
+
+def test_names_in_tables_are_links_and_versions_are_shown(site):
+    readme = (site / "packages" / "fit-callbacks" / "index.html").read_text()
+    keras = (site / "migrating" / "keras" / "index.html").read_text()
+    for page in (readme, keras):
+        assert 'href="../../reference/callbacks/#fit_callbacks.EarlyStopping"><code>EarlyStopping' in page
+    assert "<td><code>EarlyStopping(monitor, patience)</code></td>" in keras  # that of Keras
+    assert "fit-core 1." in readme
