@@ -1,6 +1,7 @@
 """What launch returns, where it runs, and what it refuses."""
 
 import functools
+import multiprocessing
 import os
 import signal
 import warnings
@@ -20,10 +21,11 @@ def test_every_value_comes_back_by_rank_and_every_rank_prints_into_its_file(tmp_
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)]
     environment = dict(os.environ)
     values = launch(place, "hello", to="all", nproc=2, backend="gloo", log_dir=tmp_path / "logs", timeout=60)
-    for number, (where, tensor, backend) in enumerate(values):
+    for number, (where, tensor, backend, start_method) in enumerate(values):
         assert where == (number, 2, number, number == 0, str(device()), "3")
         assert torch.equal(tensor, torch.full((3,), number))
         assert backend == "gloo"
+        assert start_method == multiprocessing.get_start_method()  # of loader workers
         log = (tmp_path / "logs" / f"rank{number}.log").read_text()
         assert f"hello from {number}\n" in log
     assert "all on 1\n" in (tmp_path / "logs" / "rank1.log").read_text()  # also what does not pass through Python

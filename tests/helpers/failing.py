@@ -16,7 +16,7 @@ def place(greeting, *, to):
     os.write(2, f"{to} on {rank()}\n".encode())
     barrier()
     where = (rank(), world_size(), local_rank(), is_main(), str(device()), os.environ["OMP_NUM_THREADS"])
-    return where, torch.full((3,), rank()), torch.distributed.get_backend()
+    return where, torch.full((3,), rank()), torch.distributed.get_backend(), multiprocessing.get_start_method()
 
 
 # How a launch fails.

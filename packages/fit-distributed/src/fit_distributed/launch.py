@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import multiprocessing
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -88,7 +89,8 @@ def launch(
     if count == nnodes == 1:
         return worker.call(fn, args, kwargs)
     logs = os.path.abspath(log_dir) if log_dir else None
-    job = worker.Job(dump_call(fn, args, kwargs), backend, timeout, logs, os.getpid())
+    start_method = multiprocessing.get_start_method(allow_none=True)
+    job = worker.Job(dump_call(fn, args, kwargs), backend, timeout, logs, os.getpid(), start_method)
     from . import elastic  # Imported here, because it takes a moment that a single process does not need.
 
     return [load_value(value) for value in elastic.run(job, count, nnodes, rdzv, max_restarts)]

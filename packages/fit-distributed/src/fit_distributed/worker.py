@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import pickle
 import signal
@@ -41,6 +42,8 @@ class Job:
     log_dir: str | None
     launcher: int
     """Its process id."""
+    start_method: str | None
+    """How the launcher starts processes of its own, such as loader workers. None is the default of Python."""
 
 
 def work(job: Job) -> list[bytes] | None:
@@ -48,6 +51,7 @@ def work(job: Job) -> list[bytes] | None:
     _die_with(job.launcher)
     if hasattr(os, "setpgrp"):  # Ctrl-C reaches only the launcher, which passes it on. So it comes once and not twice.
         os.setpgrp()
+    multiprocessing.set_start_method(job.start_method, force=True)  # Python sets spawn here, which takes seconds.
     with _output(job.log_dir):
         try:
             log_restart()
