@@ -76,7 +76,8 @@ def _compile(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[[list[Tens
     `compile_fx` is private. It takes a third less time for a small step than the public `torch.compile`, which
     checks its inputs at each call. CompiledStep compares their sizes itself. What `compile_fx` returns does little
     more than to call the generated code, but that takes a fifth of the time of a small step. So the code is called
-    directly, unless something has to be done before or after it. Tried with torch 2.13. If a later torch does not have
+    directly, unless something has to be done before or after it. Convolutions keep the memory format of the model,
+    because another one costs a small model more than it gains. Tried with torch 2.13. If a later torch does not have
     these functions, the step runs as usual.
     """
     from torch._guards import TracingContext  # these take a second
@@ -92,7 +93,7 @@ def _compile(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[[list[Tens
             direct = code
         return code
 
-    patches = {"size_asserts": False}
+    patches = {"size_asserts": False, "layout_optimization": False}
     with torch.no_grad():
         whole: Any = compile_fx(graph, inputs, inner_compile=compile_inner, config_patches=patches)
     if direct is not None:
