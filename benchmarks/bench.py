@@ -31,6 +31,7 @@ FEATURES = {  # feature: the Runner with it, the hand-written loop with it
     "ModelEma": ("ema", "ema-by-hand"),
     "CheckpointSaver, once per epoch": ("saver", "idle-by-hand"),
 }
+LOOPS = ["plain", "lean", "careful", "full"]
 COMPILED = ["CompiledStep", "torch.compile"]
 TORCH_PEERS = [name for name, peer in PEERS.items() if not peer.compiles]
 JAX_PEERS = [name for name, peer in PEERS.items() if peer.compiles]
@@ -42,8 +43,12 @@ def few(rounds):
 
 def measure_loop(rounds, steps):
     """Compare the lean and the full Runner with hand-written loops."""
-    names = ["plain", "lean", "careful", "full"]
-    return {"loop": compare("mlp", names, rounds)[0], "instructions": instructions(names)}
+    return {"loop": compare("mlp", LOOPS, rounds)[0]}
+
+
+def measure_instructions(rounds, steps):
+    """Count the instructions of the same loops."""
+    return {"instructions": instructions(LOOPS)}
 
 
 def measure_features(rounds, steps):
@@ -102,7 +107,13 @@ def machine():
     )
 
 
-PARTS = {"loop": measure_loop, "features": measure_features, "scale": measure_scale, "peers": measure_peers}
+PARTS = {
+    "loop": measure_loop,
+    "instructions": measure_instructions,
+    "features": measure_features,
+    "scale": measure_scale,
+    "peers": measure_peers,
+}
 
 
 def main():
