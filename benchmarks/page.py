@@ -194,7 +194,9 @@ def fastest(result):
         "(`scan`). The first three columns show the time of a step without compiling, the last the seconds that "
         "compiling took: first with an empty cache, then with what the first time left in it.\n\n"
         + table(["", *(WORKS[work] for work in ("mlp", "conv", "attention")), "compiling the MLP"], rows)
-        + "\nMNIST-1D to 91% of the test set, where compiling counts. Compiled code rounds differently, and after some "
+        + "\nOn a CPU a graph pays for small models, whose time is that of starting operations. [On a GPU]"
+        "(faster.md#compile-the-whole-step) it pays for larger models too.\n\n"
+        "MNIST-1D to 91% of the test set, where compiling counts. Compiled code rounds differently, and after some "
         "steps the weights differ, so the numbers of epochs do too:\n\n"
         + table(["", "wall", "of which compiling", "the rest", "epochs"], reached)
     )
@@ -218,7 +220,8 @@ def rest(result):
         "## What was not run\n\n"
         "* **Accelerators.** These numbers are from a CPU, where the time between two operations matters most. "
         "`python benchmarks/gpu.py` measures an MLP, a residual network and a transformer in fp32, bf16 and fp16 on "
-        "the accelerator of the machine.\n"
+        "the accelerator of the machine, and `python benchmarks/captured.py` the compiled step on CUDA. "
+        "[Make it faster](faster.md#compile-the-whole-step) has the results of the second.\n"
         "* **Several processes.** `python benchmarks/distributed.py` compares them with a hand-written loop.\n"
     )
     reasons = {}
