@@ -189,7 +189,7 @@ def fastest(result):
         "## How fast can a step get?\n\n"
         "![The time of a step, relative to a hand-written loop](pictures/benchmarks.png)\n\n"
         "A compiler turns forward, backward and the optimizer's update into one program. `CompiledStep` does that in "
-        "the Runner, [Make it faster](faster.md#compile-the-whole-step) says when it applies. `torch.compile` compiles "
+        "the Runner. [Make it faster](faster.md#compile-the-whole-step) says when it applies. `torch.compile` compiles "
         "the model in the plain loop. JAX compiles a step (`jit`), or an epoch whose batches are all in memory "
         "(`scan`). The first three columns show the time of a step without compiling, the last the seconds that "
         "compiling took: first with an empty cache, then with what the first time left in it.\n\n"
