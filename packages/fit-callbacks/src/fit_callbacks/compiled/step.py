@@ -225,7 +225,9 @@ class CompiledStep(Callback):
         """Drop the graphs because something has changed that they depend on."""
         self._recorded_again += 1
         if self._recorded_again > AGAIN and self._replays < 20 * self._recorded_again:
-            self._give_up(f"what it depends on changes too often: {what}")
+            is_momentum = what.startswith(("momentum of", "betas of"))
+            advice = ". With OneCycleLR, pass cycle_momentum=False" if is_momentum else ""
+            self._give_up(f"what it depends on changes too often: {what}{advice}")
             return
         self._seen = {}
         self._prepare()
