@@ -133,7 +133,7 @@ sys.exit(subprocess.run(sys.argv[1:], start_new_session=True, stdin=subprocess.D
     [
         ('exec "$0" size.py', "0", "4"),  # srun --pty python train.py
         ('"$0" size.py; true', "0", "4"),  # the same in a script
-        ('set -m; "$0" size.py; true', "0", "1"),  # typed in a shell of srun --pty: job control is what such a shell has
+        ('set -m; "$0" size.py; true', "0", "1"),  # typed in a shell of srun --pty, which has job control
         ('set -m; sh -c "$0 size.py; true"; true', "0", "1"),  # a script, typed there
         ('set -m; "$0" size.py; true', "1", "4"),  # another task, which does not have the terminal
     ],

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # missing in its __all__
+from torch.distributed import DistNetworkError, DistStoreError
 
 from .environment import device, launcher_variables, local_rank, rank, world_size
 from .pickling import dump_value, load_value
 from .reports import log_restart, report
+from .store import agree
 
 __all__ = ["LAUNCHER", "Job", "call", "call_in_group", "is_running", "work"]
 
@@ -109,7 +110,7 @@ def _mark_running() -> Iterator[None]:
 
 
 def _meet(backend: str | None, timeout: float) -> None:
-    """Join the group of a launcher, which may have started too few processes, or at an address that they do not share."""
+    """Join the group of a launcher. It may have started too few processes, or given them an address that is wrong."""
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         _join(backend, timeout)
@@ -120,21 +121,17 @@ def _meet(backend: str | None, timeout: float) -> None:
                 "MASTER_PORT to another one, the same for every process"
             ) from error
         raise ConnectionError(
-            f"expected {world_size()} processes to meet at {place}, got a timeout on rank {rank()} after {timeout:g} s. "
-            "Check that all were started. If a host does not reach that address, set MASTER_ADDR and MASTER_PORT to "
+            f"expected {world_size()} processes to meet at {place}, got a timeout on rank {rank()} after {timeout:g} "
+            "s. Check that all were started. If a host does not reach that address, set MASTER_ADDR and MASTER_PORT to "
             "one that all reach"
         ) from error
 
 
 def _join(backend: str | None, timeout: float) -> None:
     """Join the process group."""
-    env = os.environ
     here = device()
-    store = None
-    if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and env.get("GROUP_WORLD_SIZE") == "1":
-        # Elastic uses one store for all attempts. This one must not see the keys of the last one.
-        tcp = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), timeout=timedelta(seconds=timeout))
-        store = PrefixStore(f"attempt_{env['TORCHELASTIC_RESTART_COUNT']}", tcp)
+    is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = agree(rank(), world_size(), timeout) if is_shared else None
     if here.type != "cpu":
         torch.accelerator.set_device_index(here.index)
     distributed.init_process_group(
