@@ -1,6 +1,11 @@
 """Hide the accelerators, so that each test computes on the CPU wherever it runs. `-m gpu` runs those that need one."""
 
+import multiprocessing
 import os
+
+# What a process of tests/helpers/processes.py has imported already. A new one takes seconds for it.
+PRELOADED = "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint", "pytest", "fit_core.testing"
+multiprocessing.set_forkserver_preload(list(PRELOADED))
 
 
 def pytest_configure(config):

@@ -1,13 +1,12 @@
-"""What the tests of crashes run in a process of its own, which may be killed: `python crash.py SCENARIO FOLDER`.
+"""What the tests of crashes run in a process of its own.
 
-A scenario forks, which takes milliseconds where a new process would import torch for seconds. It is safe because there
-is one thread.
+A scenario forks processes that may be killed. A fork takes milliseconds where a new process would import torch for
+seconds. It is safe because there is one thread.
 """
 
 import contextlib
 import hashlib
 import io
-import json
 import os
 import random
 import resource
@@ -27,9 +26,6 @@ from fit_core import Callback, Runner
 from scene import batches, flat, network
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
-
-torch.set_num_threads(1)
-warnings.simplefilter("ignore")
 
 
 def fork(function):
@@ -286,11 +282,13 @@ def ranks(folder):
     }
 
 
-if __name__ == "__main__":
-    scenario, folder = sys.argv[1:]
+def run(scenario, *arguments):
+    """Run a scenario as a program of its own would."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     # A shell's background job, in which the tests may run, ignores Ctrl-C, and nohup SIGHUP.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as warm:  # so that what is imported late is there when it forks
         train(Path(warm))
-    print(json.dumps(globals()[scenario](Path(folder))))
+    return scenario(*arguments)

@@ -1,15 +1,11 @@
-"""What the tests of signals to a whole process group run: `python group.py FOLDER CONTEXT`, as in crash.py."""
+"""What the tests of signals to a whole process group run, as in crash.py."""
 
 import atexit
 import contextlib
-import json
 import os
 import signal
-import sys
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 from crash import At, digest, ended, fork
@@ -113,9 +109,12 @@ def interrupted(run, name, place, gold, **options):
 
 
 def signals(folder, context):
-    """Every signal at every place with loader workers that fork, and some with those that are spawned."""
+    """Every signal at every place with loader workers that fork, and a few with one that is spawned."""
     (folder / "gold").mkdir()
-    assert ended(fork(lambda: main(partial(train, folder / "gold", workers=2, context="fork")))) == 0
+    with open(folder / "errors", "w") as errors:
+        os.dup2(errors.fileno(), 2)
+    workers = 2 if context == "fork" else 1
+    assert ended(fork(lambda: main(partial(train, folder / "gold", workers=workers, context="fork")))) == 0
     gold = (folder / "gold" / "digest").read_text()
     names, places = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"), ("training", "validation", "saving")
     if context == "fork":
@@ -124,13 +123,6 @@ def signals(folder, context):
         cases = [("SIGUSR1", "training", False), ("SIGINT", "validation", False), ("SIGTERM", "saving", True)]
     wrong = []
     for name, place, persistent in cases:
-        options = {"workers": 2, "context": context} | ({"persistent": True} if persistent else {})
+        options = {"workers": workers, "context": context} | ({"persistent": True} if persistent else {})
         wrong += interrupted(folder / f"{name}-{place}-{persistent}", name, place, gold, **options)
-    return {"wrong": wrong}
-
-
-if __name__ == "__main__":
-    folder, context = Path(sys.argv[1]), sys.argv[2]
-    with tempfile.TemporaryDirectory() as warm:  # so that what is imported late is there when it forks
-        train(Path(warm), workers=0, context=None)
-    print(json.dumps(signals(folder, context)))
+    return wrong, (folder / "errors").read_text()

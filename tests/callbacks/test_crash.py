@@ -1,12 +1,10 @@
 """Real kills, real signals, a disk that is really full: a run is never lost, and ends with the same bits."""
 
-import json
-import subprocess
 import sys
-from pathlib import Path
 
+import crash
 import pytest
-from programs import environment
+from processes import in_a_process
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="forks processes"),
@@ -15,11 +13,8 @@ pytestmark = [
 
 
 def scenario(name, folder):
-    command = [sys.executable, str(Path(__file__).with_name("crash.py")), name, str(folder / "runs")]
     (folder / "runs").mkdir() if name not in ("killed_while_writing", "second_signal") else None
-    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    return in_a_process(crash.run, getattr(crash, name), folder / "runs")
 
 
 def test_killed_at_every_step_the_run_ends_with_the_same_bits(tmp_path):

@@ -1,8 +1,33 @@
-"""Run cases in two real processes, which are started once for all of them: a start takes seconds."""
+"""Run functions in real processes. They come from a fork server that has imported torch, which takes seconds."""
 
+import multiprocessing
+import traceback
 from functools import partial
 
 from fit_core.testing import in_two_processes
+
+
+def in_a_process(function, *arguments):
+    """Return what a function returns in a new process. It has one thread and may fork."""
+    context = multiprocessing.get_context("forkserver")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        value, error = receiver.recv()
+    finally:
+        process.kill()
+        process.join()
+    assert not error, error
+    return value
+
+
+def _send(sender, function, arguments):
+    try:
+        sender.send((function(*arguments), None))
+    except BaseException:
+        sender.send((None, traceback.format_exc()))
 
 
 def on_two_processes(cases, folder):

@@ -1,7 +1,4 @@
-"""What the tests of sharded checkpoints run in processes of their own: `python sharded_crash.py SCENARIO FOLDER`.
-
-A scenario forks, as in tests/callbacks/crash.py, which takes milliseconds where a new process would import torch.
-"""
+"""What the tests of sharded checkpoints run in a process of its own, which forks as in tests/callbacks/crash.py."""
 
 import contextlib
 import io
@@ -16,7 +13,6 @@ import warnings
 from datetime import timedelta
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint
@@ -28,9 +24,6 @@ from sharded import loaders, network, runner, sharded, weights
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-torch.set_num_threads(1)
-warnings.simplefilter("ignore")
-
 
 def start(folder, world, function, attempt):
     """Start processes of a gloo group that run `function(folder)`. Return their numbers."""
@@ -38,6 +31,8 @@ def start(folder, world, function, attempt):
 
 
 def _process(folder, rank, world, function, attempt):
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
     store = f"file://{folder}/store-{attempt}"
     distributed.init_process_group(
@@ -235,8 +230,3 @@ class Measured(CheckpointSaver):
         sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
         if state.rank == 0:
             (self.save_dir.parent / f"peak-{name}").write_text(str(max(accumulate(sizes), default=0)))
-
-
-if __name__ == "__main__":
-    scenario, folder = sys.argv[1:]
-    print(json.dumps(globals()[scenario](Path(folder))))

@@ -1,18 +1,14 @@
 """A sharded run is saved by all processes, and resumed on any number of them."""
 
-import json
-import subprocess
-import sys
 import warnings
 from functools import partial
-from pathlib import Path
 
 import pytest
+import sharded_crash
 import torch
 from fit_callbacks import CheckpointSaver, GradientClipping, ModelEma
 from fit_core import Callback
-from processes import on_two_processes
-from programs import environment
+from processes import in_a_process, on_two_processes
 from sharded import loaders, needs_cpu_shards, network, plain_network, runner, samples, weights
 from torch import nn
 from torch.utils.data import DataLoader
@@ -132,23 +128,16 @@ def test_a_tensor_parallel_run_resumes_bit_for_bit(ranks):
     assert ranks["tensor parallel"] == (True, True)
 
 
-def scenario(name, folder):
-    command = [sys.executable, str(Path(__file__).with_name("sharded_crash.py")), name, str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 def test_a_kill_while_shards_are_written_leaves_a_whole_checkpoint(tmp_path):
-    result = scenario("killed_while_saving", tmp_path)
+    result = in_a_process(sharded_crash.killed_while_saving, tmp_path)
     assert result["steps"] == sorted(result["steps"])  # A resume never fell behind what was there.
     assert result["steps"][-1] > 0
     assert result["left"] <= 5  # Those that no checkpoint uses are removed by the next save.
 
 
 def test_another_number_of_processes_resumes_with_the_same_weights_and_optimizer(tmp_path):
-    results = scenario("other_processes", tmp_path)
-    assert results.pop("whole") == [["0.bias", "0.weight", "2.bias", "2.weight"], [[15, 6], [15], [3, 15], [3]]]
+    results = in_a_process(sharded_crash.other_processes, tmp_path)
+    assert results.pop("whole") == (["0.bias", "0.weight", "2.bias", "2.weight"], [(15, 6), (15,), (3, 15), (3,)])
     assert results.pop("whole on 1") is results.pop("whole on 2") is True
     assert results.keys() == {"4-2", "2-4", "2-1", "1-2"}
     for name, result in results.items():
@@ -158,7 +147,7 @@ def test_another_number_of_processes_resumes_with_the_same_weights_and_optimizer
 
 
 def test_hybrid_shards_equal_one_process_and_resume_bit_for_bit(tmp_path):
-    result = scenario("hybrid", tmp_path)
+    result = in_a_process(sharded_crash.hybrid, tmp_path)
     assert result["difference"] < 1e-12
     assert result["same"]
 

@@ -1,23 +1,20 @@
 """What is in the folder of a sharded run, what is damaged in it, and what it costs to write."""
 
-import json
 import pickle
 import shutil
-import subprocess
-import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import fit_callbacks.checkpoint.commit
 import pytest
+import sharded_crash
 import torch
 from fit_callbacks import CheckpointError, CheckpointSaver
 from fit_callbacks.checkpoint import read
 from fit_callbacks.checkpoint.__main__ import main
 from fit_core import Callback
-from processes import on_two_processes
-from programs import environment
+from processes import in_a_process, on_two_processes
 from sharded import loaders, needs_cpu_shards, network, runner, weights
 
 pytestmark = [pytest.mark.timeout(240), needs_cpu_shards]
@@ -239,9 +236,6 @@ def test_a_file_of_the_users_own_keeps_its_shards(run):
 
 def test_rank_0_needs_less_memory_the_more_processes_there_are(tmp_path):
     """The state is 50 MB, which no process ever holds."""
-    command = [sys.executable, str(Path(__file__).with_name("sharded_crash.py")), "peaks", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
-    assert result.returncode == 0, result.stderr
-    resumes, saves = zip(*json.loads(result.stdout.splitlines()[-1]).values(), strict=True)
+    resumes, saves = zip(*in_a_process(sharded_crash.peaks, tmp_path).values(), strict=True)
     assert resumes[1] < resumes[0] < 40e6
     assert max(saves) < 1e6  # What is on the CPU already is written from where it is.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import warnings
 from collections.abc import Callable
@@ -26,7 +27,8 @@ def in_two_processes(function: Callable[[int, Path], Any], folder: str | os.Path
     """Call `function(rank, folder)` in two processes of a gloo group, and return the result of each.
 
     Define the function at the top of a module, since new processes import it. Its result is saved with torch. Starting
-    the processes takes seconds, so let one function try everything you have:
+    the processes takes seconds, so let one function try everything you have. The line
+    `multiprocessing.set_forkserver_preload(["torch._dynamo"])` in conftest.py makes all but the first start quick:
 
     ```python
     def on_a_rank(rank, folder):
@@ -40,8 +42,9 @@ def in_two_processes(function: Callable[[int, Path], Any], folder: str | os.Path
     ```
     """
     folder = Path(folder)
-    start: Any = mp.spawn  # type: ignore[attr-defined]
-    start(_on_a_process, (function, folder), nprocs=2)
+    start: Any = mp.start_processes  # type: ignore[attr-defined]
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"  # on Windows
+    start(_on_a_process, (function, folder), nprocs=2, start_method=method)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
