@@ -1,8 +1,8 @@
 """Compare the Runner, also with CompiledStep, with a hand-written loop: `python benchmarks/gpu.py`.
 
-Three models (a small MLP, where the host is the limit; a residual network; a transformer) in fp32, bf16 and fp16. All
-train in turn, in blocks of equal length with a wait for the device at the end of each; the ratio is the median over the
-blocks. `--device cpu` tries the code where there is no accelerator, on small shapes.
+Three models in fp32, bf16 and fp16: a small MLP, where the host is the limit, a residual network and a transformer.
+All train in turn, in blocks of equal length with a wait for the device at the end of each. The ratio is the median over
+the blocks. `--device cpu` tries the code where there is no accelerator, on small shapes.
 """
 
 import argparse
@@ -70,7 +70,7 @@ class Transformer(nn.Module):
 
 
 def works(small):
-    """Name, model, and a batch of inputs; targets are of 100 classes."""
+    """Yield name, model, and a batch of inputs. Targets are of 100 classes."""
     yield (
         "MLP 32-64-100, batch 32",
         nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 100)),

@@ -1,4 +1,4 @@
-"""Lets the site show the repository: a hook of mkdocs, which adds pages and sees that no public name is left out.
+"""Show the repository on the site: add pages, link names, and warn if a public name is left out. A hook of mkdocs.
 
 Pages in docs/ link to READMEs and sources elsewhere in the repository, as one reads them on a code forge. Each file
 that is linked so becomes a page of the site, under the path it has in the repository, and the links lead there. A link
@@ -142,12 +142,12 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 
 def uri(path: str) -> str:
-    """Where a file of the repository stands in the site's sources."""
+    """Return the path of a file of the repository in the site's sources."""
     return path.removeprefix("docs/") + ("" if path.endswith((".md", ".png", ".svg")) else ".md")
 
 
 def target(path: str, link: str) -> str | None:
-    """The file of the repository that a link in another one leads to; of a folder, its README."""
+    """Return the file of the repository that a link in another one leads to. For a folder, that is its README."""
     other = normpath(join(dirname(path), link))
     if (ROOT / other / "README.md").is_file():
         other += "/README.md"
@@ -155,13 +155,13 @@ def target(path: str, link: str) -> str | None:
 
 
 def linked(path: str) -> list[str]:
-    """The files of the repository that a Markdown file links to."""
+    """Return the files of the repository that a Markdown file links to."""
     links = LINK.findall((ROOT / path).read_text()) if path.endswith(".md") else []
     return [other for other in (target(path, link) for link in links) if other]
 
 
 def content(path: str) -> str:
-    """A file as a page: Markdown as it is; of Python, the docstring before the code."""
+    """Return a file as a page: Markdown unchanged, a program as its docstring and then its code."""
     text = (ROOT / path).read_text()
     if path.endswith(".md"):
         return text

@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 
 def fork(function):
-    """Start a process that runs `function`; its number."""
+    """Start a process that runs `function`, and return its number."""
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -48,7 +48,7 @@ def fork(function):
 
 
 def ended(child):
-    """Wait for a process; its exit status, negative for the signal that killed it."""
+    """Wait for a process, and return its exit status, negative for the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -102,7 +102,7 @@ kill = partial(send_to_itself, signal.SIGKILL)
 
 
 def killed_at_every_step(folder):
-    """kill -9 in each batch, before and after it was saved; then resume, killed up to twice more."""
+    """kill -9 in each batch, before and after it was saved. Then resume, killed up to twice more."""
     assert ended(fork(lambda: train(folder / "gold"))) == 0
     gold = (folder / "gold" / "digest").read_text()
     wrong = []
@@ -132,7 +132,7 @@ def save_large(folder):
 
 
 def killed_while_writing(folder):
-    """kill -9 at random moments of writing 50 MB; what has a final name is whole, and a resume uses it."""
+    """kill -9 at random moments of writing 50 MB. A file with a final name is whole, and a resume uses it."""
     rng = random.Random(0)
     folder.mkdir()
     steps, partial = [], 0
@@ -153,7 +153,7 @@ def killed_while_writing(folder):
 
 
 def disk_full(folder):
-    """The disk takes no more than one MB a file; the checkpoint before stays, and no partial file."""
+    """The disk takes at most one MB per file. The checkpoint before stays, and no partial file."""
     assert ended(fork(lambda: train(folder, epochs=1))) == 0
     before = (folder / "last.pt").read_bytes()
 
@@ -228,7 +228,7 @@ def second_signal(folder):
 
 
 def ranks(folder):
-    """Two gloo processes, of which one is asked to stop, or killed; they agree on the step."""
+    """Two gloo processes, of which one is asked to stop, or killed. They agree on the step."""
 
     def process(rank, run, *callbacks, seed=0, world=2):
         os.environ.update(MASTER_ADDR="localhost", RANK=str(rank), WORLD_SIZE=str(world))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 class Screen:
-    """What a terminal received: `written`, all of it; `lines`, what is left to read."""
+    """The output of a terminal: all of it in `written`, and the visible part in `lines`."""
 
     def __init__(self, master):
         self._master = master

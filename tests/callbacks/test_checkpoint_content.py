@@ -1,4 +1,4 @@
-"""What a checkpoint contains is on the CPU, and shares memory as the run's own tensors do."""
+"""The tensors of a checkpoint are on the CPU, and share memory as the run's own do."""
 
 import torch
 from fit_callbacks import CheckpointSaver

@@ -1,4 +1,4 @@
-"""What goes wrong while a checkpoint is written reaches the user, in the thread too, and nothing else is lost."""
+"""An error while a checkpoint is written reaches the user, in the thread too, and nothing else is lost."""
 
 import os
 import shutil

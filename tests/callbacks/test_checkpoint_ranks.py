@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ranks(folder):
-    """What both ranks returned, by case."""
+    """The results of both ranks, by case."""
     cases = {"nan": partial(nan_on_rank_1, folder=folder / "nan")}
     for background in (False, True):
         cases["full", background] = partial(full_disk, folder=folder / f"full-{background}", background=background)

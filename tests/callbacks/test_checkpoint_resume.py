@@ -1,4 +1,4 @@
-"""What a resume finds in the folder: an older checkpoint, a compiled layer, the wrong weights, other processes."""
+"""A resume from an older checkpoint, with a compiled layer, with the wrong weights, on other processes."""
 
 import os
 import warnings

@@ -1,4 +1,4 @@
-"""What once gave wrong numbers in a compiled step: it now follows the ordinary step, or says why it cannot."""
+"""Steps that once gave wrong numbers when compiled now follow the ordinary step, or say why they cannot."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """Each callback works wherever a run does: accumulation, fp16, any loader, resumed, alone, compiled, in processes.
 
-What any callback must keep, of whomever, is in tests/protocol; here they are tried at every point and together.
+The checks for callbacks of any package are in tests/protocol. Here ours run at every point and together.
 """
 
 import fit_callbacks
@@ -98,7 +98,7 @@ class Endless:
 
 
 def memory(state):
-    """What two runs must have alike, but for what a clock has told."""
+    """The results that two runs must have in common, without measured times."""
     saved = state.state_dict()
     for row in (saved["logs"], *saved["history"]):
         row.pop("data_wait", None)

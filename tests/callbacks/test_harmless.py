@@ -1,4 +1,4 @@
-"""What only watches never ends a run: a full disk, a folder that is gone, what cannot be drawn or written."""
+"""Callbacks that only watch never end a run: a full disk, a folder that is gone, a figure that cannot be drawn."""
 
 import csv
 import json

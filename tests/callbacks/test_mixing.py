@@ -24,7 +24,7 @@ def mixed(callback, pairs, hook="on_batch_end", model=None):
 
 
 def test_mixup_mixes_each_sample_with_one_other_by_one_share():
-    x = torch.eye(8)  # so that a mixed row tells who is in it
+    x = torch.eye(8)  # so that a mixed row shows which samples are in it
     y = torch.arange(8)
     (_, input, target, loss, output), *_ = mixed(Mixup(8, alpha=0.4), [(x, y)], model=nn.Linear(8, 8))[0]
     torch.testing.assert_close(input, target)  # an eye and its classes are mixed alike

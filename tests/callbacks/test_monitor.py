@@ -1,4 +1,4 @@
-"""What a callback watches: the right name and the right direction, or a refusal before the first step."""
+"""A callback watches the right name in the right direction, or is refused before the first step."""
 
 import pytest
 import torchmetrics
@@ -10,7 +10,7 @@ KINDS = [EarlyStopping, ReduceLROnPlateau, lambda *arguments: CheckpointSaver("r
 
 
 def refusal(callback, tmp_path, monkeypatch, metrics=(), **fit):
-    """What a run says that is refused before its first step."""
+    """Return the message of a run that is refused before its first step."""
     monkeypatch.chdir(tmp_path)
     steps = Watch("on_batch_end", lambda state: 1)
     with pytest.raises(ValueError, match=r"monitor|better") as caught:

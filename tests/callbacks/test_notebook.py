@@ -1,4 +1,4 @@
-"""What a notebook shows: real cells, run by a real kernel."""
+"""A notebook shows the right output: real cells, run by a real kernel."""
 
 import re
 import sys

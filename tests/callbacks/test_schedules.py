@@ -27,7 +27,7 @@ SCHEDULES = {
 
 
 def rates_by_hand(make, total, steps):
-    """What each group's rate is at each step of a schedule of `total` steps."""
+    """Return each group's rate at each step of a schedule of `total` steps."""
     optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1e-4, 1e-2)], lr=1)
     scheduler, rates = make(optimizer, total), []
     for _ in range(steps):

@@ -26,7 +26,7 @@ def test_a_point_an_epoch_and_running_values_between(tmp_path):
         assert read[tag] == [(5, close(history[0][tag])), (10, close(history[1][tag]))]
     assert [step for step, _ in read["train_step/loss"]] == [2, 4, 6, 8, 10]
     steps = [(loss, size) for is_train, loss, size in losses.seen if is_train]
-    since = [steps[0:2], steps[2:4], steps[5:6], steps[6:8], steps[8:10]]  # each epoch begins anew
+    since = [steps[0:2], steps[2:4], steps[5:6], steps[6:8], steps[8:10]]  # each epoch starts from scratch
     means = [sum(loss * size for loss, size in part) / sum(size for _, size in part) for part in since]
     assert [value for _, value in read["train_step/loss"]] == close(means)
     assert read["train_step/accuracy"][-1] == (10, close(history[1]["train/accuracy"]))

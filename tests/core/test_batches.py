@@ -1,4 +1,4 @@
-"""Batches of any nesting reach the model's device and come back joined; what is no batch is refused."""
+"""Batches of any nesting reach the model's device and come back joined. Anything that is not a batch is refused."""
 
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
@@ -108,7 +108,7 @@ LIST_LOADER = SimpleNamespace(batch_size=None)
         (nn.utils.rnn.pack_sequence([torch.ones(2, 1), torch.ones(1, 1)]), torch.zeros(2), 2),
         (torch.zeros(6, 2), None, 6),  # a batch that is not a pair, for a forward of the user's own
         ({"input_ids": torch.zeros(6, 9), "labels": torch.zeros(6, 9)}, None, 6),
-        # Nobody can tell:
+        # Ambiguous:
         (torch.zeros(9, 4), torch.zeros(4), None),  # text with the time first
         (torch.zeros(4, 9), torch.zeros(36), None),  # flattened targets
         ((torch.zeros(20, 3), torch.zeros(2, 50)), torch.zeros(7), None),  # a graph

@@ -1,4 +1,4 @@
-"""What a step costs beside the loop written by hand, counted and not timed: operations of torch, calls of Python."""
+"""Compare a step with a hand-written loop by counting operations of torch and calls of Python, without a clock."""
 
 import gc
 import sys
@@ -82,7 +82,7 @@ def calls(run):
 
 
 def a_step(measure, make):
-    """Of twice as many steps, what is more than of as many, by step; a whole number, since each step is alike."""
+    """Return the calls per step: the difference between 2n and n steps, a whole number because all steps are alike."""
     make(STEPS)()  # what happens once in a process is done
     few, many = measure(make(STEPS)), measure(make(2 * STEPS))
     if isinstance(few, Counter):

@@ -1,4 +1,4 @@
-"""What is printed after torch's errors for common mistakes ends in what to type."""
+"""The note under torch's errors for common mistakes ends with the line to type."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""What an exception of the user's code says beside its traceback, and what it leaves behind."""
+"""An exception of the user's code gets a note, and leaves nothing behind."""
 
 import contextlib
 import gc

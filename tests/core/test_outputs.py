@@ -1,4 +1,4 @@
-"""What predict returns and metrics get: without graphs, in float32, and refused at once if it cannot be joined."""
+"""Outputs of predict and for metrics: without graphs, in float32, and refused at once if they cannot be joined."""
 
 import weakref
 

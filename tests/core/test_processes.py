@@ -197,7 +197,7 @@ def test_rank_and_size_come_from_the_environment_when_a_run_starts(monkeypatch):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What both ranks returned, by case."""
+    """The results of both ranks, by case."""
     folder = tmp_path_factory.mktemp("ranks")
     cases = {
         "evaluate": evaluate,

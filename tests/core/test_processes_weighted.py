@@ -109,7 +109,7 @@ def test_a_criterion_in_ddp_learns_as_in_one_process(ranks):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What both ranks returned, by case."""
+    """The results of both ranks, by case."""
     cases = {
         **{
             ("weighted", *case): partial(train_on_labels, accumulate_steps=case[0], as_tensor=case[1])

@@ -1,4 +1,4 @@
-"""What a saved state contains, and which states are refused."""
+"""A saved state contains the whole run, and states of another run are refused."""
 
 import pytest
 import torch

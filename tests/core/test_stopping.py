@@ -86,7 +86,7 @@ def test_a_stop_in_validation_of_one_process_leaves_the_validation_incomplete_on
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What both ranks returned, by case."""
+    """The results of both ranks, by case."""
     return on_two_processes({"training": train_all, "validation": validate}, tmp_path_factory.mktemp("ranks"))
 
 

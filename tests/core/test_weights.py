@@ -1,4 +1,4 @@
-"""What a batch weighs: any split into batches and windows equals one big batch, to the last digits of float64."""
+"""Batches are weighted: any split into batches and windows equals one big batch, to the last digits of float64."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What launch returns, where it runs, and what it refuses."""
+"""launch returns the results of all processes, runs in place where it should, and refuses wrong arguments."""
 
 import functools
 import multiprocessing

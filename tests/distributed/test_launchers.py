@@ -1,4 +1,4 @@
-"""The same file under python, torchrun, torch.distributed.launch, srun and in a group that exists; and on two nodes."""
+"""The same file under python, torchrun, torch.distributed.launch, srun and in a group that exists, and on two nodes."""
 
 import json
 import os

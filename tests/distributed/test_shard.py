@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(180)
 
 
 def on_ranks(monkeypatch, world, function):
-    """What `function()` returns on each rank, in turn, without a group."""
+    """Return the result of `function()` on each rank, in turn, without a group."""
     monkeypatch.setenv("WORLD_SIZE", str(world))
     results = []
     for number in range(world):

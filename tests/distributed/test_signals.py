@@ -1,4 +1,4 @@
-"""What happens to the processes of a launch when somebody ends the one that launched them."""
+"""The processes of a launch end when the one that launched them is ended."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def sleep():
         except KeyboardInterrupt:
             sys.exit("twice")
         pathlib.Path(f"saved{rank()}").touch()
-        raise  # as CheckpointSaver does; a process that goes on is waited for
+        raise  # as CheckpointSaver does; a process that continues is waited for
 
 if __name__ == "__main__":
     # A shell's background job, in which the tests may run, is deaf to Ctrl-C, and so are its children.

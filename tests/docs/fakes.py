@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 
 class Run:
-    """What has arrived in a run of a tracker: points by order, parameters, and how it ended each time."""
+    """The data that arrived in a run of a tracker: points by order, parameters, and how it ended each time."""
 
     def __init__(self, id):
         self.id, self.points, self.params, self.statuses = id, [], {}, []

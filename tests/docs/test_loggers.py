@@ -54,7 +54,7 @@ def runner(*callbacks):
 
 
 def expected():
-    """What a log function receives from a run that nobody interrupts."""
+    """Return the calls of a log function in a run that is not interrupted."""
     points = []
     runner(Report(lambda values, step: points.append((step, values)))).fit(BATCHES, epochs=2, val_loader=BATCHES[:1])
     return points

@@ -55,7 +55,7 @@ def test_links_lead_somewhere(page):
     "page", [ROOT / "docs/template/README.md", *READMES, *PAGES], ids=lambda page: str(page.relative_to(ROOT))
 )
 def test_what_belongs_to_a_list_is_indented_by_four(page):
-    """Code forges are content with less; Python-Markdown, which makes the site, ends the list there."""
+    """Code forges accept less. Python-Markdown, which makes the site, ends the list there."""
     assert not re.findall(r"^ {1,3}(?:```|\|).*", page.read_text(), re.MULTILINE)
 
 

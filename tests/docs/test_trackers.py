@@ -1,6 +1,6 @@
 """The recipes of docs/loggers.md with the real clients, offline: `hatch run trackers:test`.
 
-Each run is a process of its own. What arrived is read back from the files that the client has written.
+Each run is a process of its own. The results are read back from the files that the client has written.
 """
 
 import importlib.util
@@ -207,7 +207,7 @@ if not INSTALLED:
 
 @pytest.fixture(scope="module")
 def gold(tmp_path_factory):
-    """What a log function receives from a run that nobody interrupts."""
+    """Return the calls of a log function in a run that is not interrupted."""
     folder = tmp_path_factory.mktemp("gold")
     run(folder, "gold")
     points = [(step, values) for step, values in json.loads((folder / "gold.json").read_text())]

@@ -14,7 +14,7 @@ def environment(**variables):
 
 
 def start(folder, code, *arguments, module=(), **variables):
-    """A process that runs `code` as a script; its output goes to a pipe."""
+    """A process that runs `code` as a script. Its output goes to a pipe."""
     script = Path(folder) / "script.py"
     script.write_text(code)
     return subprocess.Popen(
@@ -29,7 +29,7 @@ def start(folder, code, *arguments, module=(), **variables):
 
 
 def until(condition, seconds=240):
-    """Wait for a condition; returns what it gave."""
+    """Wait for a condition, and return its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s"

@@ -19,7 +19,7 @@ def network(seed=0):
 
 
 def accuracy(output, target):
-    """A metric; targets are classes, or mixed ones."""
+    """A metric. Targets are classes, or mixed ones."""
     return (output.argmax(1) == (target.argmax(1) if target.dim() == output.dim() else target)).double().mean()
 
 

@@ -89,7 +89,7 @@ def privates(tree):
 
 @pytest.mark.parametrize("package", ALLOWED)
 def test_the_tests_of_a_package_need_no_sibling(package):
-    """So a wheel can be tried alone, with tests/<package>; what needs several packages is in tests/together."""
+    """So a wheel can be tested alone, with tests/<package>. Tests of several packages are in tests/together."""
     folder = Path(__file__).parents[1] / package.removeprefix("fit_")
     imported = set().union(*(imports(path) for path in folder.rglob("*.py")))
     assert package in imported

@@ -1,4 +1,4 @@
-"""What fit_distributed gives to a run of fit_core, in two processes: they end alike, and evaluate each sample once."""
+"""Two processes of fit_distributed that train with fit_core end alike, and evaluate each sample once."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What loops written by hand share."""
+"""Helpers of hand-written loops."""
 
 import torch
 

@@ -83,7 +83,7 @@ def save_large(folder, background=False, saver=CheckpointSaver, epochs=1):
 
 
 def killed_while_saving(folder):
-    """kill -9 of any rank at random moments of a save. What has a final name is whole, and a resume uses it."""
+    """kill -9 of any rank at random moments of a save. A file with a final name is whole, and a resume uses it."""
     rng = random.Random(0)
     run, steps, partial_ones = folder / "run", [], 0
     run.mkdir()

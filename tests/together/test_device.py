@@ -28,7 +28,7 @@ class Event:
 
 @pytest.fixture(autouse=True)
 def device_module(monkeypatch):
-    """What torch.cuda is to "cuda"."""
+    """The module of the device, as torch.cuda is for "cuda"."""
     module = SimpleNamespace(get_rng_state=lambda device: torch.zeros(8, dtype=torch.uint8), Event=Event)
     monkeypatch.setattr(torch, "meta", module, raising=False)
 

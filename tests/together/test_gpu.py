@@ -1,4 +1,4 @@
-"""What only an accelerator can show: batches move to it, and no step waits for it."""
+"""On an accelerator, batches move to it, and no step waits for it."""
 
 import copy
 
@@ -61,7 +61,7 @@ CALLBACKS = {
 def test_no_step_waits_for_the_accelerator(options, callbacks, tmp_path):
     device, model, batches = parts()
     if device.type != "cuda":
-        pytest.skip("only CUDA can tell of a wait")
+        pytest.skip("only CUDA reports a wait")
 
     class NoWaits(Callback):
         def on_batch_begin(self, state):

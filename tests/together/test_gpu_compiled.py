@@ -1,4 +1,4 @@
-"""What a captured step computes on a GPU: the bits of the ordinary step, with nothing left out and nothing frozen."""
+"""A captured step on a GPU computes the bits of the ordinary step, with nothing left out and nothing frozen."""
 
 import copy
 
@@ -135,7 +135,7 @@ def test_the_optimizer_is_left_as_usual(tmp_path):
         for name in one:
             assert one[name].device == other[name].device
             torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6)
-    ours.fit(batches(), epochs=6)  # goes on
+    ours.fit(batches(), epochs=6)  # continues
 
 
 @pytest.mark.parametrize("name", ["RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "SGD"])

@@ -71,7 +71,7 @@ def alone(folder):
 
 @pytest.fixture(scope="module")
 def ranks(folder, alone):
-    """What both ranks returned: of runs that one process resumes, and of the run that one process has begun."""
+    """The results of both ranks: of runs that one process resumes, and of the run that one process has begun."""
     cases = {"one": partial(on_rank, folder=folder / "one", batch_size=4)}
     for (size, _), stop_after in FROM_TWO:
         arguments = {"folder": folder / f"two-{size}", "batch_size": size, "stop_after": stop_after}

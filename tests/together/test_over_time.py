@@ -34,7 +34,7 @@ pytestmark = [
 
 
 class Use(dict):
-    """What this process uses now."""
+    """Return what this process uses now."""
 
     def __init__(self):
         gc.collect()

@@ -77,7 +77,7 @@ def train_all():
 
 @pytest.fixture(scope="module")
 def on_ranks():
-    """What both processes returned, started once for all tests."""
+    """The results of both processes, started once for all tests."""
     pytest.importorskip("torchmetrics")
     return launch(everything, nproc=2, backend="gloo", timeout=120)
 
@@ -155,7 +155,7 @@ def unequal():
 
 
 def buffers():
-    """After training both have the same; in eval mode they do not meet: one calls the model, the other need not."""
+    """After training both have the same. In eval mode one process may call the model without the other."""
     model = parallel(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
     for _ in range(2):
         model(torch.randn(2, 4) + rank()).sum().backward()

@@ -171,7 +171,7 @@ def test_one_process_stops_in_validation(ranks):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What both ranks returned, by case."""
+    """The results of both ranks, by case."""
     cases = {("train", name, steps): partial(train, name=name, accumulate_steps=steps) for name, steps in TRAINED}
     cases |= {("evaluate", count): partial(evaluate, count=count) for count in (1, 2, 5, 9, 17)}
     cases |= {"stopped": stop_in_a_window, "stop": stop_validation}

@@ -159,7 +159,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ranks(folder):
-    """What both ranks returned, by case."""
+    """The results of both ranks, by case."""
     cases = {name: partial(resumed, folder=folder / name, **options) for name, options in RESUMED.items()}
     others = {"rewrapped": rewrapped, "tensor parallel": tensor_parallel}
     cases |= {name: partial(case, folder=folder / name) for name, case in others.items()}

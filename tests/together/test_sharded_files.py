@@ -1,4 +1,4 @@
-"""What is in the folder of a sharded run, what is damaged in it, and what it costs to write."""
+"""The folder of a sharded run: its files, damage to them, and the cost of writing them."""
 
 import pickle
 import shutil

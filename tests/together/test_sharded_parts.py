@@ -198,7 +198,7 @@ def test_what_would_drift_apart_is_refused(ranks):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What both ranks returned, by case."""
+    """The results of both ranks, by case."""
     folder = tmp_path_factory.mktemp("ranks")
     cases = {("half", kind): partial(half, kind=kind) for kind in ("policy", "autocast")}
     cases |= {

@@ -59,7 +59,7 @@ from fit_distributed import launch
 from test_stop import train
 
 if __name__ == "__main__":
-    for name in ("SIGHUP", "SIGUSR1", "SIGTERM"):  # which whoever runs the tests may have ignored
+    for name in ("SIGHUP", "SIGUSR1", "SIGTERM"):  # which may be ignored where the tests run
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     folder, workers, is_train = sys.argv[1:]
     launch(train, folder, int(workers), is_train == "True", nproc=2, backend="gloo", timeout=100, max_restarts=1)

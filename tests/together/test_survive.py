@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(240)
 
 
 class Save(Callback):
-    """What every process is, in one file; replaced in one step, and loaded when a run begins."""
+    """The state of every process in one file, replaced in one step and loaded when a run starts."""
 
     def __init__(self, path):
         self.path = path
