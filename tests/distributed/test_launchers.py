@@ -39,7 +39,7 @@ EXPECTED = [[10, 2, 0, "DistributedDataParallel"], [11, 2, 1, "DistributedDataPa
 
 
 def environments(kind):
-    """What each of two processes finds in its environment."""
+    """Return the environment of each of two processes."""
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port()}
     for number in map(str, range(2)):
         torchrun = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", **address}
