@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from fit_core import Runner
+from fit_core import Callback, Runner
 from torch import nn
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes since Python 3.11")
@@ -99,3 +99,34 @@ def test_an_unknown_error_gets_the_shapes_and_no_advice():
         Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), fails).fit([(INPUT, torch.zeros(8, 1))])
     (note,) = caught.value.__notes__
     assert note.splitlines()[-1] == "  output: float32(8, 1) on cpu"
+
+
+class AtTheEnd(Callback):
+    def on_epoch_end(self, state):
+        print(state.logs["val_loss"])
+
+
+class TooEarly(Callback):
+    def on_batch_end(self, state):
+        print(state.logs["train/loss"])
+
+
+class AnotherDict(Callback):
+    def on_epoch_end(self, state):
+        print({}["val_loss"])
+
+
+@pytest.mark.parametrize(
+    ("callback", "advice"),
+    [
+        (AtTheEnd(), "expected a name in state.logs, got 'val_loss'. There are: train/loss, lr, val/loss"),
+        (TooEarly(), "got 'train/loss'. There are: none yet, since results are there from on_loader_end on"),
+        (AnotherDict(), "output: float32(8, 1) on cpu"),
+    ],
+)
+def test_a_callback_that_looks_for_a_wrong_name_gets_the_names(callback, advice):
+    model, batches = one(), [(INPUT, torch.zeros(8, 1))]
+    runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), callbacks=[callback])
+    with pytest.raises(KeyError) as caught:
+        runner.fit(batches, val_loader=batches)
+    assert caught.value.__notes__[0].endswith(advice)

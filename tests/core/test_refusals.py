@@ -210,7 +210,7 @@ def test_arguments_in_another_order_are_named():
             lambda m, o: (m, o, LOSS, ["accuracy"]),
             r"expected metrics, got the string 'accuracy'. Pass .*fit_metrics.Accuracy",
         ),
-        (lambda m, o: (m, o, LOSS, "accuracy"), r"expected metrics to be a list of metrics, got str"),
+        (lambda m, o: (m, o, LOSS, "accuracy"), r"got the string 'accuracy'. .*metrics=\[fit_metrics.Accuracy\(\)\]"),
     ],
 )
 def test_classes_and_names_in_place_of_objects(arguments, message):
@@ -239,6 +239,7 @@ def test_classes_and_names_in_place_of_objects(arguments, message):
             r"got Tensor. Pass one loader of pairs: fit\(DataLoader\(TensorDat",
         ),
         ((BATCHES, BATCHES), {}, r"got list. Pass it by name: fit\(train_loader, val_loader=...\)"),
+        ((BATCHES, "5"), {}, r"expected epochs to be a whole number, got '5'$"),
     ],
 )
 def test_arguments_of_other_libraries_get_the_line_to_type(arguments, options, message):

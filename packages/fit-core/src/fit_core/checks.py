@@ -253,7 +253,7 @@ def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, val
     """
     if isinstance(epochs, Tensor) or hasattr(epochs, "__array__"):
         raise TypeError(f"expected epochs to be a whole number, got {type(epochs).__name__}. {_OTHER_NAMES['x']}")
-    if not isinstance(epochs, int) and isinstance(epochs, Iterable):
+    if isinstance(epochs, Iterable) and not isinstance(epochs, str):
         kind = type(epochs).__name__
         raise TypeError(
             f"expected epochs to be a whole number, got {kind}. Pass it by name: fit(train_loader, val_loader=...)"

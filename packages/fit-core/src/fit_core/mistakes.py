@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +18,14 @@ def advice(error: Exception, state: RunnerState) -> str | None:
     """Return a sentence that ends in what to type, or None if the error is not a known one.
 
     Args:
-        error: raised while the model or the criterion was called.
+        error: raised while the model, the criterion or a hook was called.
         state: the batch on which it was raised.
     """
     message = str(error)
     try:
+        if isinstance(error, KeyError) and "logs[" in _line(error):
+            names = ", ".join(state.logs) or "none yet, since results are there from on_loader_end on"
+            return f"expected a name in state.logs, got {message}. There are: {names}"
         if "device-side assert" in message:
             return (
                 "expected labels and indices in range, got one outside. Run one batch on the CPU, which names it: "
@@ -98,3 +102,11 @@ def _of_labels(criterion: Any, output: Tensor, target: Tensor) -> str:
     advice = f"return {high + 1} classes from the model" if low >= 0 else f"pass ignore_index={low} to the loss"
     got = f"{low}" if low == high else f"{low}..{high}"
     return f"expected labels in 0..{classes - 1}, got {got}. Correct them, or {advice}"
+
+
+def _line(error: Exception) -> str:
+    """Return the line of code that raised an exception, as far as it can be read."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return linecache.getline(traceback.tb_frame.f_code.co_filename, traceback.tb_lineno) if traceback else ""
