@@ -29,6 +29,17 @@ def test_each_public_name_stands_in_the_reference_once(package):
     assert sorted(names) == sorted(importlib.import_module(package).__all__)
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_public_class_shows_how_it_is_used(package):
+    module = importlib.import_module(package)
+    classes = [value for name in module.__all__ if isinstance(value := getattr(module, name), type)]
+    without = {
+        kind.__name__ for kind in classes if "Examples:\n" not in kind.__doc__ and not issubclass(kind, Exception)
+    }
+    # Nobody makes a RunnerState, and the others are bases of classes with examples.
+    assert without <= {"RunnerState", "MatrixMetric", "ClassScore", "RankingMetric", "ImageMetric"}
+
+
 def test_each_page_is_in_the_navigation():
     navigation = re.search(r"^nav:\n(.*?)^\S", (ROOT / ".mkdocs.yml").read_text(), re.MULTILINE | re.DOTALL)[1]
     named = re.findall(r": (\S+\.md)$", navigation, re.MULTILINE)
