@@ -1,4 +1,4 @@
-"""What the tests of crashes run in a process of its own.
+"""Run a scenario of the tests of crashes in a process of its own.
 
 A scenario forks processes that may be killed. A fork takes milliseconds where a new process would import torch for
 seconds. It is safe because there is one thread.

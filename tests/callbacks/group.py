@@ -1,4 +1,4 @@
-"""What the tests of signals to a whole process group run, as in crash.py."""
+"""Train for the tests of signals to a whole process group, as in crash.py."""
 
 import atexit
 import contextlib

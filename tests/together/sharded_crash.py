@@ -1,4 +1,4 @@
-"""What the tests of sharded checkpoints run in a process of its own, which forks as in tests/callbacks/crash.py."""
+"""Run a scenario of the tests of sharded checkpoints in a process that forks, as in tests/callbacks/crash.py."""
 
 import contextlib
 import io
