@@ -4,7 +4,7 @@ import pytest
 import torch
 from fit_callbacks import CompiledStep
 from fit_core import Callback, Runner
-from followed import assert_follows, train
+from followed import assert_follows, batches, train
 
 
 class Read(Callback):
@@ -66,3 +66,17 @@ def test_batches_of_one_form_and_different_numbers_of_samples(capsys):
 
     assert_follows(capsys, First())
     assert_follows(capsys, runner=Sized)
+
+
+def test_a_weight_that_forward_sets_for_one_shape_of_a_window(capsys):
+    class Short(Runner):
+        def forward(self):
+            super().forward()
+            if len(self.state.target) < 8:
+                self.state.weight = 7
+
+    def data():
+        return [(x[:5], y[:5]) if number == 8 else (x, y) for number, (x, y) in enumerate(batches())]
+
+    reason = "forward sets the weight of a batch, and accumulate_steps is above 1"
+    assert_follows(capsys, runner=Short, data=data, accumulate_steps=3, reason=reason)

@@ -55,7 +55,8 @@ class CompiledStep(Callback):
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
-        self._sets_weight: bool | None = None
+        self._unweighted: set[str] = set()  # forms of batches, in words
+        self._forms: set[Any] = set()
         self._optimizer: GraphedOptimizer | None = None
         self._graphs: dict[Any, Graph] = {}
 
@@ -63,7 +64,7 @@ class CompiledStep(Callback):
         """Put the graph in the place of the step."""
         self._state, self._eager = state, state.make_step
         self._reason: str | None = None
-        self._seen, self._sets_weight = {}, None
+        self._seen, self._unweighted, self._forms = {}, set(), set()
         self._recorded_again = self._replays = 0
         self._said: set[str] = set()
         # Nobody else changes the model or the optimizer in a way that is not noticed at once.
@@ -91,13 +92,12 @@ class CompiledStep(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return which batches have run as usual, so that a resumed run uses graphs where this one would."""
-        return {"seen": dict(self._seen), "sets_weight": self._sets_weight}
+        return {"seen": dict(self._seen), "unweighted": sorted(self._unweighted)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them. On CUDA each process needs usual steps first, and they have the same bits as the graph."""
-        self._sets_weight = state_dict["sets_weight"]
         if self._state.device.type != "cuda":
-            self._seen = dict(state_dict["seen"])
+            self._seen, self._unweighted = dict(state_dict["seen"]), set(state_dict["unweighted"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy starts with. It has graphs of its own in a run of its own."""
@@ -161,6 +161,7 @@ class CompiledStep(Callback):
         ids = [id(tensor) for tensor in self._tensors]
         if len(set(ids)) < len(ids):  # the target is the input, say
             form = form, tuple(map(ids.index, ids))
+        self._form = form
         place = self._place() if state.accumulate_steps > 1 else ()
         if place is None:
             return None
@@ -181,10 +182,11 @@ class CompiledStep(Callback):
         """Return the place of a batch in its accumulation window, and its weights there. None if no graph fits it."""
         state = self._state
         opens = not state.loop.has_gradients
-        if self._sets_weight is None or (not opens and not self._recorder.can_continue()):
+        # Weights are divided up before the forward pass, so it has to be known that this does not set another one.
+        if self._form not in self._forms and repr(self._form) not in self._unweighted:
             return None
-        if self._sets_weight:
-            self._give_up("forward sets the weight of a batch, and accumulate_steps is above 1")
+        self._forms.add(self._form)
+        if not opens and not self._recorder.can_continue():
             return None
         weights = state.loop.weigh()
         if any(isinstance(weight, Tensor) for weight in weights):
@@ -212,7 +214,10 @@ class CompiledStep(Callback):
         state, weight = self._state, self._state.weight
         assert self._optimizer is not None
         reason = watch(self._recorder.run_eagerly, state, self._parts, self._tensors)
-        self._sets_weight = bool(self._sets_weight) or state.weight is not weight
+        if state.accumulate_steps > 1 and state.weight is not weight:
+            reason = "forward sets the weight of a batch, and accumulate_steps is above 1"
+        elif state.accumulate_steps > 1 and len(self._unweighted) < 10 * GRAPHS:
+            self._unweighted.add(repr(self._form))
         self._optimizer.move_counters()
         try:
             flatten([state.output, state.losses], [])
@@ -229,7 +234,7 @@ class CompiledStep(Callback):
             advice = ". With OneCycleLR, pass cycle_momentum=False" if is_momentum else ""
             self._give_up(f"what it depends on changes too often: {what}{advice}")
             return
-        self._seen = {}
+        self._seen, self._unweighted, self._forms = {}, set(), set()
         self._prepare()
 
     def _give_up(self, reason: str) -> None:
