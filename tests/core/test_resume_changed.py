@@ -175,6 +175,12 @@ def test_fewer_processes_have_each_sample_of_a_shared_order_once():
     assert sorted(first.seen[0] + other + second.seen[0]) == list(range(64))
 
 
+def test_fewer_processes_have_the_later_epochs_in_the_same_order():
+    make(whole := Watch()).fit(shuffled(8), 2)
+    second, _ = resumed(stopped(shuffled(8), 3), shuffled(8), processes=2)
+    assert second.seen[1] == whole.seen[1]
+
+
 @pytest.mark.parametrize("fp16_first", [False, True])
 def test_another_precision_is_named(fp16_first):
     first = stopped(LISTS[8], 3, use_fp16=fp16_first)

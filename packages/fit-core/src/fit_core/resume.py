@@ -66,9 +66,11 @@ class Resume:
         if set(_OF_BATCHES) & set(changed):
             place = convert(place, then, now)
             rank = {**rank, "gradients": [], "window": Window(1).state_dict()}
+        random = rank["random"]
         if state.rank >= len(saved["ranks"]):  # Its random state was not saved.
             place["pass_start"] = {name: part for name, part in place["pass_start"].items() if name != "random"}
-        run.go_to(place, rank["random"] if is_same_processes else None)
+            random = None
+        run.go_to(place, random)
         callbacks = dict(_stateful_callbacks(state))
         for name, callback in callbacks.items():
             if name in saved["callbacks"]:
