@@ -1,9 +1,10 @@
 """Train on two hosts, break one of them or the link between them, and compare the end with an undisturbed run.
 
-`sudo hatch run hosts`. The hosts are two network namespaces of this machine (Linux, root, iproute2), each with an
-address and a host name of its own, on a bridge in a third one. Both read and write one folder of checkpoints. Each
-fault strikes in the middle of a run. The run then has to end with the same bits, or, after a link that stays down, with
-an error on both hosts soon after `timeout`. All namespaces are removed at the end.
+`sudo hatch run hosts`, or with `--torchrun` to compare. The hosts are two network namespaces of this machine
+(Linux, root, iproute2), each with an address and a host name of its own, on a bridge in a third one. Both read and
+write one folder of checkpoints. Each fault strikes in the middle of a run. The run then has to end with the same bits,
+or, after a link that stays down, with an error on both hosts soon after `timeout`. All namespaces are removed at the
+end.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ EPOCHS = 10  # of 24 steps
 PORT = 29400
 NAMES = ("fit-a", "fit-b")
 SWITCH = "fit-switch"
+WIRE = Path(__file__).with_name("wire.py")
 
 
 # The run.
@@ -84,6 +86,7 @@ class Hosts:
         self.command = command
         self.folder = Path()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.wire: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Hosts:
         self.remove()
@@ -98,6 +101,7 @@ class Hosts:
             ip(f"-n {SWITCH} link set {name} master bridge up")
             ip(f"-n {name} addr add 10.77.0.{number}/24 dev eth0")
             ip(f"-n {name} link set eth0 up")
+            ip(f"netns exec {name} {sys.executable} {WIRE} --prepare eth0")
             etc = Path(f"/etc/netns/{name}")  # ip shows its files in place of those of /etc.
             etc.mkdir(parents=True)
             (etc / "hosts").write_text(hosts)
@@ -127,8 +131,9 @@ class Hosts:
         )
 
     def kill(self, name: str) -> None:
-        """Kill the launch on a host. Its workers die with it."""
+        """Kill the launch on a host, and its worker, which would outlive torchrun."""
         self.processes[name].kill()
+        self.kill_worker(name)
         self.processes[name].wait()
 
     def kill_worker(self, name: str) -> None:
@@ -138,6 +143,19 @@ class Hosts:
     def link(self, state: str) -> None:
         """Let the switch drop all packets between the hosts without a word, or pass them on again."""
         ip(f"-n {SWITCH} link set {NAMES[1]} {state}")
+
+    def disturb(self, delay: float, loss: float) -> None:
+        """Delay packets between the hosts from now on, and lose a share of them."""
+        for name in NAMES:
+            ip(f"-n {SWITCH} link set {name} nomaster")
+        wire = [sys.executable, str(WIRE), *NAMES, str(delay), str(loss)]
+        self.wire = subprocess.Popen(["ip", "netns", "exec", SWITCH, *wire])
+
+    def mend(self) -> None:
+        """Let the switch pass on all packets."""
+        for name in NAMES:
+            ip(f"-n {SWITCH} link set {name} master bridge")
+        self.link("up")
 
     def reach(self, step: int) -> None:
         """Wait until the run has made so many steps."""
@@ -151,6 +169,10 @@ class Hosts:
             return 0
 
     def stop(self) -> None:
+        if self.wire:
+            self.wire.kill()
+            self.wire.wait()
+            self.wire = None
         for process in self.processes.values():
             process.kill()
             process.wait()
@@ -190,6 +212,8 @@ FAULTS: dict[str, Callable[[Hosts], None]] = {
     "meeting host killed, started again": restart(NAMES[0]),
     "link down for 5 s": cut(5),
     "link down for 25 s": cut(25),
+    "link down for 60 s": cut(60),
+    "20 ms delay each way, 2% loss": lambda hosts: hosts.disturb(0.02, 0.02),
     "one host 15 s late": lambda hosts: None,
     "link down for good": cut(None),
 }
@@ -197,7 +221,7 @@ FAULTS: dict[str, Callable[[Hosts], None]] = {
 
 def attempt(hosts: Hosts, fault: str, late: float) -> tuple[dict[str, Any] | None, float, float, list[str]]:
     """Make a run with a fault. Return result, seconds, those since the fault, and each host's last line."""
-    hosts.link("up")
+    hosts.mend()
     with tempfile.TemporaryDirectory(prefix="hosts-") as folder:
         hosts.folder = Path(folder)
         start = time.monotonic()
@@ -229,6 +253,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--timeout", type=float, default=60, help="of launch (default: 60)")
     parser.add_argument("--only", nargs="*", default=list(FAULTS), help="these faults")
+    parser.add_argument("--torchrun", action="store_true", help="let torchrun start the processes, to compare")
     parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train:
@@ -236,6 +261,9 @@ def main() -> int:
         launch(train, folder, nproc=1, nnodes=2, rdzv=f"{NAMES[0]}:{PORT}", max_restarts=3, timeout=float(timeout))
         return 0
     command, wrong = [sys.executable, __file__, "--train"], 0
+    if arguments.torchrun:
+        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={NAMES[0]}:{PORT}", "--max-restarts=3", "--nnodes=2"]
+        command[1:1] = ["-m", "torch.distributed.run", "--nproc-per-node=1", *meeting]
     with Hosts(arguments.timeout, command) as hosts:
         gold, plain, _, _ = attempt(hosts, "none", 0)
         print(f"| fault | end | seconds |\n|---|---|---|\n| none | - | {plain:.0f} |", flush=True)

@@ -1,0 +1,106 @@
+"""Runs under torchrun, with a fixed and with a changing number of hosts, and under torch.distributed.launch."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+
+import torch
+from job import Check, Job, until
+
+NAME = f"torchrun, torch {torch.__version__.partition('+')[0]}"
+PLAIN = "torchrun --nproc-per-node=2 train.py"
+RESTARTS = "torchrun --nproc-per-node=2 --max-restarts=3 train.py"
+OLD = "python -m torch.distributed.launch --nproc-per-node=2 train.py"
+ELASTIC = (
+    "torchrun --nnodes=1:2 --nproc-per-node=1 --rdzv-backend=c10d --rdzv-endpoint=localhost:29400 --max-restarts=3 "
+    "train.py"
+)
+
+
+def missing() -> str:
+    return ""
+
+
+def plain(command: str):
+    def run(job: Job) -> None:
+        job.run(command)
+        job.expect_result(2)
+
+    return run
+
+
+def killed(job: Job) -> None:
+    process = job.start(RESTARTS)
+    job.reach(40)
+    job.kill_worker(1)
+    job.end(process, 0)
+    job.expect_result(2, 2, resumed_from=35)
+
+
+def signalled(job: Job) -> None:
+    process = job.start(PLAIN)
+    job.reach(41)
+    process.send_signal(signal.SIGTERM)
+    job.end(process, *range(1, 256), -15, seconds=60)
+    job.expect("CheckpointSaver: stopped by SIGTERM")
+    job.run(PLAIN)
+    job.expect_result(2, 2, resumed_from=41)
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) == 0
+
+
+def both(job: Job):
+    first = job.start(ELASTIC, PACE="0.2")
+    until(lambda: is_listening(29400), "the first host, where they meet", job)
+    second = job.start(ELASTIC, PACE="0.2")
+    job.reach(30)
+    return first, second
+
+
+def worker_killed(job: Job) -> None:
+    first, second = both(job)
+    job.kill_worker(1)
+    job.end(first, 0)
+    job.end(second, 0)
+    job.expect_result(2, 2, resumed_from=25)
+
+
+def kill_host(job: Job, agent: subprocess.Popen[bytes]) -> None:
+    """Kill torchrun on the second host, and the process there, which would live on without it."""
+    agent.kill()
+    job.kill_worker(1)
+
+
+def host_leaves(job: Job) -> None:
+    processes = both(job)
+    kill_host(job, processes[1])
+    job.end(processes[0], 0)
+    job.expect_result(2, 1, resumed_from=25)
+
+
+def host_returns(job: Job) -> None:
+    processes = both(job)
+    kill_host(job, processes[1])
+    while len(job.starts()) < 2 and processes[0].poll() is None:
+        time.sleep(0.1)
+    back = job.start(ELASTIC, PACE="0.2")
+    job.end(processes[0], 0)
+    job.end(back, 0)
+    job.expect_result(2, 1, 2, resumed_from=25)
+
+
+CHECKS = [
+    Check(NAME, PLAIN, "equals one process", plain(PLAIN)),
+    Check(NAME, RESTARTS, "a process killed", killed),
+    Check(NAME, PLAIN, "SIGTERM saves, started again", signalled),
+    Check(NAME, OLD, "equals one process", plain(OLD)),
+    Check(NAME, ELASTIC, "a process killed", worker_killed),
+    Check(NAME, ELASTIC, "a host killed: one process goes on", host_leaves),
+    Check(NAME, ELASTIC, "a host killed and back: two processes again", host_returns),
+]
