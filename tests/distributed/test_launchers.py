@@ -160,6 +160,32 @@ def test_processes_that_do_not_meet_say_where_they_waited(tmp_path, rank):
     )
 
 
+def test_a_process_of_a_launcher_that_lost_another_one_says_so(tmp_path):
+    code = """
+import sys, torch
+from fit_distributed import launch, rank
+
+def train():
+    torch.distributed.barrier()
+    if rank() == 1:
+        sys.exit("a fault")
+    torch.distributed.barrier()
+
+launch(train, timeout=60)
+"""
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port()}
+    first, second = (start(tmp_path, code, RANK=rank, WORLD_SIZE="2", **address) for rank in "01")
+    assert second.communicate()[1].rstrip().endswith("a fault")
+    assert (
+        first.communicate()[1]
+        .rstrip()
+        .endswith(
+            "ConnectionError: rank 0 lost the connection to another process, which failed or was killed first. Its own "
+            "message says why"
+        )
+    )
+
+
 def test_a_port_that_is_in_use_is_named(tmp_path):
     code = "from fit_distributed import launch\nlaunch(print, timeout=60)"
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:

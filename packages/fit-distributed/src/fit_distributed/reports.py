@@ -20,7 +20,7 @@ import torch
 
 from .environment import local_rank, rank, world_size
 
-__all__ = ["LaunchError", "explain", "log_restart", "report"]
+__all__ = ["LaunchError", "explain", "is_lost", "log_restart", "lost", "report"]
 
 _GRACE = 3.0
 """Seconds in which the processes that waited with this one report that they did."""
@@ -94,7 +94,7 @@ def report(error: BaseException, timeout: float) -> NoReturn:
     (attempt / f"place{rank()}").write_text(_place(error))
     (attempt / f"gone{rank()}").touch()
     # The process that closed the connection knows why. If it is on this machine, it reports a moment later.
-    if _is_lost(error) and os.environ["LOCAL_WORLD_SIZE"] != "1":
+    if is_lost(error) and os.environ["LOCAL_WORLD_SIZE"] != "1":
         _wait((attempt / "first").exists, _GRACE)
     try:
         with open(attempt / "first", "x") as file:
@@ -107,12 +107,9 @@ def report(error: BaseException, timeout: float) -> NoReturn:
     reported: BaseException = error
     if _is_timeout(error):
         reported = TimeoutError(_missing(attempt, timeout, error))
-    elif _is_lost(error):
+    elif is_lost(error):
         elsewhere = ", on another machine if none here is named" if os.environ["GROUP_WORLD_SIZE"] != "1" else ""
-        reported = ConnectionError(
-            f"rank {rank()} lost the connection to another process, which failed or was killed first{elsewhere}. "
-            "Its own message says why"
-        )
+        reported = lost(elsewhere)
     elif isinstance(error, SystemExit):
         reported = RuntimeError(f"the function called sys.exit({error.code!r}). Let it return instead")
     if reported is not error:
@@ -156,11 +153,19 @@ def _missing(attempt: Path, timeout: float, error: BaseException) -> str:
     return f"rank {names} did not come within {timeout:g} s to where rank {rank()} waited: {_place(error)}"
 
 
-def _is_lost(error: BaseException) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Return whether a collective has failed because another process is gone."""
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(
         sign in text for sign in ("by peer", "broken pipe", "remote process exited")
+    )
+
+
+def lost(elsewhere: str = "") -> ConnectionError:
+    """Return the error of a process that has lost the connection to another one."""
+    return ConnectionError(
+        f"rank {rank()} lost the connection to another process, which failed or was killed first{elsewhere}. "
+        "Its own message says why"
     )
 
 

@@ -20,7 +20,7 @@ from torch.distributed import DistNetworkError, DistStoreError
 
 from .environment import device, launcher_variables, local_rank, rank, world_size
 from .pickling import dump_value, load_value
-from .reports import log_restart, report
+from .reports import is_lost, log_restart, lost, report
 from .store import agree
 
 __all__ = ["LAUNCHER", "Job", "call", "call_in_group", "is_running", "work"]
@@ -89,9 +89,18 @@ def call_in_group(
             "host and a free port on it: mpirun -x MASTER_ADDR=host0 -x MASTER_PORT=29500 ..."
         )
     _meet(backend, timeout)
-    values = record(call)(fn, args, kwargs)
+    values = record(_call_or_explain)(fn, args, kwargs)
     _leave()
     return values or []
+
+
+def _call_or_explain(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    try:
+        return call(fn, args, kwargs)
+    except RuntimeError as error:
+        if is_lost(error):
+            raise lost() from error
+        raise
 
 
 def is_running() -> bool:
