@@ -44,13 +44,16 @@ PartitionName=low Nodes=node[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=high Nodes=node[1-2] PriorityTier=10 PreemptMode=OFF State=UP
 """
 
+DIRECT = "srun --nodes=2 --ntasks-per-node=1 --wait=60 python train.py"
 TASKS = """#!/bin/sh
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue --signal=USR1@120
 #SBATCH --open-mode=append --output=log
 srun --wait=60 python train.py
-case $? in 138 | 143) scontrol requeue "$SLURM_JOB_ID" ;; esac  # stopped by a signal, and saved
+status=$?
+case $status in 138 | 143) scontrol requeue "$SLURM_JOB_ID" ;; esac
+exit $status
 """
 LAUNCHES = """#!/bin/sh
 #SBATCH --nodes=2
@@ -154,7 +157,7 @@ def plain(script: str):
 
 
 def direct(job: Job) -> None:
-    job.run("srun --nodes=2 --ntasks-per-node=1 --wait=60 python train.py")
+    job.run(DIRECT)
     job.expect_result(2)
 
 
@@ -282,7 +285,7 @@ SHELL = "srun --nodes=2 --ntasks-per-node=1 --pty bash --norc -i"
 ALLOCATION = "salloc --nodes=2 --ntasks-per-node=1 bash --norc -i"
 CHECKS = [
     Check(
-        NAME, "srun --nodes=2 --ntasks-per-node=1 --kill-on-bad-exit=1 python train.py", "equals one process", direct
+        NAME, DIRECT, "equals one process", direct
     ),
     Check(NAME, "sbatch, one task is one process", "equals one process", plain(TASKS)),
     Check(NAME, "sbatch, one task is one process", "a task killed, submitted again", killed),
