@@ -12,6 +12,7 @@ import pytest
 import torch
 from fit_callbacks import FileLogger, Profiler, TensorBoard
 from fit_core import Callback
+from processes import run_program
 from programs import environment
 from read_back import close, curves, events
 from scene import Snapshots, batches, load, make
@@ -41,8 +42,9 @@ print(json.dumps([list(history), [str(warning.message) for warning in seen]]))
 
 
 def run(folder, epochs):
-    command = [sys.executable, "-c", FULL.format(epochs=epochs), str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    script = folder.with_suffix(".py")
+    script.write_text(FULL.format(epochs=epochs))
+    result = run_program(script, folder)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

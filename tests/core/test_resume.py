@@ -2,14 +2,12 @@
 
 import io
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from classifier import Schedule, Stateful, fingerprint, loaders, make
 from fit_core import Callback
-from programs import environment
+from processes import run_program
 from scene import Snapshots, load
 
 
@@ -167,8 +165,7 @@ def test_killed_processes_leave_off_and_go_on_with_the_same_bits(tmp_path):
 
     def process(folder, kill_after):
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, str(script), str(folder), str(kill_after)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+        return run_program(script, folder, kill_after)
 
     gold = process(tmp_path / "gold", 0)
     assert gold.returncode == 0, gold.stderr

@@ -10,6 +10,7 @@ import pytest
 import torch
 from failing import failed, never, place
 from fit_distributed import barrier, device, is_main, launch, parallel, rank, world_size
+from processes import in_a_process
 from programs import port, start
 from torch import nn
 
@@ -47,6 +48,14 @@ def test_one_process_runs_in_place_without_a_group():
     assert launch(alone, nproc=1) == [(os.getpid(), False, 0, 1, True, None)]
     if not torch.accelerator.is_available():
         assert launch(alone) == launch(alone, nproc=1)
+
+
+def launch_two():
+    return launch(rank, nproc=2, backend="gloo", timeout=60)
+
+
+def test_a_child_of_multiprocessing_can_launch():
+    assert in_a_process(launch_two) == [0, 1]
 
 
 def takes(timeout, rdzv=None):

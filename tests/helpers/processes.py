@@ -1,17 +1,24 @@
 """Run functions in real processes. They come from a fork server that has imported torch, which takes seconds."""
 
 import multiprocessing
+import os
+import runpy
+import sys
+import tempfile
 import traceback
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 from fit_core.testing import in_two_processes
+
+SERVER = multiprocessing.get_context("forkserver")
 
 
 def in_a_process(function, *arguments):
     """Return what a function returns in a new process. It has one thread and may fork."""
-    context = multiprocessing.get_context("forkserver")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, function, arguments))
+    receiver, sender = SERVER.Pipe(duplex=False)
+    process = SERVER.Process(target=_send, args=(sender, function, arguments))
     process.start()
     sender.close()
     try:
@@ -28,6 +35,27 @@ def _send(sender, function, arguments):
         sender.send((function(*arguments), None))
     except BaseException:
         sender.send((None, traceback.format_exc()))
+
+
+def run_program(path, *arguments):
+    """Run a Python file as ``subprocess.run([sys.executable, path, ...], capture_output=True, text=True)`` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = SERVER.Process(target=_run_program, args=(Path(folder), str(path), list(map(str, arguments))))
+        process.start()
+        try:
+            process.join()
+        finally:
+            process.kill()
+        stdout, stderr = (Path(folder, name).read_text() for name in ("stdout", "stderr"))
+        return SimpleNamespace(returncode=process.exitcode, stdout=stdout, stderr=stderr)
+
+
+def _run_program(folder, path, arguments):
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = [path, *arguments]
+    sys.path.insert(0, str(Path(path).parent))
+    runpy.run_path(path, run_name="__main__")
 
 
 def on_two_processes(cases, folder):

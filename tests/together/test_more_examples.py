@@ -1,18 +1,16 @@
 """The examples that show one feature each do what they say, on few steps."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_program
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def lines_of(name, *arguments):
-    command = [sys.executable, str(EXAMPLES / name), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = run_program(EXAMPLES / name, *arguments)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal
 import socket
 import time
@@ -95,7 +96,7 @@ class Watch:
             raise SignalException("stopped", signal.Signals(self.signals.received))
         if not self._processes and not self.is_meeting:
             started = set(multiprocessing.active_children()) - self._before
-            self._processes = sorted(started, key=lambda process: int(process.name.rpartition("-")[2]))
+            self._processes = sorted(started, key=_number)
         for number, process in enumerate(self._processes):
             if process.exitcode == 0:
                 self.kill()
@@ -202,6 +203,11 @@ class Meeting(RendezvousHandler):
         if self._nnodes > 1 and self._watch.has_failed():
             time.sleep(_LINGER)
         return is_shut
+
+
+def _number(process: BaseProcess) -> int:
+    """Return the number of a process: 2 of SpawnProcess-2, and of SpawnProcess-1:2 in a child of multiprocessing."""
+    return int(re.split("[-:]", process.name)[-1])
 
 
 def _wait_for_name(host: str, seconds: float) -> None:
