@@ -31,6 +31,7 @@ def in_a_process(function, *arguments):
 
 
 def _send(sender, function, arguments):
+    multiprocessing.set_start_method(None, force=True)  # loader workers fork, as in a program
     try:
         sender.send((function(*arguments), None))
     except BaseException:
@@ -51,6 +52,7 @@ def run_program(path, *arguments):
 
 
 def _run_program(folder, path, arguments):
+    multiprocessing.set_start_method(None, force=True)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
     sys.argv = [path, *arguments]

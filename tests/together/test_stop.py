@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from fit_callbacks import CheckpointSaver
 from fit_callbacks.checkpoint import read
 from fit_core import Callback, Runner
-from fit_distributed import launch, parallel, rank, shard
+from fit_core.testing import in_two_processes
+from fit_distributed import parallel, rank, shard
 from programs import is_alive, start, until
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -51,6 +53,11 @@ def train(folder, workers, is_train=None):
     runner = Runner(model, optimizer, nn.CrossEntropyLoss(), callbacks=callbacks)
     history = runner.fit(shard(loaders[0]), epochs=2, val_loader=shard(loaders[1]))
     return list(history), {name: value.clone() for name, value in runner.state.state_dict()["model"].items()}
+
+
+def resume_and_train(workers, rank, folder):
+    """Resume the run of a folder, and train one from scratch."""
+    return train(folder, workers), train(folder / "gold", workers)
 
 
 SCRIPT = """
@@ -100,10 +107,7 @@ def test_a_signal_to_a_launch_saves_and_stops_it(tmp_path, name, workers, is_tra
     saved = read(tmp_path / "last.pt")
     assert saved["epoch"] == 1
     assert (saved["global_step"] == 12) != is_train
-    options = {"nproc": 2, "backend": "gloo", "timeout": 100}
-    resumed = launch(train, str(tmp_path), workers, **options)
-    for (history, weights), (own_history, own_weights) in zip(
-        resumed, launch(train, str(tmp_path / "gold"), workers, **options), strict=True
-    ):
+    resumed_and_gold = in_two_processes(partial(resume_and_train, workers), tmp_path)
+    for (history, weights), (own_history, own_weights) in resumed_and_gold:
         assert history == own_history
         assert all(torch.equal(value, own_weights[key]) for key, value in weights.items())

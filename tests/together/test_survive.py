@@ -2,12 +2,14 @@
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from fit_callbacks import CheckpointSaver
 from fit_core import Callback, Runner
+from fit_core.testing import in_two_processes
 from fit_distributed import launch, parallel, rank, shard
 from torch import distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -71,7 +73,11 @@ def train(folder, places, own):
     with open(os.path.join(folder, f"attempts{rank()}"), "a") as file:
         file.write("|")
     history = runner.fit(shard(loaders[0]), epochs=3, val_loader=shard(loaders[1]))
-    return runner.state.state_dict()["model"], history
+    return runner.state.state_dict()["model"], list(history)
+
+
+def undisturbed(own, rank, folder):
+    return train(folder / "gold", [], own)
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -79,7 +85,7 @@ def test_killed_workers_and_restarts_leave_no_trace_in_the_weights(tmp_path, own
     (tmp_path / "gold").mkdir()
     (tmp_path / "killed").mkdir()
     places = [(1, "training", 1, 0), (0, "validation", 4, 1), (1, "save", 5, 2)]
-    gold = launch(train, str(tmp_path / "gold"), [], own, nproc=2, backend="gloo", timeout=60)
+    gold = in_two_processes(partial(undisturbed, own), tmp_path)
     again = launch(train, str(tmp_path / "killed"), places, own, nproc=2, backend="gloo", max_restarts=3, timeout=60)
     assert Path(tmp_path / "killed" / "attempts1").read_text() == "||||"
     for (weights, history), (their_weights, their_history) in zip(gold, again, strict=True):

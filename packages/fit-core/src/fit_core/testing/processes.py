@@ -44,11 +44,13 @@ def in_two_processes(function: Callable[[int, Path], Any], folder: str | os.Path
     folder = Path(folder)
     start: Any = mp.start_processes  # type: ignore[attr-defined]
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"  # on Windows
-    start(_on_a_process, (function, folder), nprocs=2, start_method=method)
+    of_workers = multiprocessing.get_start_method(allow_none=True)
+    start(_on_a_process, (function, folder, of_workers), nprocs=2, start_method=method)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def _on_a_process(rank: int, function: Callable[[int, Path], Any], folder: Path) -> None:
+def _on_a_process(rank: int, function: Callable[[int, Path], Any], folder: Path, of_workers: str | None) -> None:
+    multiprocessing.set_start_method(of_workers, force=True)  # Python sets that of this process, which is slow.
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
