@@ -2,7 +2,7 @@
 
 Every contestant runs in a fresh process on one core, with one thread, all in turn; then the next round. A ratio is
 taken within a round; the table gives the median of the rounds, and the range. Instructions are counted by callgrind
-over two lengths, of which the shorter is subtracted; they do not depend on what else the machine does.
+in the second epoch. They do not depend on what else the machine does.
 
 Other libraries are installed into environments of their own under `.bench`, which take torch from this one.
 """

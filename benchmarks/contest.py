@@ -82,10 +82,11 @@ def run(name, work, epochs, before=()):
     python, problem = python_of(name)
     if problem:
         return None, "", problem
+    variables = environment(name) | ({"COUNT_INSTRUCTIONS": "1"} if before else {})
     command = [*before, python, str(HERE / "alone.py"), name, work, str(epochs)]
     try:
         result = subprocess.run(
-            command if before else pinned(*command), capture_output=True, text=True, env=environment(name), timeout=900
+            command if before else pinned(*command), capture_output=True, text=True, env=variables, timeout=900
         )
     except subprocess.TimeoutExpired:
         return None, "", "took more than 15 minutes"
@@ -118,17 +119,15 @@ def ratios(rows, others, figure="step"):
 
 
 def instructions(names, work="mlp"):
-    """Return the instructions per step of each name, or nothing without valgrind.
+    """Return the instructions per step of each name in the second epoch, or nothing without valgrind.
 
-    Two lengths are counted and the shorter subtracted. Counts do not depend on the load, so all cores may count.
+    Counts do not depend on the load, so all cores may count.
     """
-    if not shutil.which("valgrind"):
+    if not shutil.which("callgrind_control"):
         return {}
-    before = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
-    jobs = [(name, epochs) for name in names for epochs in (1, 2)]
+    before = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--instr-atstart=no")
     print(f"{work}: counting instructions", file=sys.stderr, flush=True)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        printed = list(pool.map(lambda job: run(job[0], work, job[1], before)[1], jobs))
-    counted = [int(found[1]) if (found := re.search(r"Collected : (\d+)", text)) else None for text in printed]
-    pairs = dict(zip(names, zip(counted[::2], counted[1::2], strict=True), strict=True))
-    return {name: (longer - shorter) / 1000 for name, (shorter, longer) in pairs.items() if shorter and longer}
+        printed = list(pool.map(lambda name: run(name, work, 2, before)[1], names))
+    found = {name: re.search(r"Collected : (\d+)", text) for name, text in zip(names, printed, strict=True)}
+    return {name: int(match[1]) / 1000 for name, match in found.items() if match}

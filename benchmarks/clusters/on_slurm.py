@@ -284,9 +284,7 @@ def type_in(job: Job, command: str, line: str) -> None:
 SHELL = "srun --nodes=2 --ntasks-per-node=1 --pty bash --norc -i"
 ALLOCATION = "salloc --nodes=2 --ntasks-per-node=1 bash --norc -i"
 CHECKS = [
-    Check(
-        NAME, DIRECT, "equals one process", direct
-    ),
+    Check(NAME, DIRECT, "equals one process", direct),
     Check(NAME, "sbatch, one task is one process", "equals one process", plain(TASKS)),
     Check(NAME, "sbatch, one task is one process", "a task killed, submitted again", killed),
     Check(NAME, "sbatch, one task is one process", "a task raises: fails, and does not come back", raises),
