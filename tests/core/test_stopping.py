@@ -1,10 +1,12 @@
 """should_stop on one of two real processes: both stop after the same batch, and nobody waits for the other."""
 
+import weakref
+
 import pytest
 import torch
 from distributed_run import network, runner
 from fit_core import Callback
-from fit_core.stopping import may_stop
+from fit_core.stopping import Vote, may_stop
 from processes import on_two_processes
 from torch.nn.parallel import DistributedDataParallel
 
@@ -122,3 +124,16 @@ def test_only_callbacks_whose_code_sets_should_stop_vote():
 
     assert all(map(may_stop, (Direct(), ByName(), Inherited(), Given(stop))))
     assert not any(map(may_stop, (Callback(), Together(), Given(print))))
+
+
+def test_a_group_is_freed_when_its_threads_have_nothing_left_to_free(monkeypatch):
+    """In torch 2.6 both waited for each other otherwise, at the end of some runs."""
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda group: None)
+    votes = [object.__new__(Vote) for _ in range(2)]
+    for vote in votes:
+        vote._group = set()
+    groups = [weakref.ref(vote._group) for vote in votes]
+    votes[0].close()
+    assert groups[0]() is not None
+    votes[1].close()
+    assert [group() is None for group in groups] == [True, False]

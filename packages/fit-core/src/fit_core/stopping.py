@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import distributed
@@ -36,6 +36,8 @@ class Vote:
         is_needed_in_validation: whether they vote after each validation.
     """
 
+    _closed: ClassVar[Any] = None
+
     def __init__(self, callbacks: Iterable[Callback], device: torch.device) -> None:
         setters = [callback for callback in callbacks if _mentions_should_stop(callback)]
         voters = [callback for callback in setters if may_stop(callback)]
@@ -56,10 +58,14 @@ class Vote:
             state.status = "interrupted"
 
     def close(self) -> None:
-        """Destroy the process group."""
+        """Destroy the process group. Its memory is freed when the next one is closed.
+
+        A thread of the group may still need Python's lock to free a tensor, and torch 2.6 waits for that thread with
+        the lock held when the group is freed.
+        """
         if self._group is not None:
             distributed.destroy_process_group(self._group)
-            self._group = None
+            Vote._closed, self._group = self._group, None
 
 
 def may_stop(callback: Callback) -> bool:

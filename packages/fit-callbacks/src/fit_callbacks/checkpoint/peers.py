@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import distributed
@@ -20,6 +20,8 @@ class Peers:
     Args:
         group: their process group, or None if this process is the only one.
     """
+
+    _closed: ClassVar[Any] = None
 
     def __init__(self, group: Any = None) -> None:
         self.group = group
@@ -83,9 +85,14 @@ class Peers:
         return result
 
     def close(self) -> None:
-        """Destroy the process group."""
+        """Destroy the process group. Its memory is freed when the next one is closed.
+
+        A thread of the group may still need Python's lock to free a tensor, and torch 2.6 waits for that thread with
+        the lock held when the group is freed.
+        """
         if self.group is not None:
             distributed.destroy_process_group(self.group)
+            Peers._closed = self.group
         self.group = self._asked = None
 
     def on_rank_zero(self, function: Callable[[], T]) -> T:
