@@ -55,7 +55,7 @@ class Job:
         """Start a command of the shell. Its output goes to the file ``log``."""
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
-                ["bash", "-c", f"exec {command}"],
+                ["bash", "-c", f"exec env {command}"],
                 cwd=self.folder,
                 env=self.environment(**variables),
                 stdin=subprocess.DEVNULL,

@@ -82,7 +82,7 @@ def cluster(top: Path) -> Iterator[None]:
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     # Only this process and its children see the names of the nodes.
     hosts = folder / "hosts"
-    hosts.write_text(f"127.0.0.1 localhost {host}\n127.0.1.1 node1\n127.0.1.2 node2\n")
+    hosts.write_text(f"127.0.0.1 localhost {host} node1 node2\n")
     if ctypes.CDLL(None).unshare(0x20000):  # CLONE_NEWNS
         raise OSError("expected to make a namespace of mounts, and was refused")
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
@@ -138,7 +138,7 @@ def end(job: Job, number: str, wanted: str = "CD") -> None:
         now = state(job, number)
         if now == "PD":  # Possibly started since then, which scontrol calls an error.
             job.call(f"scontrol update JobId={number} StartTime=now || true")
-        return now not in ("PD", "R", "CG", "CF")
+        return now in ("CD", "F", "TO")
 
     until(is_over, "the end of the job", job, seconds=300)
     if state(job, number) != wanted:

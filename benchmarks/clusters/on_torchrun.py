@@ -20,6 +20,10 @@ ELASTIC = (
 )
 
 
+# torch 2.13 keeps one store for all rounds, in which a host that comes back does not find the address.
+RETURNS = f"TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 {ELASTIC}"
+
+
 def missing() -> str:
     return ""
 
@@ -55,10 +59,11 @@ def is_listening(port: int) -> bool:
         return probe.connect_ex(("localhost", port)) == 0
 
 
-def both(job: Job):
-    first = job.start(ELASTIC, PACE="0.2")
+def both(job: Job, command: str = ELASTIC) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]:
+    """Start two hosts, and wait until they are at work."""
+    first = job.start(command, PACE="0.2")
     until(lambda: is_listening(29400), "the first host, where they meet", job)
-    second = job.start(ELASTIC, PACE="0.2")
+    second = job.start(command, PACE="0.2")
     job.reach(30)
     return first, second
 
@@ -85,11 +90,11 @@ def host_leaves(job: Job) -> None:
 
 
 def host_returns(job: Job) -> None:
-    processes = both(job)
+    processes = both(job, RETURNS)
     kill_host(job, processes[1])
     while len(job.starts()) < 2 and processes[0].poll() is None:
         time.sleep(0.1)
-    back = job.start(ELASTIC, PACE="0.2")
+    back = job.start(RETURNS, PACE="0.2")
     job.end(processes[0], 0)
     job.end(back, 0)
     job.expect_result(2, 1, 2, resumed_from=25)
@@ -101,6 +106,6 @@ CHECKS = [
     Check(NAME, PLAIN, "SIGTERM saves, started again", signalled),
     Check(NAME, OLD, "equals one process", plain(OLD)),
     Check(NAME, ELASTIC, "a process killed", worker_killed),
-    Check(NAME, ELASTIC, "a host killed: one process goes on", host_leaves),
-    Check(NAME, ELASTIC, "a host killed and back: two processes again", host_returns),
+    Check(NAME, ELASTIC, "a host killed: one process is left", host_leaves),
+    Check(NAME, RETURNS, "a host killed and back: two processes again", host_returns),
 ]
