@@ -39,7 +39,7 @@ def _send(sender, function, arguments):
 
 
 def run_program(path, *arguments):
-    """Run a Python file as ``subprocess.run([sys.executable, path, ...], capture_output=True, text=True)`` does."""
+    """Run a Python file as `subprocess.run([sys.executable, path, ...], capture_output=True, text=True)` does."""
     with tempfile.TemporaryDirectory() as folder:
         process = SERVER.Process(target=_run_program, args=(Path(folder), str(path), list(map(str, arguments))))
         process.start()
