@@ -127,9 +127,13 @@ class Job:
         if not self.read("result.json"):
             raise FaultError(f"expected a result, got none\n{self.log()[-4000:]}")
         result = json.loads(self.read("result.json"))
-        difference = max(abs(a - b) for a, b in zip(result, self.gold or result, strict=True))
+        differences = [abs(a - b) for a, b in zip(result, self.gold or result, strict=True)]
+        difference = max(differences)
         if difference > 1e-11:
-            raise FaultError(f"expected the weights of one process, got others by {difference:g}")
+            which = "weights" if difference in differences[:-10] else "validation losses"
+            raise FaultError(
+                f"expected the {which} of one process, got others by {difference:g}\n{self.read('begun')}\n{self.log()}"
+            )
         starts = self.starts()
         if sizes and tuple(size for size, _ in starts) != sizes:
             raise FaultError(f"expected starts with {sizes} processes, got {starts}")

@@ -184,6 +184,7 @@ def time_limit(job: Job) -> None:
     """Let the time limit come near. SLURM sends the signal up to a minute earlier than it was asked to."""
     number = submit(job, TASKS, "--time=3", PACE="0.7")
     until(lambda: "stopped by SIGUSR1" in job.log(), "a run that has saved", job)
+    until(lambda: state(job, number) == "PD", "the job back in the queue", job)
     end(job, number)
     sizes = [2] * len(job.starts())
     if len(sizes) < 2:
@@ -265,7 +266,7 @@ def type_in(job: Job, command: str, line: str) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(job.folder)
-        os.environ.update(job.environment(PS1="ready> "))
+        os.environ.update(job.environment())
         os.execvp("bash", ["bash", "-c", f"exec {command}"])
     seen, deadline, to_type = b"", time.monotonic() + 120, [f"{line}\n", "exit\n"] if line else []
     while time.monotonic() < deadline:
@@ -274,7 +275,7 @@ def type_in(job: Job, command: str, line: str) -> None:
                 seen += os.read(terminal, 4096)
             except OSError:  # It is closed.
                 break
-        if to_type and seen.count(b"ready> ") > 2 - len(to_type):
+        if to_type and seen.count(b"# ") > 2 - len(to_type):
             os.write(terminal, to_type.pop(0).encode())
     (job.folder / "log").write_bytes(seen)
     os.close(terminal)
