@@ -52,7 +52,7 @@ TASKS = """#!/bin/sh
 #SBATCH --open-mode=append --output=log
 srun --wait=60 python train.py
 status=$?
-case $status in 138 | 143) scontrol requeue "$SLURM_JOB_ID" ;; esac
+case $status in 138 | 143) scontrol requeue "$SLURM_JOB_ID" && sleep 60 ;; esac
 exit $status
 """
 LAUNCHES = """#!/bin/sh
@@ -182,7 +182,7 @@ def raises(job: Job) -> None:
 
 def time_limit(job: Job) -> None:
     """Let the time limit come near. SLURM sends the signal up to a minute earlier than it was asked to."""
-    number = submit(job, TASKS, "--time=3", PACE="0.7")
+    number = submit(job, TASKS, "--time=3", PACE="0.25")
     until(lambda: "stopped by SIGUSR1" in job.log(), "a run that has saved", job)
     until(lambda: state(job, number) == "PD", "the job back in the queue", job)
     end(job, number)
