@@ -15,6 +15,8 @@ __all__ = ["GraphedOptimizer", "why_not_optimizer"]
 
 FUSED = ("SGD", "Adam", "AdamW")
 """The optimizers whose fused kernels read the rate from the device, and do not need the host for fp16."""
+COUNTERS = ("step", "mu_product", "eta", "mu")
+"""What is a counter in the state of a parameter, or is computed from one. All else is of the parameter's shape."""
 
 
 def why_not_optimizer(optimizer: Optimizer) -> str | None:
@@ -88,7 +90,7 @@ class GraphedOptimizer:
     def _place_counters(self, device: torch.device, dtype: torch.dtype) -> None:
         for values in self.state.values():
             for name, value in values.items():
-                if isinstance(value, Tensor) and not value.dim():
+                if name in COUNTERS and isinstance(value, Tensor):
                     values[name] = value.to(device, dtype)
 
     def copy_rates(self) -> None:
