@@ -1,6 +1,6 @@
 """Pass packets between two interfaces, with a delay and a loss, for kernels without netem.
 
-``wire.py A B SECONDS SHARE`` in the namespace of the switch. ``wire.py --prepare eth0`` on each host before: it lets
+`wire.py A B SECONDS SHARE` in the namespace of the switch. `wire.py --prepare eth0` on each host before: it lets
 the kernel send packets that are complete, with a checksum and no longer than the link allows.
 """
 

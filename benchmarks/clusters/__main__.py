@@ -1,6 +1,6 @@
 """Train under each scheduler on this machine, break the run, and compare the end with a single process.
 
-``hatch run clusters:run mpi torchrun slurm accelerate ray``, or some of them. Each scheduler is set up here, with
+`hatch run clusters:run mpi torchrun slurm accelerate ray`, or some of them. Each scheduler is set up here, with
 configuration, keys and ports of its own, and taken down again. mpi and slurm need packages of Debian, and slurm needs
 root. The script says which are missing. It prints the table of docs/distributed.md.
 """

@@ -1,4 +1,4 @@
-"""One run of ``train.py`` in a folder of its own, and what can happen to it."""
+"""One run of `train.py` in a folder of its own, and what can happen to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Check:
 
 
 class Job:
-    """A run of ``train.py``, started by a command in its own folder.
+    """A run of `train.py`, started by a command in its own folder.
 
     Attributes:
         folder: where the program runs.
@@ -52,7 +52,7 @@ class Job:
         return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **variables}
 
     def start(self, command: str, **variables: str) -> subprocess.Popen[bytes]:
-        """Start a command of the shell. Its output goes to the file ``log``."""
+        """Start a command of the shell. Its output goes to the file `log`."""
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
                 ["bash", "-c", f"exec env {command}"],

@@ -246,7 +246,7 @@ def launch_restarts(job: Job) -> None:
 
 
 def typed(command: str):
-    """Type ``python train.py`` in a shell. It is a single process, however many tasks there are."""
+    """Type `python train.py` in a shell. It is a single process, however many tasks there are."""
 
     def run(job: Job) -> None:
         type_in(job, command, "python train.py")
@@ -262,7 +262,7 @@ def script_on_terminal(job: Job) -> None:
 
 
 def type_in(job: Job, command: str, line: str) -> None:
-    """Run a command on a terminal of its own, and type a line there, and ``exit``."""
+    """Run a command on a terminal of its own, and type a line there, and `exit`."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(job.folder)

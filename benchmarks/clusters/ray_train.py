@@ -1,4 +1,4 @@
-"""Call ``train`` on two workers of Ray Train, which restarts them when one fails."""
+"""Call `train` on two workers of Ray Train, which restarts them when one fails."""
 
 from __future__ import annotations
 
