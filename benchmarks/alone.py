@@ -22,10 +22,10 @@ class Reached(BaseException):
 
 
 def count_instructions(switch):
-    """Let callgrind start or stop to count. It asks a process that runs, so this one must not sleep meanwhile."""
+    """Let callgrind start or stop to count. It reacts while the process runs, so this one sleeps shortly."""
     control = subprocess.Popen(["callgrind_control", "-i", switch, str(os.getpid())], stdout=subprocess.DEVNULL)
     while control.poll() is None:
-        pass
+        time.sleep(0.01)
     if control.returncode:
         raise RuntimeError("callgrind_control failed")
 
