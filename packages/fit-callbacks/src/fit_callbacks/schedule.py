@@ -173,10 +173,13 @@ class LRScheduler(Callback):
         return scheduler
 
     def _step(self) -> None:
+        groups = len(self._state.optimizer.param_groups)
         try:
+            if groups != self._groups and _leaves_out(self.scheduler, groups):
+                raise ValueError("expected a learning rate for each group")  # torch 2.6 takes fewer
             self.scheduler.step()
         except (ValueError, KeyError, IndexError) as error:
-            if (groups := len(self._state.optimizer.param_groups)) != self._groups:
+            if groups != self._groups:
                 raise ValueError(
                     f"the {type(self.scheduler).__name__} was made for {self._groups} parameter groups, and the "
                     f"optimizer has {groups} now. Make all groups before fit"
@@ -258,3 +261,13 @@ class ReduceLROnPlateau(Callback):
     def _make_scheduler(self, optimizer: torch.optim.Optimizer) -> lr_scheduler.ReduceLROnPlateau:
         mode: Any = "min" if self.monitor.sign > 0 else "max"
         return lr_scheduler.ReduceLROnPlateau(optimizer, mode, **self.options)
+
+
+def _leaves_out(scheduler: Any, groups: int) -> bool:
+    """Return whether a scheduler computes fewer learning rates than there are groups."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # It wants to be asked in its own step only.
+        try:
+            return len(scheduler.get_lr()) < groups
+        except (AttributeError, NotImplementedError):  # It is not torch's, or asks other schedulers.
+            return False
