@@ -16,7 +16,7 @@ __all__ = ["GraphedOptimizer", "why_not_optimizer"]
 FUSED = ("SGD", "Adam", "AdamW")
 """The optimizers whose fused kernels read the rate from the device, and do not need the host for fp16."""
 COUNTERS = ("step", "mu_product", "eta", "mu")
-"""What is a counter in the state of a parameter, or is computed from one. All else is of the parameter's shape."""
+"""Counters in the state of a parameter, and tensors computed from them. All others have the shape of the parameter."""
 
 
 def why_not_optimizer(optimizer: Optimizer) -> str | None:
