@@ -33,6 +33,7 @@ def count_instructions(switch):
 def main(name, work_name, epochs):
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    importlib.import_module("torch._dynamo")  # by the first step of an optimizer otherwise. Some libraries do it before
     work = WORKS[work_name]()
     if name in PEERS:
         run = PEERS[name].run
