@@ -5,8 +5,8 @@ import weakref
 import pytest
 import torch
 from distributed_run import network, runner
-from fit_core import Callback
-from fit_core.stopping import Vote, may_stop
+from fit_core import Callback, close_group
+from fit_core.stopping import may_stop
 from processes import on_two_processes
 from torch.nn.parallel import DistributedDataParallel
 
@@ -129,11 +129,9 @@ def test_only_callbacks_whose_code_sets_should_stop_vote():
 def test_a_group_is_freed_when_its_threads_have_nothing_left_to_free(monkeypatch):
     """In torch 2.6 both waited for each other otherwise, at the end of some runs."""
     monkeypatch.setattr("torch.distributed.destroy_process_group", lambda group: None)
-    votes = [object.__new__(Vote) for _ in range(2)]
-    for vote in votes:
-        vote._group = set()
-    groups = [weakref.ref(vote._group) for vote in votes]
-    votes[0].close()
-    assert groups[0]() is not None
-    votes[1].close()
-    assert [group() is None for group in groups] == [True, False]
+    made = [set() for _ in range(5)]
+    groups = [weakref.ref(group) for group in made]
+    while made:
+        assert all(group() is not None for group in groups)
+        close_group(made.pop(0))
+    assert [group() is None for group in groups] == [True, False, False, False, False]

@@ -6,7 +6,7 @@ from .history import History
 from .loaders import samplers
 from .metric import Mean, Metric, metric_name, named_values
 from .models import unwrap
-from .processes import has_process_group, host_group
+from .processes import close_group, has_process_group, host_group
 from .runner import Runner
 from .state import RunnerState
 
@@ -19,6 +19,7 @@ __all__ = [
     "Runner",
     "RunnerState",
     "at_least_one",
+    "close_group",
     "has_process_group",
     "host_group",
     "metric_name",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from typing import Any
 
 from torch import distributed
 
-__all__ = ["gather", "has_process_group", "host_group", "rank_and_world_size"]
+__all__ = ["close_group", "gather", "has_process_group", "host_group", "rank_and_world_size"]
+
+_closed: deque[Any] = deque(maxlen=4)
 
 
 def has_process_group() -> bool:
@@ -30,6 +33,19 @@ def host_group() -> Any:
     world: Any = distributed.group.WORLD
     options = getattr(world._get_backend(world._device_types[0]), "options", None)
     return distributed.new_group(backend="gloo", timeout=getattr(options, "_timeout", None))
+
+
+def close_group(group: Any) -> None:
+    """Destroy a group that is not needed any more. Its memory is freed when four others have been closed.
+
+    A thread of the group may still need Python's lock to free a tensor, and torch 2.6 waits for that thread with the
+    lock held when the group is freed. By then its threads have long been idle.
+
+    Args:
+        group: one that `host_group` has returned, on each process.
+    """
+    distributed.destroy_process_group(group)
+    _closed.append(group)
 
 
 def gather(call: str, value: Any) -> list[Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import distributed
 
 from .callback import Callback
-from .processes import host_group
+from .processes import close_group, host_group
 from .state import RunnerState
 
 __all__ = ["Vote"]
@@ -36,8 +36,6 @@ class Vote:
         is_needed_in_validation: whether they vote after each validation.
     """
 
-    _closed: ClassVar[Any] = None
-
     def __init__(self, callbacks: Iterable[Callback], device: torch.device) -> None:
         setters = [callback for callback in callbacks if _mentions_should_stop(callback)]
         voters = [callback for callback in setters if may_stop(callback)]
@@ -58,14 +56,10 @@ class Vote:
             state.status = "interrupted"
 
     def close(self) -> None:
-        """Destroy the process group. Its memory is freed when the next one is closed.
-
-        A thread of the group may still need Python's lock to free a tensor, and torch 2.6 waits for that thread with
-        the lock held when the group is freed.
-        """
+        """Destroy the process group."""
         if self._group is not None:
-            distributed.destroy_process_group(self._group)
-            Vote._closed, self._group = self._group, None
+            close_group(self._group)
+            self._group = None
 
 
 def may_stop(callback: Callback) -> bool:
