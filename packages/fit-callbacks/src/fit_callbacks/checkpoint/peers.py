@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
+from fit_core import close_group
 from torch import distributed
 
 __all__ = ["Peers"]
@@ -20,8 +21,6 @@ class Peers:
     Args:
         group: their process group, or None if this process is the only one.
     """
-
-    _closed: ClassVar[Any] = None
 
     def __init__(self, group: Any = None) -> None:
         self.group = group
@@ -85,14 +84,9 @@ class Peers:
         return result
 
     def close(self) -> None:
-        """Destroy the process group. Its memory is freed when the next one is closed.
-
-        A thread of the group may still need Python's lock to free a tensor, and torch 2.6 waits for that thread with
-        the lock held when the group is freed.
-        """
+        """Destroy the process group."""
         if self.group is not None:
-            distributed.destroy_process_group(self.group)
-            Peers._closed = self.group
+            close_group(self.group)
         self.group = self._asked = None
 
     def on_rank_zero(self, function: Callable[[], T]) -> T:
