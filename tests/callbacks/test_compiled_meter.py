@@ -56,7 +56,7 @@ def test_batches_of_one_form_and_different_numbers_of_samples(capsys):
     class Sized(Runner):
         def forward(self):
             super().forward()
-            self.state.batch_size = 8
+            self.state.batch_size = 4
 
     class First(Callback):
         capturable = True

@@ -20,7 +20,9 @@ class Capture:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.stream, self._branch = (self._new_stream(device) for _ in range(2))
+        new_stream: Any = torch.cuda.Stream  # torch does not annotate it
+        self.stream: torch.cuda.Stream = new_stream(device)
+        self._branch: torch.cuda.Stream = new_stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
@@ -42,11 +44,6 @@ class Capture:
         with torch.cuda.stream(self._branch):
             yield
         self.stream.wait_stream(self._branch)
-
-    @staticmethod
-    def _new_stream(device: torch.device) -> torch.cuda.Stream:
-        stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch does not annotate it
-        return stream
 
 
 class CudaGraph:

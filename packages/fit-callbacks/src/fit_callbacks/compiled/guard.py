@@ -39,11 +39,11 @@ class Guard:
                 for key, value in group.items()
                 if key not in ("params", "lr", "initial_lr") and is_plain(value)
             ]
-        keys: dict[int, list[Any]] = {}
+        by_dict: dict[int, list[Any]] = {}
         for _, entries, key, _ in self._values:
-            keys.setdefault(id(entries), [entries]).append(key)
+            by_dict.setdefault(id(entries), [entries]).append(key)
         # All values of a dict are read in one call.
-        self._readers = [(itemgetter(*keys), entries) for entries, *keys in keys.values()]
+        self._readers = [(itemgetter(*keys), entries) for entries, *keys in by_dict.values()]
         self._read = [read(entries) for read, entries in self._readers]
         tensors = [place.value for place in places if isinstance(place.value, Tensor)]
         parameters = [parameter for group in groups for parameter in group["params"]]

@@ -55,7 +55,6 @@ class CompiledStep(Callback):
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
-        self._unweighted: set[str] = set()  # forms of batches, in words
         self._forms: set[Any] = set()
         self._optimizer: GraphedOptimizer | None = None
         self._graphs: dict[Any, Graph] = {}
@@ -64,7 +63,7 @@ class CompiledStep(Callback):
         """Put the graph in the place of the step."""
         self._state, self._eager = state, state.make_step
         self._reason: str | None = None
-        self._seen, self._unweighted, self._forms = {}, set(), set()
+        self._seen, self._forms = {}, set()
         self._recorded_again = self._replays = 0
         self._said: set[str] = set()
         # Nobody else changes the model or the optimizer in a way that is not noticed at once.
@@ -92,12 +91,12 @@ class CompiledStep(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return which batches have run as usual, so that a resumed run uses graphs where this one would."""
-        return {"seen": dict(self._seen), "unweighted": sorted(self._unweighted)}
+        return {"seen": dict(self._seen)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them. On CUDA each process needs usual steps first, and they have the same bits as the graph."""
         if self._state.device.type != "cuda":
-            self._seen, self._unweighted = dict(state_dict["seen"]), set(state_dict["unweighted"])
+            self._seen = dict(state_dict["seen"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy starts with. It has graphs of its own in a run of its own."""
@@ -183,7 +182,7 @@ class CompiledStep(Callback):
         state = self._state
         opens = not state.loop.has_gradients
         # Weights are divided up before the forward pass, so it has to be known that this does not set another one.
-        if self._form not in self._forms and repr(self._form) not in self._unweighted:
+        if self._form not in self._forms and repr(self._form) not in self._seen:
             return None
         self._forms.add(self._form)
         if not opens and not self._recorder.can_continue():
@@ -216,8 +215,8 @@ class CompiledStep(Callback):
         reason = watch(self._recorder.run_eagerly, state, self._parts, self._tensors)
         if state.accumulate_steps > 1 and state.weight is not weight:
             reason = "forward sets the weight of a batch, and accumulate_steps is above 1"
-        elif state.accumulate_steps > 1 and len(self._unweighted) < 10 * GRAPHS:
-            self._unweighted.add(repr(self._form))
+        elif state.accumulate_steps > 1 and len(self._seen) < 10 * GRAPHS:
+            self._seen[repr(self._form)] = 1
         self._optimizer.move_counters()
         try:
             flatten([state.output, state.losses], [])
@@ -234,7 +233,7 @@ class CompiledStep(Callback):
             advice = ". With OneCycleLR, pass cycle_momentum=False" if is_momentum else ""
             self._give_up(f"what it depends on changes too often: {what}{advice}")
             return
-        self._seen, self._unweighted, self._forms = {}, set(), set()
+        self._seen, self._forms = {}, set()
         self._prepare()
 
     def _give_up(self, reason: str) -> None:
