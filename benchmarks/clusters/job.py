@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Check", "FaultError", "Job", "until", "version"]
+__all__ = ["Check", "FaultError", "Job", "plain", "process_killed", "until", "version"]
 
 
 class FaultError(Exception):
@@ -146,6 +146,29 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def plain(command: str, **variables: str) -> Callable[[Job], None]:
+    """Return the check that a command comes to the result of one process."""
+
+    def run(job: Job) -> None:
+        job.run(command, **variables)
+        job.expect_result(2)
+
+    return run
+
+
+def process_killed(command: str, **variables: str) -> Callable[[Job], None]:
+    """Return the check that it does so, too, if one of its processes is killed."""
+
+    def run(job: Job) -> None:
+        process = job.start(command, **variables)
+        job.reach(40)
+        job.kill_worker(1)
+        job.end(process, 0)
+        job.expect_result(2, 2, resumed_from=35)
+
+    return run
 
 
 def until(condition: Callable[[], object], what: str, job: Job, seconds: float = 180) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from job import Check, Job
+from job import Check, plain, process_killed
 
 COMMAND = "accelerate launch --multi_gpu --num_processes=2 train.py"
 RESTARTS = "accelerate launch --multi_gpu --num_processes=2 --max_restarts=3 train.py"
@@ -18,21 +18,8 @@ def missing() -> str:
     return ""
 
 
-def plain(job: Job) -> None:
-    job.run(COMMAND)
-    job.expect_result(2)
-
-
-def killed(job: Job) -> None:
-    process = job.start(RESTARTS)
-    job.reach(40)
-    job.kill_worker(1)
-    job.end(process, 0)
-    job.expect_result(2, 2, resumed_from=35)
-
-
 NAME = f"accelerate {'' if missing() else version('accelerate')}"
 CHECKS = [
-    Check(NAME, COMMAND, "equals one process", plain),
-    Check(NAME, RESTARTS, "a process killed", killed),
+    Check(NAME, COMMAND, "equals one process", plain(COMMAND)),
+    Check(NAME, RESTARTS, "a process killed", process_killed(RESTARTS)),
 ]

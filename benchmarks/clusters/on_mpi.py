@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 
-from job import Check, Job, version
+from job import Check, Job, plain, version
 
 ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 NAME = f"Open MPI {version('mpirun.openmpi --version').rpartition(' ')[2]}"
@@ -16,14 +16,6 @@ MPICH = "mpiexec.hydra -n 2 python train.py"
 
 def missing() -> str:
     return "" if shutil.which("mpirun.openmpi") else "apt-get install openmpi-bin"
-
-
-def plain(command: str):
-    def run(job: Job) -> None:
-        job.run(command, **ROOT)
-        job.expect_result(2)
-
-    return run
 
 
 def killed(command: str):
@@ -56,11 +48,11 @@ def signalled(command: str, number: signal.Signals, *statuses: int):
 
 
 CHECKS = [
-    Check(NAME, OPEN, "equals one process", plain(OPEN)),
+    Check(NAME, OPEN, "equals one process", plain(OPEN, **ROOT)),
     Check(NAME, OPEN, "a process killed, started again", killed(OPEN)),
     Check(NAME, OPEN, "SIGTERM to mpirun saves, started again", signalled(OPEN, signal.SIGTERM, *range(1, 256))),
     Check(NAME, OPEN, "SIGUSR1 to mpirun saves, started again", signalled(OPEN, signal.SIGUSR1, *range(1, 256))),
-    Check(OTHER, MPICH, "equals one process", plain(MPICH)),
+    Check(OTHER, MPICH, "equals one process", plain(MPICH, **ROOT)),
     Check(OTHER, MPICH, "a process killed, started again", killed(MPICH)),
     Check(
         OTHER, MPICH, "SIGTERM to mpiexec saves, started again", signalled(MPICH, signal.SIGTERM, *range(1, 256), -15)

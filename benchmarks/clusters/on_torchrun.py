@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import torch
-from job import Check, Job, until
+from job import Check, Job, plain, process_killed, until
 
 NAME = f"torchrun, torch {torch.__version__.partition('+')[0]}"
 PLAIN = "torchrun --nproc-per-node=2 train.py"
@@ -26,22 +26,6 @@ RETURNS = f"TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 {ELASTIC}"
 
 def missing() -> str:
     return ""
-
-
-def plain(command: str):
-    def run(job: Job) -> None:
-        job.run(command)
-        job.expect_result(2)
-
-    return run
-
-
-def killed(job: Job) -> None:
-    process = job.start(RESTARTS)
-    job.reach(40)
-    job.kill_worker(1)
-    job.end(process, 0)
-    job.expect_result(2, 2, resumed_from=35)
 
 
 def signalled(job: Job) -> None:
@@ -102,7 +86,7 @@ def host_returns(job: Job) -> None:
 
 CHECKS = [
     Check(NAME, PLAIN, "equals one process", plain(PLAIN)),
-    Check(NAME, RESTARTS, "a process killed", killed),
+    Check(NAME, RESTARTS, "a process killed", process_killed(RESTARTS)),
     Check(NAME, PLAIN, "SIGTERM saves, started again", signalled),
     Check(NAME, OLD, "equals one process", plain(OLD)),
     Check(NAME, ELASTIC, "a process killed", worker_killed),
