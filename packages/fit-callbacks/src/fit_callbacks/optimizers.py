@@ -140,7 +140,7 @@ class Optimizers(torch.optim.Optimizer):
         return {"optimizers": self.optimizers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(*state["optimizers"])  # type: ignore[misc]
+        self.__init__(*state["optimizers"])  # type: ignore[misc]  # a new object, made by pickle
 
     def __repr__(self) -> str:
         return f"Optimizers({', '.join(map(repr, self.optimizers))})"

@@ -18,7 +18,7 @@ class History(list[dict[str, float]]):
         [0.61, 0.44, 0.35, 0.29, 0.24]
     """
 
-    def __add__(self, other: list[dict[str, float]]) -> History:  # type: ignore[override]
+    def __add__(self, other: list[dict[str, float]]) -> History:  # type: ignore[override]  # only rows are added
         """Return a History of both."""
         return History([*self, *other])
 

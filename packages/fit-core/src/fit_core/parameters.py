@@ -53,7 +53,7 @@ def check_frozen_since_wrapped(modules: Iterable[Any]) -> None:
     for module in modules:
         if not isinstance(module, nn.parallel.DistributedDataParallel):
             continue
-        made = module._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+        made = module._get_ddp_logging_data()  # type: ignore[no-untyped-call]  # private
         averaged, size = made["num_parameter_tensors"], made["total_parameter_size_bytes"]
         ignored = module.parameters_to_ignore
         training = [p for name, p in module.module.named_parameters() if p.requires_grad and name not in ignored]

@@ -552,7 +552,7 @@ class Run:
         steps = self.used_backward and self.used_optimizer_step
         hooks = [] if self.used_backward else self.hooks["on_after_backward"]
         hooks = hooks if self.used_optimizer_step else hooks + self.hooks["on_before_step"]
-        ignored = [type(method.__self__).__name__ for method in hooks]  # type: ignore[attr-defined]
+        ignored = [type(method.__self__).__name__ for method in hooks]  # type: ignore[attr-defined]  # bound
         if self.state.accumulate_steps > 1 and not steps:
             ignored.append("accumulate_steps")
         if self.half is torch.float16 and not (steps and self.used_autocast):
