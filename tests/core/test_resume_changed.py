@@ -27,9 +27,12 @@ class Watch(Callback):
 
     def on_checkpoint(self, state):
         if self.batches == self.stop_after:
-            buffer = io.BytesIO()
-            torch.save(state.state_dict(), buffer)
-            self.saved = buffer.getvalue()
+            self.save(state)
+
+    def save(self, state):
+        buffer = io.BytesIO()
+        torch.save(state.state_dict(), buffer)
+        self.saved = buffer.getvalue()
 
 
 def make(*callbacks, **options):
@@ -175,9 +178,16 @@ def test_fewer_processes_have_each_sample_of_a_shared_order_once():
     assert sorted(first.seen[0] + other + second.seen[0]) == list(range(64))
 
 
-def test_fewer_processes_have_the_later_epochs_in_the_same_order():
+@pytest.mark.parametrize("stop_after", [3, 8, "between epochs"])
+def test_fewer_processes_have_the_later_epochs_in_the_same_order(stop_after):
     make(whole := Watch()).fit(shuffled(8), 2)
-    second, _ = resumed(stopped(shuffled(8), 3), shuffled(8), processes=2)
+    if stop_after == "between epochs":
+        runner = make(first := Watch())
+        runner.fit(shuffled(8), 1)
+        first.save(runner.state)
+    else:
+        first = stopped(shuffled(8), stop_after)
+    second, _ = resumed(first, shuffled(8), processes=2)
     assert second.seen[1] == whole.seen[1]
 
 

@@ -16,7 +16,7 @@ from .metric import metric_name
 from .models import bare_name, unwrap
 from .parameters import check_optimizer, describe, given_settings, restore_frozen, warn_of_other_settings
 from .place import convert
-from .random_state import packed
+from .random_state import packed, set_random_state
 from .run import Run
 from .state import RunnerState
 from .weights import check_state, load_state, state_of
@@ -79,17 +79,19 @@ class Resume:
         if changed:
             warnings.warn(_changes(changed, then, now, place), stacklevel=3)
         restore_frozen(then["optimizer"]["frozen"], self._model, state.criterion)
-        if not is_same_processes:
-            return
-        run.load_state_dict(rank)
-        unknown = [metric for metric in state.metrics if metric_name(metric) not in rank["metrics"]]
-        if unknown and place["batches_done"]:
-            forgets = any(not hasattr(metric, "state_dict") for metric in unknown)
-            warnings.warn(
-                f"{', '.join(map(metric_name, unknown))} of the interrupted epoch will miss the batches before the "
-                f"interruption. {'Add state_dict() and load_state_dict() to the metric' if forgets else 'It is new'}",
-                stacklevel=3,
-            )
+        if is_same_processes:
+            run.load_state_dict(rank)
+            unknown = [metric for metric in state.metrics if metric_name(metric) not in rank["metrics"]]
+            if unknown and place["batches_done"]:
+                forgets = any(not hasattr(metric, "state_dict") for metric in unknown)
+                hint = "Add state_dict() and load_state_dict() to the metric" if forgets else "It is new"
+                warnings.warn(
+                    f"{', '.join(map(metric_name, unknown))} of the interrupted epoch will miss the batches before the "
+                    f"interruption. {hint}",
+                    stacklevel=3,
+                )
+        if random is not None:
+            set_random_state(random, state.device)
 
     def state_dict(self) -> dict[str, Any]:
         """See `RunnerState.state_dict`."""

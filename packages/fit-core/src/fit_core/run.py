@@ -21,7 +21,7 @@ from .loaders import batches, length, why_empty
 from .metric import FunctionMetric, Mean, Metric, as_metrics, metric_name, named_values
 from .parameters import check_frozen_since_wrapped
 from .processes import gather, has_process_group, rank_and_world_size
-from .random_state import get_random_state, set_random_state
+from .random_state import get_random_state
 from .sharded import Shards, in_step, reshard
 from .state import RunnerState
 from .stopping import Vote
@@ -498,7 +498,7 @@ class Run:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, except for the place in the data. The run has started."""
+        """Restore what `state_dict` returned, except for the place in the data and the random state."""
         state = self.state
         self.window.load_state_dict(state_dict["window"])
         if state_dict["gradients"]:  # of all parameters, for any optimizer
@@ -516,7 +516,6 @@ class Run:
         for name, buffer in state_dict["buffers"].items():
             if name in own:
                 own[name].copy_(buffer)
-        set_random_state(state_dict["random"], state.device)
 
     def go_to(self, place: dict[str, Any], random_state: dict[str, Any] | None) -> None:
         """Move to a place in the training data, with empty meters. See `Stream.load_state_dict`."""

@@ -45,6 +45,7 @@ def in_two_processes(function: Callable[[int, Path], Any], folder: str | os.Path
     start: Any = mp.start_processes  # type: ignore[attr-defined]
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"  # on Windows
     of_workers = multiprocessing.get_start_method(allow_none=True)
+    (folder / "store").unlink(missing_ok=True)  # An earlier call has left its addresses there.
     start(_on_a_process, (function, folder, of_workers), nprocs=2, start_method=method)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
