@@ -38,22 +38,31 @@ def signalled(job: Job) -> None:
     job.expect_result(2, 2, resumed_from=41)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("localhost", port)) == 0
 
 
-def both(job: Job, command: str = ELASTIC) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]:
-    """Start two hosts, and wait until they are at work."""
+def both(job: Job, command: str = ELASTIC) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes], str]:
+    """Start two hosts, and wait until they are at work. Return them with their command, which has a port of its own."""
+    port = free_port()
+    command = command.replace("29400", str(port))
     first = job.start(command, PACE="0.2")
-    until(lambda: is_listening(29400), "the first host, where they meet", job)
+    until(lambda: is_listening(port), "the first host, where they meet", job)
     second = job.start(command, PACE="0.2")
     job.reach(30)
-    return first, second
+    return first, second, command
 
 
 def worker_killed(job: Job) -> None:
-    first, second = both(job)
+    first, second, _ = both(job)
     job.kill_worker(1)
     job.end(first, 0)
     job.end(second, 0)
@@ -67,19 +76,19 @@ def kill_host(job: Job, agent: subprocess.Popen[bytes]) -> None:
 
 
 def host_leaves(job: Job) -> None:
-    processes = both(job)
-    kill_host(job, processes[1])
-    job.end(processes[0], 0)
+    first, second, _ = both(job)
+    kill_host(job, second)
+    job.end(first, 0)
     job.expect_result(2, 1, resumed_from=25)
 
 
 def host_returns(job: Job) -> None:
-    processes = both(job, RETURNS)
-    kill_host(job, processes[1])
-    while len(job.starts()) < 2 and processes[0].poll() is None:
+    first, second, command = both(job, RETURNS)
+    kill_host(job, second)
+    while len(job.starts()) < 2 and first.poll() is None:
         time.sleep(0.1)
-    back = job.start(RETURNS, PACE="0.2")
-    job.end(processes[0], 0)
+    back = job.start(command, PACE="0.2")
+    job.end(first, 0)
     job.end(back, 0)
     job.expect_result(2, 1, 2, resumed_from=25)
 
