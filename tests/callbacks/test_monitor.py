@@ -2,8 +2,8 @@
 
 import pytest
 import torchmetrics
-from fit_callbacks import CheckpointSaver, EarlyStopping, ReduceLROnPlateau
-from scene import Watch, accuracy, batches, make
+from fit_callbacks import CheckpointSaver, ConsoleLogger, EarlyStopping, ReduceLROnPlateau, TensorBoard
+from scene import Snapshots, Watch, accuracy, batches, load, make
 from torch import nn
 
 KINDS = [EarlyStopping, ReduceLROnPlateau, lambda *arguments: CheckpointSaver("runs", *arguments)]
@@ -112,6 +112,22 @@ def test_an_improving_accuracy_does_not_stop_the_run():
             return next(values)
 
     assert len(make(EarlyStopping("train/rising", patience=1), metrics=[Rising()]).fit(batches(), 4)) == 4
+
+
+def test_an_epoch_without_training_results_does_not_count(tmp_path):
+    make(snapshots := Snapshots()).fit(batches(), 2)
+    after_last_batch = load(snapshots.saved[4])  # of five
+    callbacks = [
+        CheckpointSaver(tmp_path),
+        EarlyStopping("loss", patience=2),
+        ReduceLROnPlateau("loss"),
+        TensorBoard(tmp_path),
+    ]
+    runner = make(*callbacks, ConsoleLogger())
+    runner.state.load_state_dict({**after_last_batch, "ranks": after_last_batch["ranks"] * 2})  # of two processes
+    with pytest.warns(UserWarning, match="processes 2 -> 1"):
+        history = runner.fit(batches(), 3)
+    assert ["train/loss" in row for row in history] == [False, True, True]
 
 
 @pytest.mark.parametrize("kind", KINDS)

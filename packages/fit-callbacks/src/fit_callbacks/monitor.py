@@ -68,14 +68,18 @@ class Monitor:
         self.best = Best(self._direction(state), self.best.min_delta)
 
     def value(self, state: RunnerState) -> float | None:
-        """Return this epoch's value, or None in an epoch that was not validated (`validate_every`).
+        """Return this epoch's value, or None if it has no results of that loader.
+
+        It was not validated then (`validate_every`), or was resumed on another number of processes when its training
+        was complete.
 
         Raises:
             ValueError: the result does not exist. The message lists the results that do.
         """
         if self.key in state.logs:
             return state.logs[self.key]
-        if self.key.startswith("val/") and not any(name.startswith("val/") for name in state.logs):
+        loader = self.key.partition("/")[0]
+        if loader in ("train", "val") and not any(name.startswith(f"{loader}/") for name in state.logs):
             return None
         raise ValueError(self._not_found(list(state.logs)))
 
