@@ -7,18 +7,32 @@ import numpy as np
 import torch
 from fit_core import Callback, Runner
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 
 class Augmented(Dataset):
-    """Eleven samples that are never twice the same: noise of torch, NumPy and Python."""
+    """Samples that are never twice the same: noise of torch, NumPy and Python."""
+
+    def __init__(self, size=11):
+        self.size = size
 
     def __len__(self):
-        return 11
+        return self.size
 
     def __getitem__(self, index):
         noise = torch.randn(4) + float(np.random.rand()) + random.random()
         return noise + index, torch.tensor(index % 3)
+
+
+class DrawsAtItsEnd(Sampler):
+    """A sampler that draws a number after its last index."""
+
+    def __len__(self):
+        return 12
+
+    def __iter__(self):
+        yield from torch.randperm(12).tolist()
+        torch.rand(1)
 
 
 class Endless(IterableDataset):
@@ -71,6 +85,10 @@ def loaders(kind, workers):
         "generator": lambda: DataLoader(
             Augmented(), shuffle=True, generator=torch.Generator().manual_seed(5), **options
         ),
+        "generator, whole batches": lambda: DataLoader(
+            Augmented(12), shuffle=True, generator=torch.Generator().manual_seed(5), **options
+        ),
+        "draws at its end": lambda: DataLoader(Augmented(12), sampler=DrawsAtItsEnd(), **options),
         "iterable": lambda: DataLoader(Finite(), **options),
         "endless": lambda: DataLoader(Endless(), **options),
     }[kind]()

@@ -149,6 +149,16 @@ def test_an_epoch_whose_training_was_complete_stays_complete():
     assert state.global_step == 8 + 16
 
 
+@pytest.mark.parametrize("batch_size", [5, 16])
+def test_after_the_last_batch_the_next_epoch_has_the_same_order(batch_size):
+    def own_generator(size):
+        return shuffled(size, generator=torch.Generator().manual_seed(3))
+
+    make(whole := Watch()).fit(own_generator(8), 2)
+    second, _ = resumed(stopped(own_generator(8), 8), own_generator(batch_size))
+    assert second.seen == {1: whole.seen[1]}
+
+
 @pytest.mark.parametrize("epochs_done", [0, 1])
 def test_fewer_processes_take_the_steps_that_are_left(epochs_done):
     first = stopped(LISTS[8], 6 + 8 * epochs_done)
@@ -188,6 +198,13 @@ def test_fewer_processes_have_the_later_epochs_in_the_same_order(stop_after):
     else:
         first = stopped(shuffled(8), stop_after)
     second, _ = resumed(first, shuffled(8), processes=2)
+    assert second.seen[1] == whole.seen[1]
+
+
+def test_a_window_that_comes_again_as_the_first_of_an_epoch_has_the_same_order():
+    make(whole := Watch(), accumulate_steps=2).fit(shuffled(4), 2)
+    first = stopped(shuffled(4), 17, accumulate_steps=2)
+    second, _ = resumed(first, shuffled(8), processes=2, accumulate_steps=1)
     assert second.seen[1] == whole.seen[1]
 
 

@@ -32,6 +32,8 @@ def convert(place: Mapping[str, Any], then: Mapping[str, Any], now: Mapping[str,
         batches = int(batches * ratio)
     size = now["batches per epoch"]
     is_last = place["is_last"] or (size is not None and batches >= size)
+    if is_last and taken and now["steps_per_epoch"] is None and size is not None:
+        taken = size
     # The loader's own state counts in its old batches.
     kept = {name: value for name, value in place.items() if name != "loader"}
     return {**kept, "batches_done": batches, "taken": taken, "is_last": is_last}

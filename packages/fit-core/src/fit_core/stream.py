@@ -78,9 +78,7 @@ class Stream:
         if self.batches_done:  # Resumed inside an epoch: hooks before this drew other random numbers.
             if self._resumed_at is not None:
                 set_random_state(self._resumed_at, self.device)
-            if self.is_last:
-                if self._taken and self.steps is None:
-                    self._end_pass()
+            if self.is_last and (self.steps is not None or not self._taken):
                 return
         while self.batches_done != self.steps:
             if self._iterator is None:
@@ -177,6 +175,8 @@ class Stream:
     def _open(self) -> Iterator[Any]:
         if self._is_resumed:
             self._start_workers()
+        if self._pass_start:  # The batches of its only window come again.
+            self._return_to_pass_start()
         self._pass_start = {"random": get_random_state(self.device), "generators": self._get_generators()}
         if self.steps is not None:  # Otherwise begin_epoch has called it.
             self._set_epoch()
@@ -191,9 +191,7 @@ class Stream:
         else:
             if self._is_resumed:
                 self._start_workers()
-            if "random" in self._pass_start:
-                set_random_state(self._pass_start["random"], self.device)
-            self._set_generators(self._pass_start["generators"])
+            self._return_to_pass_start()
             iterator = open_loader(self.loader)
             for _ in islice(iterator, self._taken):
                 pass
@@ -203,6 +201,11 @@ class Stream:
                 self._ahead.append(next(iterator, _END))
         set_random_state(now, self.device)
         return iterator
+
+    def _return_to_pass_start(self) -> None:
+        if "random" in self._pass_start:  # Not if it is that of another process.
+            set_random_state(self._pass_start["random"], self.device)
+        self._set_generators(self._pass_start["generators"])
 
     def _start_workers(self) -> None:
         """Start persistent workers that an earlier pass had started, since starting them draws a number."""
