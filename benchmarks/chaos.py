@@ -1,7 +1,7 @@
 """Kill runs at random, damage their files, resume them, and compare the end with an undisturbed run.
 
 `hatch run chaos --minutes 10 --seed 0`. Each run has everything switched on that makes resuming hard: loader workers,
-augmentation by three random generators, dropout, batch norm, accumulation, a schedule, an average of the weights, early
+augmentation by three random generators, an order by a fourth, dropout, batch norm, accumulation, a schedule, an average of the weights, early
 stopping, TensorBoard, a log file and checkpoints, in float32, bf16 or fp16, in one process or in two. It is interrupted
 up to four times and then left to finish. In the end its weights, optimizer, average, history, rows and points must be
 those of the same run without faults, bit for bit.
@@ -71,7 +71,8 @@ def train(folder: str, workers: int, precision: str, background: bool, steps: in
     layers = nn.Sequential(nn.Linear(6, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, 3))
     model = parallel(layers)
     batch_size = 8 // int(os.environ.get("WORLD_SIZE", 1))
-    train_loader = DataLoader(Augmented(1), batch_size, shuffle=True, num_workers=workers)
+    generator = torch.Generator().manual_seed(4)
+    train_loader = DataLoader(Augmented(1), batch_size, shuffle=True, num_workers=workers, generator=generator)
     val_loader = DataLoader(Augmented(2), 2 * batch_size, num_workers=workers)
     runner = Runner(
         model,
