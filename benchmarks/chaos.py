@@ -1,10 +1,10 @@
 """Kill runs at random, damage their files, resume them, and compare the end with an undisturbed run.
 
 `hatch run chaos --minutes 10 --seed 0`. Each run has everything switched on that makes resuming hard: loader workers,
-augmentation by three random generators, an order by a fourth, dropout, batch norm, accumulation, a schedule, an average of the weights, early
-stopping, TensorBoard, a log file and checkpoints, in float32, bf16 or fp16, in one process or in two. It is interrupted
-up to four times and then left to finish. In the end its weights, optimizer, average, history, rows and points must be
-those of the same run without faults, bit for bit.
+augmentation by three random generators, an order by a fourth, dropout, batch norm, accumulation, a schedule, an average
+of the weights, early stopping, TensorBoard, a log file and checkpoints, in float32, bf16 or fp16, in one process or in
+two. It is interrupted up to four times and then left to finish. In the end its weights, optimizer, average, history,
+rows and points must be those of the same run without faults, bit for bit.
 """
 
 from __future__ import annotations
