@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from fit_callbacks import CheckpointSaver, EarlyStopping, FileLogger, LRScheduler, ModelEma, TensorBoard
-from fit_core import Runner
+from fit_core import Callback, Runner, RunnerState
 from fit_distributed import launch, parallel, rank, shard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -62,6 +62,18 @@ class Augmented(Dataset[Any]):
         return self.inputs[index] + 0.01 * noise, self.targets[index]
 
 
+class Count(Callback):
+    """Adds a byte to a file after each batch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_batch_end(self, state: RunnerState) -> None:
+        if state.rank == 0:
+            with self.path.open("ab") as file:
+                file.write(b".")
+
+
 def train(folder: str, workers: int, precision: str, background: bool, steps: int) -> None:
     """Train, or resume, and write what the run has come to."""
     torch.set_num_threads(1)
@@ -84,6 +96,7 @@ def train(folder: str, workers: int, precision: str, background: bool, steps: in
             EarlyStopping("val/loss", patience=50),
             TensorBoard(f"{folder}/board", every=2),
             FileLogger(f"{folder}/log.csv"),
+            Count(Path(folder, "batches")),
             CheckpointSaver(f"{folder}/run", every_steps=steps, keep=2, resume="auto", background=background),
         ],
         accumulate_steps=2,
@@ -238,12 +251,14 @@ class Campaign:
             return (128 - status if status < 0 else status), out.read().decode(errors="replace")
 
     def disturb(self, process: subprocess.Popen[bytes], folder: Path, fault: str) -> None:
-        """Wait until the run is at work, then a random time, and do it."""
-        marker = folder / "started"
+        """Wait until the run is at work, then for a random number of batches and a moment, and do it."""
+        marker, batches = folder / "started", folder / "batches"
         marker.unlink(missing_ok=True)
-        while not marker.exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(self.random.uniform(0, 4.0 * (1 + (folder / "run" / "last.pt").exists()) / 2))
+        batches.unlink(missing_ok=True)
+        count = self.random.randint(0, 30)
+        while process.poll() is None and not (marker.exists() and (not count or _size(batches) >= count)):
+            time.sleep(0.005)
+        time.sleep(self.random.uniform(0, 0.1))
         if process.poll() is not None:
             return
         if fault == "kill":
@@ -295,6 +310,10 @@ def session(leader: int) -> list[int]:
         if fields[0] != "Z" and int(fields[3]) == leader:
             found.append(int(path.parent.name))
     return found
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def try_kill(pid: int, number: int) -> None:

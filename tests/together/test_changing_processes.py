@@ -1,4 +1,4 @@
-"""A run that goes on with fewer processes, and then with more, ends like an undisturbed one, wherever it stops."""
+"""A run that continues with fewer processes, and then with more, ends like an undisturbed one, wherever it stops."""
 
 import signal
 import warnings
@@ -69,7 +69,7 @@ def on_both(folder, stops):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What rank 0 has come to, by the number of batches before the first stop."""
+    """The weights and losses on rank 0 in the end, by the number of batches before the first stop."""
     folder = tmp_path_factory.mktemp("runs")
     on_both(folder, {number: Stop(number) for number in STOPS})
     for number in STOPS:
