@@ -46,7 +46,7 @@ def run_program(path, *arguments):
 
 
 class Program:
-    """What `subprocess.Popen([sys.executable, path, ...], start_new_session=True)` is, with the output in files."""
+    """Stand in for `subprocess.Popen([sys.executable, path, ...], start_new_session=True)`. The output is in files."""
 
     def __init__(self, command, folder, variables):
         self._files = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115 - open until this is gone

@@ -118,7 +118,7 @@ for package in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def loaded():
-    """What importing each package loads, beside torch."""
+    """Return the modules that importing each package loads, beside torch."""
     command = [sys.executable, "-c", NEW_MODULES, *LOADED]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return {package: set(line.split()) for package, line in zip(LOADED, lines, strict=True)}
