@@ -10,6 +10,7 @@ import torch
 from checkpoints import flip
 from fit_callbacks import CheckpointError, CheckpointSaver
 from fit_callbacks.checkpoint import read
+from fit_callbacks.checkpoint.__main__ import main
 from scene import Snapshots, batches, flat, make, network
 
 # Damage
@@ -84,7 +85,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
 # The tool
 
 
-def test_the_tool_lists_a_folder(tmp_path):
+def test_the_tool_lists_a_folder(tmp_path, capsys):
     make(CheckpointSaver(tmp_path, keep=2)).fit(batches(), epochs=3)
     command = [sys.executable, "-W", "error", "-m", "fit_callbacks.checkpoint"]
     result = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
@@ -95,8 +96,8 @@ def test_the_tool_lists_a_folder(tmp_path):
     assert lines["last.pt"].split()[:5] == ["last.pt", "3", "15", "train/loss", f"{loss:.6g}"]
     assert lines["last.pt"].endswith(" kB  whole")
     flip(tmp_path / "before-last.pt")
-    result = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert "DAMAGED" in next(line for line in result.stdout.splitlines() if line.startswith("before-last.pt"))
-    result = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (2, "usage: python -m fit_callbacks.checkpoint FOLDER\n")
+    capsys.readouterr()
+    assert main([str(tmp_path)]) == 1
+    assert "DAMAGED" in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("before-last.pt"))
+    assert main([str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == "usage: python -m fit_callbacks.checkpoint FOLDER\n"

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from fit_distributed import ShardSampler, launch, rank, shard
+from forked import forked
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -276,7 +277,8 @@ def orders(steps):
 
 
 def test_all_processes_go_by_the_order_of_rank_0():
-    first, second = launch(orders, 3, nproc=2, backend="gloo", timeout=60)
+    with forked():
+        first, second = launch(orders, 3, nproc=2, backend="gloo", timeout=60)
     for part, other in zip(first, second, strict=True):
         assert flat([part, other]) == list(range(10))
     assert first[0] != first[1]

@@ -1,6 +1,7 @@
 """Our texts are plain English in Markdown: forms that read as a translation, or are reStructuredText, stay out."""
 
 import ast
+import functools
 import io
 import re
 import subprocess
@@ -46,14 +47,19 @@ def prose(path):
             yield token.start[0], token.string
 
 
-@pytest.mark.parametrize(("form", "better"), FORMS.items())
-def test_a_form_that_reads_as_a_translation_is_not_used(form, better):
-    found = [
-        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+@functools.cache
+def lines():
+    """Return every line of prose with the place where it is."""
+    return [
+        (f"{path.relative_to(ROOT)}:{number}: {line.strip()}", line)
         for path in tracked("*.md", "*.py")
         for number, line in prose(path)
-        if re.search(form, line)
     ]
+
+
+@pytest.mark.parametrize(("form", "better"), FORMS.items())
+def test_a_form_that_reads_as_a_translation_is_not_used(form, better):
+    found = [place for place, line in lines() if re.search(form, line)]
     assert not found, f"write {better!r} instead:\n" + "\n".join(found)
 
 
@@ -68,16 +74,18 @@ RST = {
 """A form that neither `help` nor the site shows well, and what to write in its place."""
 
 
+@functools.cache
+def docstrings():
+    """Return every string that stands alone with the place where it is."""
+    return [
+        (f"{path}:{node.lineno}", node.value.value)
+        for path in tracked("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+
+
 @pytest.mark.parametrize(("form", "better"), RST.items())
 def test_docstrings_are_markdown(form, better):
-    found = []
-    for path in tracked("*.py"):
-        module = ast.parse(path.read_text())
-        for node in ast.walk(module):
-            if (
-                isinstance(node, ast.Expr)
-                and isinstance(node.value, ast.Constant)
-                and isinstance(node.value.value, str)
-            ):
-                found += [f"{path}:{node.lineno}" for _ in re.findall(form, node.value.value, re.MULTILINE)]
+    found = [place for place, text in docstrings() for _ in re.findall(form, text, re.MULTILINE)]
     assert not found, f"write {better} instead:\n" + "\n".join(found)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from fit_core import Callback, Runner
 from fit_distributed import LaunchError, barrier, device, is_main, launch, local_rank, parallel, rank, world_size
+from forked import forked
 from torch import nn
 
 
@@ -60,7 +61,7 @@ def train(place, guilty, deed):
 
 def failed(*arguments, **options):
     begin = time.monotonic()
-    with pytest.raises(LaunchError) as caught:
+    with forked(), pytest.raises(LaunchError) as caught:
         launch(*arguments, nproc=2, backend="gloo", **options)
     assert not multiprocessing.active_children()
     return caught.value, time.monotonic() - begin

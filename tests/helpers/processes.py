@@ -40,24 +40,57 @@ def _send(sender, function, arguments):
 
 def run_program(path, *arguments):
     """Run a Python file as `subprocess.run([sys.executable, path, ...], capture_output=True, text=True)` does."""
-    with tempfile.TemporaryDirectory() as folder:
-        process = SERVER.Process(target=_run_program, args=(Path(folder), str(path), list(map(str, arguments))))
-        process.start()
+    program = Program([path, *arguments], os.getcwd(), os.environ)
+    stdout, stderr = program.communicate()
+    return SimpleNamespace(returncode=program.returncode, stdout=stdout, stderr=stderr)
+
+
+class Program:
+    """Stand in for `subprocess.Popen([sys.executable, path, ...], start_new_session=True)`. The output is in files."""
+
+    def __init__(self, command, folder, variables):
+        self._files = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115 - open until this is gone
+        names = [file.name for file in self._files]
+        self._process = SERVER.Process(
+            target=_run_program, args=(list(map(str, command)), str(folder), dict(variables), names)
+        )
+        self._process.start()
+        self.pid, self.kill, self.terminate = self._process.pid, self._process.kill, self._process.terminate
+
+    @property
+    def returncode(self):
+        return self._process.exitcode
+
+    def poll(self):
+        return self._process.exitcode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def communicate(self):
         try:
-            process.join()
+            self._process.join()
         finally:
-            process.kill()
-        stdout, stderr = (Path(folder, name).read_text() for name in ("stdout", "stderr"))
-        return SimpleNamespace(returncode=process.exitcode, stdout=stdout, stderr=stderr)
+            self.kill()
+        return tuple(file.read() for file in self._files)
 
 
-def _run_program(folder, path, arguments):
+def _run_program(command, folder, variables, names):
+    os.setsid()
+    for number, name in enumerate(names, 1):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
     multiprocessing.set_start_method(None, force=True)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
-    sys.argv = [path, *arguments]
-    sys.path.insert(0, str(Path(path).parent))
-    runpy.run_path(path, run_name="__main__")
+    sys.argv = command
+    sys.path.insert(0, str(Path(command[0]).parent))
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
 
 
 def on_two_processes(cases, folder):

@@ -7,18 +7,23 @@ import sys
 import time
 from pathlib import Path
 
+from processes import Program
+
 
 def environment(**variables):
     """The variables of a new process that imports what this one can import, with one thread."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1", **variables}
 
 
-def start(folder, code, *arguments, module=(), **variables):
-    """A process that runs `code` as a script. Its output goes to a pipe."""
+def start(folder, code, *arguments, module=None, **variables):
+    """A process that runs `code` as a script. The fork server starts it, or Python, with the options in `module`."""
     script = Path(folder) / "script.py"
     script.write_text(code)
+    command = [str(script), *map(str, arguments)]
+    if module is None:
+        return Program(command, folder, environment(**variables))
     return subprocess.Popen(
-        [sys.executable, *module, str(script), *map(str, arguments)],
+        [sys.executable, *module, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

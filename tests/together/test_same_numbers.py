@@ -6,6 +6,7 @@ from fit_callbacks import EarlyStopping, GradientClipping, ModelEma, ReduceLROnP
 from fit_core import Callback, Runner
 from fit_distributed import launch, parallel, rank, shard, world_size
 from fit_metrics import Accuracy
+from forked import forked
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -79,7 +80,8 @@ def train_all():
 def on_ranks():
     """The results of both processes, started once for all tests."""
     pytest.importorskip("torchmetrics")
-    return launch(everything, nproc=2, backend="gloo", timeout=120)
+    with forked():
+        return launch(everything, nproc=2, backend="gloo", timeout=120)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from fit_callbacks import CheckpointSaver
 from fit_core import Callback, Runner
 from fit_core.testing import in_two_processes
 from fit_distributed import launch, parallel, rank, shard
+from forked import forked
 from torch import distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -86,7 +87,9 @@ def test_killed_workers_and_restarts_leave_no_trace_in_the_weights(tmp_path, own
     (tmp_path / "killed").mkdir()
     places = [(1, "training", 1, 0), (0, "validation", 4, 1), (1, "save", 5, 2)]
     gold = in_two_processes(partial(undisturbed, own), tmp_path)
-    again = launch(train, str(tmp_path / "killed"), places, own, nproc=2, backend="gloo", max_restarts=3, timeout=60)
+    folder = str(tmp_path / "killed")
+    with forked():
+        again = launch(train, folder, places, own, nproc=2, backend="gloo", max_restarts=3, timeout=60)
     assert Path(tmp_path / "killed" / "attempts1").read_text() == "||||"
     for (weights, history), (their_weights, their_history) in zip(gold, again, strict=True):
         assert all(torch.equal(value, their_weights[name]) for name, value in weights.items())

@@ -115,7 +115,7 @@ def check_metric_resume(case: MetricCase, folder: Path) -> None:
     """Check that a run that is interrupted inside an epoch has the same bits in its history as an uninterrupted one."""
 
     def run(saved: Any = None) -> tuple[list[Any], Snapshots]:
-        snapshots = Snapshots()
+        snapshots = Snapshots(()) if saved else Snapshots()
         runner, metric = case.runner(snapshots)
         if saved:
             runner.state.load_state_dict(saved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -90,14 +91,23 @@ class OwnStep(Runner):
 
 
 class Snapshots(Callback):
-    """Keep the state at each checkpoint, as the bytes of a file that plain torch can read."""
+    """Keep the state at checkpoints, as the bytes of a file that plain torch can read.
 
-    def __init__(self) -> None:
-        self.saved: list[io.BytesIO] = []
+    Args:
+        numbers: the checkpoints to save, which takes most of the time of a small run. By default, each.
+    """
+
+    def __init__(self, numbers: Container[int] = range(10**9)) -> None:
+        self.saved: dict[int, io.BytesIO] = {}
+        self._numbers = numbers
+        self._count = 0
 
     def on_checkpoint(self, state: RunnerState) -> None:
-        """Save the state."""
-        self.saved.append(to_file(state.state_dict()))
+        """Read the state, and save it."""
+        saved = state.state_dict()
+        if self._count in self._numbers:
+            self.saved[self._count] = to_file(saved)
+        self._count += 1
 
     def load(self, number: int) -> Any:
         """Load a saved state with plain torch."""
