@@ -92,7 +92,7 @@ def loaders(kind, workers):
         "iterable": lambda: DataLoader(Finite(), **options),
         "endless": lambda: DataLoader(Endless(), **options),
     }[kind]()
-    return train, DataLoader(Augmented(), batch_size=4)
+    return train, DataLoader(Augmented(), batch_size=4, generator=train.generator)
 
 
 def make(callbacks=(), **options):

@@ -24,6 +24,7 @@ CASES = {
     "shuffled": ("shuffled", 0, {}, {"epochs": 3}),
     "own generator": ("generator", 0, {}, {"epochs": 3}),
     "own generator, whole batches": ("generator, whole batches", 0, {}, {"epochs": 3}),
+    "own generator, steps_per_epoch": ("generator", 0, {}, {"epochs": 4, "steps_per_epoch": 3}),
     "draws at its end": ("draws at its end", 0, {"accumulate_steps": 2}, {"epochs": 3}),
     "accumulation": ("shuffled", 0, {"accumulate_steps": 3}, {"epochs": 3}),
     "fp16": ("shuffled", 0, {"use_fp16": True, "accumulate_steps": 2}, {"epochs": 3}),

@@ -107,6 +107,33 @@ class Scores:
         self.scores = state_dict["scores"]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_evaluation_before_the_rest_of_an_epoch_leaves_its_metrics_alone(processes):
+    class Evaluate(Callback):
+        def on_epoch_begin(self, state):
+            runner.evaluate([(torch.ones(2, 1), torch.full((2, 1), 9.0))])
+
+    def make(*callbacks):
+        model = nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        return Runner(model, optimizer, nn.MSELoss(), [target_mean], callbacks)
+
+    batches, save = [(torch.ones(2, 1), torch.full((2, 1), float(number))) for number in range(4)], Snapshots()
+    make(save).fit(batches)
+    saved = load(save.saved[1])
+    saved["ranks"] *= processes  # of a run on another number, the rest of the epoch is measured
+    runner = make(Evaluate())
+    runner.state.load_state_dict(saved)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        history = runner.fit(batches)
+    assert history[0]["train/target_mean"] == (1.5 if processes == 1 else 2.5)
+
+
+def target_mean(output, target):
+    return target.mean()
+
+
 def test_a_state_between_epochs_contains_no_metrics():
     save, batches = Snapshots(), [(torch.ones(4, 1), torch.zeros(4, 1))] * 2
     model = nn.Linear(1, 1)

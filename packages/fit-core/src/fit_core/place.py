@@ -34,8 +34,9 @@ def convert(place: Mapping[str, Any], then: Mapping[str, Any], now: Mapping[str,
     is_last = place["is_last"] or (size is not None and batches >= size)
     if is_last and taken and now["steps_per_epoch"] is None and size is not None:
         taken = size
-    # The loader's own state counts in its old batches.
-    kept = {name: value for name, value in place.items() if name != "loader"}
+    # These are states after the old batches.
+    old = ("loader", "generators") if taken else ("loader",)
+    kept = {name: value for name, value in place.items() if name not in old}
     return {**kept, "batches_done": batches, "taken": taken, "is_last": is_last}
 
 

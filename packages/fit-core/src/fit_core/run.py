@@ -55,7 +55,7 @@ class Run:
         cleared: the optimizers whose parameters have only gradients of this window, and have not stepped since.
         measured: the metrics that have seen the batch in a step which a callback has made.
         used_autocast, used_backward, used_optimizer_step: whether the step has called these parts of the Runner.
-        is_in_loader: whether a loader is running, so that meters contain a part of it.
+        is_in_loader: whether a loader is running, or is about to be resumed, so that meters contain a part of it.
         has_batches: whether the loader has yielded a batch.
         has_outputs: whether one of its batches had an output, which the metrics have seen.
     """
@@ -522,7 +522,7 @@ class Run:
         assert self.stream is not None
         self.stream.load_state_dict(place, random_state)
         self.state.batch_idx = self.stream.batches_done
-        self.state.loss_meters, self.has_outputs = {}, False
+        self.state.loss_meters, self.has_outputs, self.is_in_loader = {}, False, True
         self._samples, self._samples_before = 0, self.state.samples_seen
         for metric in self.state.metrics:
             metric.reset()

@@ -64,6 +64,7 @@ class Stream:
         self._pass_start: dict[str, Any] = {}
         self._before_peek: dict[str, Any] = {}
         self._resumed_at: dict[str, Any] | None = None
+        self._resumed_generators: list[torch.Tensor] = []
         self._loader_state: Any = None
         self._persists = getattr(loader, "persistent_workers", False)
         self._has_workers = getattr(loader, "_iterator", None) is not None  # left by an earlier pass
@@ -78,6 +79,7 @@ class Stream:
         if self.batches_done:  # Resumed inside an epoch: hooks before this drew other random numbers.
             if self._resumed_at is not None:
                 set_random_state(self._resumed_at, self.device)
+            self._set_generators(self._resumed_generators)
             if self.is_last and (self.steps is not None or not self._taken):
                 return
         while self.batches_done != self.steps:
@@ -145,7 +147,8 @@ class Stream:
         self._loader_state = place.get("loader")
         self._has_workers, self._is_resumed = place["has_workers"], True
         self._resumed_at = random_state
-        self._set_generators(place["generators"])
+        self._resumed_generators = place.get("generators", [])
+        self._set_generators(self._resumed_generators)
         loader: Any = self.loader
         is_torchdata = type(loader).__module__.startswith("torchdata.")
         if is_torchdata and self._loader_state is not None and loader.num_workers:
@@ -189,6 +192,7 @@ class Stream:
             self.loader.load_state_dict(self._loader_state)  # type: ignore[attr-defined]
             iterator = open_loader(self.loader)
         else:
+            generators = self._get_generators() if self._resumed_generators else []
             if self._is_resumed:
                 self._start_workers()
             self._return_to_pass_start()
@@ -199,6 +203,7 @@ class Stream:
                 if self._before_peek:
                     set_random_state(self._before_peek, self.device)
                 self._ahead.append(next(iterator, _END))
+            self._set_generators(generators)  # A validation with the same generator may have drawn since.
         set_random_state(now, self.device)
         return iterator
 
