@@ -70,3 +70,17 @@ def test_schedulers_that_do_not_fit_are_refused():
         LRScheduler(lr_scheduler.StepLR(other, 1), interval="batch")
     with pytest.raises(ValueError, match=r"Use fit_callbacks.ReduceLROnPlateau"):
         LRScheduler(lr_scheduler.ReduceLROnPlateau(other))
+
+
+@pytest.mark.parametrize("lr", [None, 0.05])
+def test_another_fit_starts_the_schedule_again(lr):
+    used = Watch("on_before_step", lr_of)
+    runner = make(used, LRScheduler(lambda optimizer, steps: lr_scheduler.CosineAnnealingLR(optimizer, steps)))
+    runner.fit(batches(), epochs=2)
+    first = used.seen[:]
+    assert lr_of(runner.state) == 0
+    if lr is not None:  # The program has set another one.
+        runner.state.optimizer.param_groups[0]["lr"] = lr
+    used.seen.clear()
+    runner.fit(batches(), epochs=2)
+    assert used.seen == pytest.approx([rate * (lr or 0.1) / 0.1 for rate in first])
