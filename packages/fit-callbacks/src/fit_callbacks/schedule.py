@@ -22,8 +22,8 @@ __all__ = ["LRScheduler", "ReduceLROnPlateau"]
 class LRScheduler(Callback):
     """Step any scheduler of torch, or of timm, after each optimizer step or after each epoch.
 
-    It is not stepped when the gradient scaler (fp16) skipped the optimizer's step. Another `fit` starts a schedule again
-    that a function makes, from the settings before the first. A resumed run continues the schedule. If it is longer or
+    It is not stepped when the gradient scaler (fp16) skipped the optimizer's step. Another `fit` starts a schedule that
+    a function makes again, from the settings before the first. A resumed run continues the schedule. If it is longer or
     shorter than before, a scheduler that a function makes is made for the new number of steps and continues at the step
     where the run is. A warning says so.
 
