@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from failing import failed, never
 from fit_core import Runner
-from fit_distributed import barrier, is_main, launch, parallel, rank, shard
+from fit_distributed import LaunchError, barrier, is_main, launch, parallel, rank, shard
 from programs import environment, port, start
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -24,13 +25,16 @@ def leave_quietly(ranks):
 
 @pytest.mark.parametrize("ranks", [(1,), (0, 1)])
 def test_a_process_that_exits_with_status_0_before_its_time_is_named(ranks):
-    error, seconds = failed(leave_quietly, ranks, timeout=120)
-    assert error.rank == ranks[0]
-    assert str(error).endswith(
-        f"rank {ranks[0]} ended with exit code 0 before the function returned. Let it return, and do not call os._exit "
+    begin = time.monotonic()
+    with pytest.raises(LaunchError) as caught:  # Not forked: the fork server would pass on the end of a process later.
+        launch(leave_quietly, ranks, nproc=2, backend="gloo", timeout=120)
+    first = caught.value.rank  # of those that end at the same moment
+    assert first in ranks
+    assert str(caught.value).endswith(
+        f"rank {first} ended with exit code 0 before the function returned. Let it return, and do not call os._exit "
         "in it"
     )
-    assert seconds < 60
+    assert time.monotonic() - begin < 60
 
 
 class Nothing(IterableDataset):
@@ -132,6 +136,7 @@ def lose_the_other():
 
 NODE = """
 import sys
+import time
 from fit_distributed import launch
 from test_endings import lose_the_other
 
