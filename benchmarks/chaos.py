@@ -256,7 +256,7 @@ class Campaign:
         marker.unlink(missing_ok=True)
         batches.unlink(missing_ok=True)
         count = self.random.randint(0, 30)
-        while process.poll() is None and not (marker.exists() and (not count or _size(batches) >= count)):
+        while process.poll() is None and not (marker.exists() and size(batches) >= count):
             time.sleep(0.005)
         time.sleep(self.random.uniform(0, 0.1))
         if process.poll() is not None:
@@ -312,7 +312,8 @@ def session(leader: int) -> list[int]:
     return found
 
 
-def _size(path: Path) -> int:
+def size(path: Path) -> int:
+    """Return the size of a file, 0 without one."""
     return path.stat().st_size if path.exists() else 0
 
 
