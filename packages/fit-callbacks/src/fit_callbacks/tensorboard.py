@@ -271,7 +271,8 @@ class TensorBoard(Callback):
             name: value if isinstance(value, (bool, int, float, str)) else str(value)
             for name, value in settings.items()
         }
-        for summary in hparams(plain, {name: value for name, value in row.items() if "/" in name}):  # type: ignore[no-untyped-call]
+        results = {name: value for name, value in row.items() if "/" in name}
+        for summary in hparams(plain, results):  # type: ignore[no-untyped-call]  # torch does not annotate it
             self.writer.file_writer.add_summary(summary)
 
     def _write_graph(self, state: RunnerState) -> None:

@@ -28,7 +28,7 @@ from .stopping import Vote
 from .stream import Stream
 from .window import Window
 
-__all__ = ["Run", "hooks_of"]
+__all__ = ["Run", "hooks_of", "owners"]
 
 Hook = Callable[[RunnerState], None]
 _NOTHING = nullcontext()
@@ -551,7 +551,7 @@ class Run:
         steps = self.used_backward and self.used_optimizer_step
         hooks = [] if self.used_backward else self.hooks["on_after_backward"]
         hooks = hooks if self.used_optimizer_step else hooks + self.hooks["on_before_step"]
-        ignored = [type(method.__self__).__name__ for method in hooks]  # type: ignore[attr-defined]  # bound
+        ignored = owners(hooks)
         if self.state.accumulate_steps > 1 and not steps:
             ignored.append("accumulate_steps")
         if self.half is torch.float16 and not (steps and self.used_autocast):
@@ -595,3 +595,8 @@ def hooks_of(callbacks: Iterable[Callback]) -> dict[str, list[Hook]]:
         return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
 
     return {hook: [getattr(callback, hook) for callback in callbacks if overrides(callback, hook)] for hook in HOOKS}
+
+
+def owners(methods: Iterable[Hook]) -> list[str]:
+    """Return the class names of the callbacks to which the methods of a hook belong."""
+    return [type(method.__self__).__name__ for method in methods]  # type: ignore[attr-defined]  # They are bound.

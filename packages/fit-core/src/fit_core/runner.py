@@ -20,7 +20,7 @@ from .notes import add_note
 from .outputs import Outputs
 from .parameters import check_steps_alone
 from .resume import Resume
-from .run import Run, hooks_of
+from .run import Run, hooks_of, owners
 from .state import RunnerState
 from .stream import Stream
 
@@ -394,10 +394,7 @@ class Runner:
         state = self.state
         parts = ", ".join(type(part).__name__ for part in (state.model, state.optimizer, state.criterion))
         metrics = ", ".join(map(metric_name, state.metrics)) or "none"
-        hooks = {
-            hook: [type(method.__self__).__name__ for method in methods]  # type: ignore[attr-defined]
-            for hook, methods in hooks_of(state.callbacks).items()
-        }
+        hooks = {hook: owners(methods) for hook, methods in hooks_of(state.callbacks).items()}
         lines = [f"{line:<28}{', '.join(hooks[line.strip()])}".rstrip() for line in LIFECYCLE.splitlines()]
         half = f" with autocast to {str(self._half).removeprefix('torch.')}" if self._half else ""
         return "\n".join([f"Runner({parts}) on {state.device}{half}, metrics: {metrics}", *lines])
