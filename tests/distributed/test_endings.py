@@ -136,7 +136,6 @@ def lose_the_other():
 
 NODE = """
 import sys
-import time
 from fit_distributed import launch
 from test_endings import lose_the_other
 
