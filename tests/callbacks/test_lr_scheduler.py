@@ -72,15 +72,20 @@ def test_schedulers_that_do_not_fit_are_refused():
         LRScheduler(lr_scheduler.ReduceLROnPlateau(other))
 
 
-@pytest.mark.parametrize("lr", [None, 0.05])
-def test_another_fit_starts_the_schedule_again(lr):
+def test_another_fit_after_a_schedule_that_ended_at_0_is_warned_about():
     used = Watch("on_before_step", lr_of)
     runner = make(used, LRScheduler(lambda optimizer, steps: lr_scheduler.CosineAnnealingLR(optimizer, steps)))
     runner.fit(batches(), epochs=2)
     first = used.seen[:]
-    assert lr_of(runner.state) == 0
-    if lr is not None:  # The program has set another one.
-        runner.state.optimizer.param_groups[0]["lr"] = lr
+    with pytest.warns(UserWarning, match=r'the learning rate is 0, .* set param_groups\[0\]\["lr"\] of the optimizer'):
+        runner.fit(batches(), epochs=2)
     used.seen.clear()
+    runner.state.optimizer.param_groups[0]["lr"] = 0.1
     runner.fit(batches(), epochs=2)
-    assert used.seen == pytest.approx([rate * (lr or 0.1) / 0.1 for rate in first])
+    assert used.seen == pytest.approx(first)
+
+
+@pytest.mark.filterwarnings("error:the learning rate is 0")
+def test_a_schedule_that_sets_the_rate_itself_is_not_warned_about():
+    runner = make(LRScheduler(lambda optimizer, steps: lr_scheduler.OneCycleLR(optimizer, 0.4, steps + 1)), lr=0.0)
+    runner.fit(batches())

@@ -22,10 +22,10 @@ __all__ = ["LRScheduler", "ReduceLROnPlateau"]
 class LRScheduler(Callback):
     """Step any scheduler of torch, or of timm, after each optimizer step or after each epoch.
 
-    It is not stepped when the gradient scaler (fp16) skipped the optimizer's step. Another `fit` starts a schedule that
-    a function makes again, from the settings before the first. A resumed run continues the schedule. If it is longer or
-    shorter than before, a scheduler that a function makes is made for the new number of steps and continues at the step
-    where the run is. A warning says so.
+    It is not stepped when the gradient scaler (fp16) skipped the optimizer's step. A resumed run continues the
+    schedule. If the run is longer or shorter than before, a scheduler that a function makes is made for the new number
+    of steps and continues at the step where the run is. A warning says so. In another `fit`, a function makes a new
+    schedule from the learning rate that the last one has left. If that is 0, a warning says what to do.
 
     Args:
         scheduler: a scheduler over the run's optimizer (or over one of `Optimizers`), or a function
@@ -64,7 +64,6 @@ class LRScheduler(Callback):
         self._steps = self._total = self._groups = 0
         self._length: dict[str, int] = {}  # of the run for which the scheduler was made
         self._before: list[dict[str, Any]] = []  # the optimizer's settings before it was made
-        self._left: list[dict[str, Any]] = []  # and after the run
         self._arguments: dict[str, Any] = {}
         if is_made:
             refuse_plateau(scheduler)
@@ -76,11 +75,14 @@ class LRScheduler(Callback):
         if self._make is not None:
             self._total = state.total_steps
             self._length = {"steps": state.total_steps, "epochs": state.num_epochs}
-            # In another fit, the schedule of the last one may have ended at 0.
-            if len(self._left) == len(self._before) and self._left == settings_of(state.optimizer):
-                restore(state.optimizer, self._before)
             self._before = copy.deepcopy(settings_of(state.optimizer))
             self.scheduler = self._made()
+            if not any(group["lr"] for group in (*self._before, *state.optimizer.param_groups)):
+                warnings.warn(
+                    f"the learning rate is 0, and {type(self.scheduler).__name__} only scales it, so the run does not "
+                    'train. If an earlier fit has left it there, set param_groups[0]["lr"] of the optimizer before fit',
+                    stacklevel=2,
+                )
             self._arguments = arguments_of(self.scheduler)
         own = (state.optimizer, *getattr(state.optimizer, "optimizers", ()))
         if not any(self.scheduler.optimizer is optimizer for optimizer in own):
@@ -108,10 +110,6 @@ class LRScheduler(Callback):
             self.scheduler.step(state.epoch + 1)
         elif self.interval == "epoch":
             self._step()
-
-    def on_end(self, state: RunnerState) -> None:
-        """Note what the schedule has left."""
-        self._left = copy.deepcopy(settings_of(state.optimizer))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state, its arguments, and its settings of the optimizer."""
