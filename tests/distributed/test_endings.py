@@ -1,17 +1,21 @@
 """How a launch ends that would otherwise wait: each time with a sentence that says what happened."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import wait
 
 import pytest
 import torch
 from failing import failed, never
 from fit_core import Runner
 from fit_distributed import LaunchError, barrier, is_main, launch, parallel, rank, shard
-from programs import environment, port, start
+from fit_distributed.meeting import Watch
+from programs import environment, port, start, until
 from torch import nn
+from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 pytestmark = pytest.mark.timeout(180)
@@ -35,6 +39,27 @@ def test_a_process_that_exits_with_status_0_before_its_time_is_named(ranks):
         "in it"
     )
     assert time.monotonic() - begin < 60
+
+
+def test_a_process_that_is_killed_just_when_all_may_end_does_not_hang_the_launch(monkeypatch):
+    started, seen = Watch._started, set()
+
+    def look(watch):
+        seen.update(processes := started(watch))
+        return processes
+
+    def is_done(context):
+        if done := len(context._return_values) == context.nprocs:
+            until(lambda: len(seen) == 2)
+            os.kill(context.pids()[1], signal.SIGKILL)
+            until(lambda: wait(list(context._pc.sentinels), 0))
+        return done
+
+    monkeypatch.setattr("fit_distributed.meeting._STUCK", 1.0)
+    monkeypatch.setattr(Watch, "_started", look)
+    monkeypatch.setattr(MultiprocessContext, "_is_done", is_done)
+    error, _ = failed(rank, timeout=120)
+    assert str(error).endswith("rank 1 was killed by signal 9 (out of memory?)")
 
 
 class Nothing(IterableDataset):

@@ -81,7 +81,7 @@ def run(job: worker.Job, nproc: int, nnodes: int, rdzv: str | None, max_restarts
             rank, failure = error.get_first_failure()
             failed = explain(Path(folder), rank, failure.exitcode, nproc * nnodes)
         elif isinstance(error, EndedError):
-            failed = explain(Path(folder), error.rank, 0, nproc * nnodes)
+            failed = explain(Path(folder), error.rank, error.exitcode, nproc * nnodes)
         elif isinstance(error, RendezvousClosedError):
             failed = ConnectionError("another machine has ended the run. Its own message says why")
         elif _is_lost(error) and (restarts or watch.has_store):
@@ -131,9 +131,10 @@ def _in_thread(call: Callable[[], dict[int, Any]], watch: Watch) -> tuple[dict[i
             thread.join(0.2)
             if watch.is_meeting and watch.signals.received:  # Processes were not started, so there is nothing to save.
                 break
-            if lost := watch.lost():  # The thread may wait for an answer for as long as the kernel does: half an hour.
+            # The thread may wait for an answer for as long as the kernel does, half an hour, or for ever.
+            if error := watch.lost() or watch.stuck():
                 watch.kill()
-                return None, lost
+                return None, error
     except KeyboardInterrupt:
         watch.kill()
         thread.join(5)

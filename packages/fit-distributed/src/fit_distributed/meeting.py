@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -35,13 +36,16 @@ _GRACE = 5.0
 _LINGER = 3.0
 """Seconds for which the store outlives a failed run, so that the other machines see its end."""
 
+_STUCK = 90.0
+"""Seconds in which elastic has seen the end of a process and stopped the others, unless it waits for ever."""
+
 
 class EndedError(Exception):
-    """A process has ended without an error before its function returned."""
+    """A process has ended without an error before its time."""
 
-    def __init__(self, rank: int) -> None:
-        super().__init__(rank)
-        self.rank = rank
+    def __init__(self, rank: int, exitcode: int) -> None:
+        super().__init__(rank, exitcode)
+        self.rank, self.exitcode = rank, exitcode
 
 
 class Watch:
@@ -72,6 +76,7 @@ class Watch:
         self._asked: float | None = None
         self._before: set[BaseProcess] = set()
         self._processes: list[BaseProcess] = []
+        self._ended_since: float | None = None
 
     def reach(self, endpoint: str) -> None:
         """Note that the store was reached."""
@@ -94,13 +99,10 @@ class Watch:
         """Raise what should end the launch: a signal, or a process that has left without a value."""
         if self.signals.received:
             raise SignalException("stopped", signal.Signals(self.signals.received))
-        if not self._processes and not self.is_meeting:
-            started = set(multiprocessing.active_children()) - self._before
-            self._processes = sorted(started, key=_number)
-        for number, process in enumerate(self._processes):
+        for number, process in enumerate(self._started()):
             if process.exitcode == 0:
                 self.kill()
-                raise EndedError(self._first_rank + number)
+                raise EndedError(self._first_rank + number, 0)
 
     @contextmanager
     def ask(self, since: float | None = None) -> Iterator[None]:
@@ -131,9 +133,28 @@ class Watch:
             "start the same program on each machine again"
         )
 
+    def stuck(self) -> EndedError | None:
+        """Return an error when elastic does nothing about a process that was killed.
+
+        It waits for ever for one that is killed after its function has returned, just when all may end.
+        """
+        # Not by the exit codes, since elastic may read them at the same moment.
+        has_ended = wait([process.sentinel for process in self._started()], 0)
+        self._ended_since = (self._ended_since or time.monotonic()) if has_ended else None
+        if self._ended_since is None or time.monotonic() - self._ended_since < _STUCK:
+            return None
+        codes = [process.exitcode or 0 for process in self._processes]
+        return EndedError(self._first_rank + codes.index(min(codes)), min(codes)) if min(codes) < 0 else None
+
     def may_meet_again(self) -> bool:
         """Return whether the store was there, and nobody has ended the run."""
         return self.has_store and not self.is_closed and not self.signals.received
+
+    def _started(self) -> list[BaseProcess]:
+        """Return the processes that elastic has started until now, by rank."""
+        if len(self._processes) < self._nproc and not self.is_meeting:
+            self._processes = sorted(set(multiprocessing.active_children()) - self._before, key=_number)
+        return self._processes
 
     def has_failed(self) -> bool:
         """Return whether a process of this machine has failed."""
@@ -143,6 +164,8 @@ class Watch:
         """End all processes at once."""
         for process in self._processes:
             process.kill()
+        for process in self._processes:
+            process.join(_GRACE)
 
 
 class Meeting(RendezvousHandler):
