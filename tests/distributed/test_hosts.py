@@ -143,21 +143,21 @@ def test_without_restarts_a_lost_host_ends_the_other(tmp_path, run):
 
 def test_a_silent_meeting_point_ends_the_run_after_the_timeout_and_is_named(tmp_path, run):
     where = port()
-    first = run("a", where, 10**6, 20, 3)
+    first = run("a", where, 10**6, 10, 3)
     until(lambda: is_listening(where))
     proxy = Proxy(where)
-    second = run("b", proxy.port, 10**6, 20, 3)
+    second = run("b", proxy.port, 10**6, 10, 3)
     wait_for_step(tmp_path, 2)
     proxy.is_silent = True
     status, _, err = end(second)
     assert status == 1
     assert err.rstrip().splitlines()[-1] == (
-        f"ConnectionError: lost the connection to localhost:{proxy.port}, where the machines meet, for 20 s. Check "
+        f"ConnectionError: lost the connection to localhost:{proxy.port}, where the machines meet, for 10 s. Check "
         "that machine and the network to it, and start the same program on each machine again"
     )
     status, _, err = end(first)
     assert status == 1
     assert err.rstrip().splitlines()[-1] == (
-        "ConnectionError: lost the connection to another machine for 20 s. Check that machine and the network to it, "
+        "ConnectionError: lost the connection to another machine for 10 s. Check that machine and the network to it, "
         "and start the same program on each machine again"
     )

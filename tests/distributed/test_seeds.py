@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fit_distributed import launch, parallel
+from forked import forked
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -48,7 +49,8 @@ def draw():
 
 @pytest.fixture(scope="module")
 def runs():
-    return [launch(draw, nproc=2, backend="gloo", timeout=60) for _ in range(2)]
+    with forked():
+        return [launch(draw, nproc=2, backend="gloo", timeout=60) for _ in range(2)]
 
 
 def test_ranks_draw_different_numbers_and_rank_0_what_one_process_draws(runs):

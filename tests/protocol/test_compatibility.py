@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
+from whole import whole
 
 ROOT = Path(__file__).parents[2]
 if not (ROOT / "packages").exists():
@@ -27,9 +28,6 @@ RECORDED = "ec02dfc5307005368ed69d77bc3244368bbc0a71"
 """Set this to a newer commit only when the contract changes incompatibly before the first release."""
 
 DEPENDENTS = ("fit-callbacks", "fit-metrics", "fit-distributed")
-
-# Half of the time goes into two checks of every callback, which .ci/run and ci.yml run too. check_stop resumes as well.
-SHORT = () if os.environ.get("FIT_COMPATIBILITY") == "whole" else ("-k", "not (check_resume or check_training)")
 
 
 def run(*command, cwd, **variables):
@@ -110,7 +108,7 @@ for name in {shown}:
 """
 
 
-def run_its_tests(package, commit, wheels, folder, *options):
+def run_its_tests(package, commit, wheels, folder):
     """Unpack wheels into a folder, and run the package's own tests of the protocol from a commit or the tree."""
     site = str(folder / "site")
     for wheel in wheels:
@@ -121,22 +119,24 @@ def run_its_tests(package, commit, wheels, folder, *options):
     conftest = CONFTEST.format(hidden=hidden, shown=["fit_core", module], site=site)
     folder.joinpath("tests", "conftest.py").write_text(conftest)
     tests = [f"tests/protocol/test_{name}.py" for name in ("stranger", f"{package.removeprefix('fit-')}_conform")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     told = run(*command, cwd=folder, PYTHONPATH=site, PYTEST_ADDOPTS="")
     assert re.search(r"^\d+ passed", told, re.MULTILINE), told
 
 
+@whole
 @pytest.mark.parametrize("package", DEPENDENTS)
 def test_the_last_released_dependent_runs_on_this_core(package, history, wheel, tmp_path):
     commit = last_release(package)
-    run_its_tests(package, commit, [wheel("fit-core", None), wheel(package, commit)], tmp_path, *SHORT)
+    run_its_tests(package, commit, [wheel("fit-core", None), wheel(package, commit)], tmp_path)
 
 
+@whole
 @pytest.mark.parametrize("package", DEPENDENTS)
 def test_this_dependent_runs_on_the_oldest_core_that_it_allows(package, history, wheel, tmp_path):
     dependent = wheel(package, None)
     core = wheel("fit-core", oldest_core(needed_core(dependent)))
-    run_its_tests(package, None, [core, dependent], tmp_path, *SHORT)
+    run_its_tests(package, None, [core, dependent], tmp_path)
 
 
 def test_a_core_that_breaks_its_promise_is_found(history, wheel, tmp_path):

@@ -25,18 +25,18 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 
-def start(folder, world, function, attempt):
+def start(folder, world, function, attempt, timeout=60):
     """Start processes of a gloo group that run `function(folder)`. Return their numbers."""
-    return [_fork(partial(_process, folder, rank, world, function, attempt)) for rank in range(world)]
+    return [_fork(partial(_process, folder, rank, world, function, attempt, timeout)) for rank in range(world)]
 
 
-def _process(folder, rank, world, function, attempt):
+def _process(folder, rank, world, function, attempt, timeout):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
     store = f"file://{folder}/store-{attempt}"
     distributed.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=60)
+        "gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout)
     )
     with contextlib.redirect_stdout(io.StringIO()):
         function(folder)
@@ -89,7 +89,8 @@ def killed_while_saving(folder):
     run.mkdir()
     os.environ["QUIET"] = "1"
     while len(steps) < 6 or not partial_ones:  # until some kills have come while shards were written
-        children = start(folder, 2, partial(save_large, background=len(steps) % 2 == 1), len(steps))
+        save = partial(save_large, background=len(steps) % 2 == 1)
+        children = start(folder, 2, save, len(steps), timeout=15)  # gloo does not always see that the other is gone
         before, saves = set(run.glob("shards-*")), 0
         while saves <= len(steps) % 3:  # until it writes, for the first time or later
             new = set(run.glob("shards-*")) - before
