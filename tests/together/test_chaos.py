@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from whole import whole
 
 CHAOS = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
 
@@ -12,6 +13,7 @@ if not CHAOS.exists():
     pytest.skip("needs the source tree", allow_module_level=True)
 
 
+@whole
 @pytest.mark.timeout(600)
 def test_a_run_with_faults_ends_with_the_same_bits():
     # With this seed: fp16, two workers, kill -9 after 9 batches, a flipped bit in the newest checkpoint, another fault.
