@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fit_core
 import pytest
+from whole import whole
 
 HERE = Path(__file__).parent
 TEMPLATE = HERE.parents[1] / "docs" / "template"
@@ -52,6 +53,7 @@ def wheel(tmp_path_factory):
     return wheel
 
 
+@whole
 def test_it_is_built_installed_and_passes_its_own_tests(wheel, template, tmp_path):
     site = tmp_path / "site"
     run("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(site), str(wheel), cwd=tmp_path)

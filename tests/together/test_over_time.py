@@ -26,8 +26,10 @@ from scene import accuracy
 from torch import nn
 from torch.multiprocessing.reductions import shared_cache
 from torch.utils.data import DataLoader, TensorDataset
+from whole import whole
 
 pytestmark = [
+    whole,
     pytest.mark.timeout(500),
     pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts by /proc"),
 ]

@@ -16,6 +16,7 @@ from fit_callbacks.checkpoint.__main__ import main
 from fit_core import Callback
 from processes import in_a_process, on_two_processes
 from sharded import loaders, needs_cpu_shards, network, runner, weights
+from whole import whole
 
 pytestmark = [pytest.mark.timeout(240), needs_cpu_shards]
 
@@ -234,6 +235,7 @@ def test_a_file_of_the_users_own_keeps_its_shards(run):
     assert len(list(run.glob("shards-*"))) == 2
 
 
+@whole
 def test_rank_0_needs_less_memory_the_more_processes_there_are(tmp_path):
     """The state is 50 MB, which no process ever holds."""
     resumes, saves = zip(*in_a_process(sharded_crash.peaks, tmp_path).values(), strict=True)
