@@ -123,12 +123,14 @@ def _meet(backend: str | None, timeout: float) -> None:
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         _join(backend, timeout)
-    except (DistNetworkError, DistStoreError) as error:
+    except RuntimeError as error:
         if "EADDRINUSE" in str(error):
             raise ConnectionError(
                 f"expected a free port for the {world_size()} processes to meet, got {place}, which is in use. Set "
                 "MASTER_PORT to another one, the same for every process"
             ) from error
+        if not isinstance(error, (DistNetworkError, DistStoreError)):
+            raise
         raise ConnectionError(
             f"expected {world_size()} processes to meet at {place}, got a timeout on rank {rank()} after {timeout:g} "
             "s. Check that all were started. If a host does not reach that address, set MASTER_ADDR and MASTER_PORT to "
