@@ -76,17 +76,30 @@ class Proxy:
             for ready in select.select([self.listener, *self.sockets], [], [])[0]:
                 if self.is_silent:
                     return
-                if ready is self.listener:
-                    here, _ = ready.accept()
-                    there = socket.create_connection(("localhost", self.target))
-                    self.sockets |= {here: there, there: here}
-                elif data := ready.recv(65536):
-                    self.sockets[ready].sendall(data)
-                else:
-                    other = self.sockets.pop(ready)
-                    del self.sockets[other]
-                    ready.close()
-                    other.close()
+                with contextlib.suppress(OSError):  # the host behind it is gone, or not up yet
+                    if ready is self.listener:
+                        self.connect(ready.accept()[0])
+                        continue
+                    if ready not in self.sockets:  # closed with the other one a moment ago
+                        continue
+                    if data := ready.recv(65536):
+                        self.sockets[ready].sendall(data)
+                        continue
+                self.close(ready)
+
+    def connect(self, here):
+        try:
+            there = socket.create_connection(("localhost", self.target))
+        except OSError:
+            here.close()
+        else:
+            self.sockets |= {here: there, there: here}
+
+    def close(self, one):
+        other = self.sockets.pop(one)
+        del self.sockets[other]
+        one.close()
+        other.close()
 
 
 @pytest.fixture
