@@ -99,9 +99,8 @@ class SampleCounter:
 
     def count(self, input: Any, target: Any) -> int | None:
         """Return the number of samples, or None if input and target do not determine it."""
-        if isinstance(input, Tensor) and isinstance(target, Tensor) and input.dim() and target.dim():
-            size = input.size(0)
-            return size if size == target.size(0) else None
+        if isinstance(input, Tensor) and isinstance(target, Tensor) and (shape := input.shape) and target.shape:
+            return shape[0] if shape[0] == target.shape[0] else None
         found, others = lengths(input), lengths(target)
         agreed = found & others if others else found
         if target is None and not (isinstance(input, Tensor) or is_nested(input)):

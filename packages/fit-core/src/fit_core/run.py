@@ -51,7 +51,8 @@ class Run:
         hooks: the methods to call at each hook.
         window: the accumulation window.
         model: the model that trains, also while a callback evaluates another one.
-        stepped (list): the optimizers that were stepped in this batch.
+        scales: whether a scaler for fp16 is in use.
+        stepped (list): with such a scaler, the optimizers that were stepped in this batch.
         cleared: the optimizers whose parameters have only gradients of this window, and have not stepped since.
         measured: the metrics that have seen the batch in a step which a callback has made.
         used_autocast, used_backward, used_optimizer_step: whether the step has called these parts of the Runner.
@@ -82,7 +83,7 @@ class Run:
         self.measured: Collection[Metric] = ()
         self.used_autocast = self.used_backward = self.used_optimizer_step = False
         self.is_in_loader = self.has_batches = self.has_outputs = False
-        self._scales = state.grad_scaler.is_enabled()
+        self.scales = state.grad_scaler.is_enabled()
         self._checks_step = checks_step
         self._checks_mean = True
         self._has_modes = hasattr(state.optimizer, "train") and hasattr(state.optimizer, "eval")
@@ -318,7 +319,7 @@ class Run:
     def finish_step(self) -> None:
         """Let the scaler know that all optimizers of this batch have been stepped."""
         self.stepped = []
-        if self._scales:
+        if self.scales:
             self.state.grad_scaler.update()
 
     def measure(self, metrics: Iterable[Metric]) -> None:

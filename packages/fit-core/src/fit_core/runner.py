@@ -328,9 +328,10 @@ class Runner:
             return
         if optimizer is None:
             optimizer = state.optimizer
-        if optimizer in run.stepped:  # a second step in this batch
-            state.grad_scaler.update()
-        run.stepped.append(optimizer)
+        if run.scales:
+            if optimizer in run.stepped:  # a second step in this batch
+                state.grad_scaler.update()
+            run.stepped.append(optimizer)
         run.cleared = [] if run.cleared == [optimizer] else [other for other in run.cleared if other is not optimizer]
         if run.hooks["on_before_step"]:
             state.grad_scaler.unscale_(optimizer)
