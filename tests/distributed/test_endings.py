@@ -13,6 +13,8 @@ from failing import failed, never
 from fit_core import Runner
 from fit_distributed import LaunchError, barrier, is_main, launch, parallel, rank, shard
 from fit_distributed.meeting import Watch
+from fit_distributed.signals import Signals
+from processes import SERVER
 from programs import environment, port, start, until
 from torch import nn
 from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
@@ -60,6 +62,21 @@ def test_a_process_that_is_killed_just_when_all_may_end_does_not_hang_the_launch
     monkeypatch.setattr(MultiprocessContext, "_is_done", is_done)
     error, _ = failed(rank, timeout=120)
     assert str(error).endswith("rank 1 was killed by signal 9 (out of memory?)")
+
+
+@pytest.mark.parametrize("received", [0, signal.SIGTERM])
+def test_after_a_signal_a_process_that_has_ended_does_not_end_those_that_save(received, monkeypatch):
+    monkeypatch.setattr("fit_distributed.meeting._STUCK", 0.0)
+    watch = Watch(Signals(), nproc=1, nnodes=1, timeout=60)
+    watch.signals.received, watch.is_meeting = received, False
+    process = SERVER.Process(target=time.sleep, args=(60,))
+    process.start()
+    watch._processes = [process]
+    assert watch.stuck() is None
+    process.kill()
+    until(lambda: wait([process.sentinel], 0))
+    assert (watch.stuck() is None) == bool(received)
+    process.join()
 
 
 class Nothing(IterableDataset):

@@ -136,10 +136,11 @@ class Watch:
     def stuck(self) -> EndedError | None:
         """Return an error when elastic does nothing about a process that was killed.
 
-        It waits for ever for one that is killed after its function has returned, just when all may end.
+        It waits for ever for one that is killed after its function has returned, just when all may end. After a signal
+        it waits on purpose, for those that save their run.
         """
         # Not by the exit codes, since elastic may read them at the same moment.
-        has_ended = wait([process.sentinel for process in self._started()], 0)
+        has_ended = not self.signals.received and wait([process.sentinel for process in self._started()], 0)
         self._ended_since = (self._ended_since or time.monotonic()) if has_ended else None
         if self._ended_since is None or time.monotonic() - self._ended_since < _STUCK:
             return None
