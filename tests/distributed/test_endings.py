@@ -44,21 +44,21 @@ def test_a_process_that_exits_with_status_0_before_its_time_is_named(ranks):
 
 
 def test_a_process_that_is_killed_just_when_all_may_end_does_not_hang_the_launch(monkeypatch):
-    started, seen = Watch._started, set()
+    look, watched = Watch.look, []
 
-    def look(watch):
-        seen.update(processes := started(watch))
-        return processes
+    def look_and_note(watch):
+        look(watch)
+        watched.extend(watch._processes)
 
     def is_done(context):
-        if done := len(context._return_values) == context.nprocs:
-            until(lambda: len(seen) == 2)
-            os.kill(context.pids()[1], signal.SIGKILL)
-            until(lambda: wait(list(context._pc.sentinels), 0))
-        return done
+        if len(context._return_values) < context.nprocs or not watched:
+            return False
+        os.kill(context.pids()[1], signal.SIGKILL)
+        until(lambda: wait(list(context._pc.sentinels), 0))
+        return True
 
     monkeypatch.setattr("fit_distributed.meeting._STUCK", 1.0)
-    monkeypatch.setattr(Watch, "_started", look)
+    monkeypatch.setattr(Watch, "look", look_and_note)
     monkeypatch.setattr(MultiprocessContext, "_is_done", is_done)
     error, _ = failed(rank, timeout=120)
     assert str(error).endswith("rank 1 was killed by signal 9 (out of memory?)")

@@ -79,8 +79,7 @@ class Proxy:
                 with contextlib.suppress(OSError):  # the host behind it is gone, or not up yet
                     if ready is self.listener:
                         self.connect(ready.accept()[0])
-                        continue
-                    if ready not in self.sockets:  # closed with the other one a moment ago
+                    if ready not in self.sockets:  # the listener, or closed with the other one a moment ago
                         continue
                     if data := ready.recv(65536):
                         self.sockets[ready].sendall(data)

@@ -99,7 +99,10 @@ class Watch:
         """Raise what should end the launch: a signal, or a process that has left without a value."""
         if self.signals.received:
             raise SignalException("stopped", signal.Signals(self.signals.received))
-        for number, process in enumerate(self._started()):
+        if not self._processes and not self.is_meeting:
+            started = set(multiprocessing.active_children()) - self._before
+            self._processes = sorted(started, key=_number)
+        for number, process in enumerate(self._processes):
             if process.exitcode == 0:
                 self.kill()
                 raise EndedError(self._first_rank + number, 0)
@@ -140,7 +143,7 @@ class Watch:
         it waits on purpose, for those that save their run.
         """
         # Not by the exit codes, since elastic may read them at the same moment.
-        has_ended = not self.signals.received and wait([process.sentinel for process in self._started()], 0)
+        has_ended = not self.signals.received and wait([process.sentinel for process in self._processes], 0)
         self._ended_since = (self._ended_since or time.monotonic()) if has_ended else None
         if self._ended_since is None or time.monotonic() - self._ended_since < _STUCK:
             return None
@@ -151,18 +154,12 @@ class Watch:
         """Return whether the store was there, and nobody has ended the run."""
         return self.has_store and not self.is_closed and not self.signals.received
 
-    def _started(self) -> list[BaseProcess]:
-        """Return the processes that elastic has started until now, by rank."""
-        if len(self._processes) < self._nproc and not self.is_meeting:
-            self._processes = sorted(set(multiprocessing.active_children()) - self._before, key=_number)
-        return self._processes
-
     def has_failed(self) -> bool:
         """Return whether a process of this machine has failed."""
         return any(process.exitcode for process in self._processes)
 
     def kill(self) -> None:
-        """End all processes at once."""
+        """Kill all processes, and wait until they are gone."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
