@@ -319,8 +319,7 @@ class Run:
     def finish_step(self) -> None:
         """Let the scaler know that all optimizers of this batch have been stepped."""
         self.stepped = []
-        if self.scales:
-            self.state.grad_scaler.update()
+        self.state.grad_scaler.update()
 
     def measure(self, metrics: Iterable[Metric]) -> None:
         """Update metrics with the batch."""

@@ -308,11 +308,12 @@ class Runner:
             run.drop_gradients(optimizer)
         if not run.window.is_trivial:
             loss = loss / run.loss_divisor()
-        scaled = state.grad_scaler.scale(loss)
+        if run.scales:
+            loss = state.grad_scaler.scale(loss)
         if optimizer is None:
-            scaled.backward()
+            loss.backward()
         else:
-            scaled.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
+            loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
         if run.hooks["on_after_backward"]:
             run.call("on_after_backward")
 
