@@ -46,6 +46,17 @@ def test_a_criterion_that_broadcasts_is_refused(criterion, name, options, verb):
     assert torch.equal(runner.state.model.weight, before)
 
 
+@pytest.mark.parametrize(("weight", "bias"), [(0.0, 0.0), (1e-4, 0.5)])
+def test_it_is_refused_of_a_model_that_predicts_one_number(weight, bias):
+    model = nn.Linear(4, 1)
+    nn.init.constant_(model.weight, weight)
+    nn.init.constant_(model.bias, bias)
+    with pytest.raises(ValueError, match="which the criterion by_hand broadcasts"):
+        make(by_hand, model=model).fit(data())
+    with pytest.raises(ValueError, match="which the metric by_hand broadcasts"):
+        make(lambda output, target: by_hand(output.squeeze(1), target), [by_hand], model=model).evaluate(data())
+
+
 def test_images_and_targets_with_a_column_are_refused_too():
     model = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (1, 2, 3)))
     with pytest.raises(ValueError, match=r"got \(8, 1, 2, 3\) and \(8, 2, 3\), which .* target.unsqueeze\(1\)"):

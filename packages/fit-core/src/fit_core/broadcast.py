@@ -15,7 +15,7 @@ __all__ = ["refuse_broadcast"]
 def refuse_broadcast(name: str, function: Callable[[Any, Any], Any], output: Any, target: Any, value: Any) -> None:
     """Check that a function of output and target does not broadcast them, if one has a column more than the other.
 
-    The function may drop the column itself. So it is called again, on a copy, with both in the shape to which they
+    The function may drop the column itself. So a copy of it is called again, with both in the shape to which they
     would be broadcast and with both without the column. Only then is a value read from the device.
 
     Args:
@@ -36,10 +36,12 @@ def refuse_broadcast(name: str, function: Callable[[Any, Any], Any], output: Any
     try:
         with torch.no_grad(), torch.random.fork_rng([]):
             trial = copy.deepcopy(function)  # It may count batches.
-            size = (len(other), *other.shape)
-            wide = trial(output.expand(size), target.expand(size))
-            flat = trial(output.reshape(other.shape), target.reshape(other.shape))
-            is_broadcast = _is_close(wide, value) and not _is_close(flat, value)
+            is_broadcast = _broadcasts(trial, output, target, other.shape, value)
+            if (
+                not is_broadcast
+            ):  # A new model may predict one number for all. Then perfect outputs show the difference.
+                perfect = target.reshape(output.shape).to(output.dtype)
+                is_broadcast = _broadcasts(trial, perfect, target, other.shape, trial(perfect, target))
     except Exception:  # of the user's code, which may expect the column
         return
     if is_broadcast:
@@ -49,6 +51,15 @@ def refuse_broadcast(name: str, function: Callable[[Any, Any], Any], output: Any
             f"{name} broadcasts: it compares each output with the targets of all samples. Return targets of the "
             f"output's shape from the dataset: {fix}"
         )
+
+
+def _broadcasts(
+    function: Callable[[Any, Any], Any], output: Tensor, target: Tensor, flat: torch.Size, value: Any
+) -> bool:
+    """Return whether a value is that of all outputs with all targets, and not that of each with its own."""
+    wide = (len(output), *flat)
+    is_wide = _is_close(function(output.expand(wide), target.expand(wide)), value)
+    return is_wide and not _is_close(function(output.reshape(flat), target.reshape(flat)), value)
 
 
 def _is_close(value: Any, other: Any) -> bool:
