@@ -201,7 +201,8 @@ def test_a_forward_that_sets_no_loss_is_named():
     model = network()
     pairs = [(batch["x"], batch["y"]) for batch in dicts(4)]
     with pytest.raises(
-        TypeError, match=r"expected forward to set state\.loss to a scalar tensor, got None. Set it in forward"
+        TypeError,
+        match=r"expected forward to set state\.loss to a scalar tensor, got None. Set self.state.loss",
     ):
         Forgets(model, sgd(model), nn.MSELoss()).fit(pairs)
 

@@ -43,6 +43,8 @@ def test_empty_loaders_are_refused_wherever_they_are():
             call([])
         with pytest.raises(ValueError, match="which can be read only once and has ended"):
             call(iter([]))
+    with pytest.raises(ValueError, match=r"train_loader \(list\) yields no batches: it is empty"):
+        run.fit([])
     with pytest.raises(ValueError, match="yields no batches: its dataset is empty"):
         run.fit(DataLoader(Stream(0), batch_size=None))
 
@@ -88,11 +90,13 @@ class Samples(IterableDataset):
         ({"x": torch.zeros(2)}, "got dict"),
         (
             TensorDataset(torch.zeros(4, 1), torch.zeros(4, 1)),
-            r"got TensorDataset, a dataset\. Wrap it: DataLoader\(dataset, batch_size=32, shuffle=True\)",
+            r"got TensorDataset, a dataset\. Wrap it: DataLoader\(dataset, batch_size=32",
         ),
         (Samples(), r"got Samples, a dataset\. Wrap it: DataLoader\(dataset, batch_size=32\), or .*batch_size=None\)"),
         (torch.zeros(4, 1), r"got Tensor\. Wrap them: DataLoader\(TensorDataset\(inputs, targets\), batch_size=32"),
         (np.zeros((4, 1)), r"got ndarray\. Convert the arrays to tensors, torch\.as_tensor\(array\)\. Wrap them: Data"),
+        ((torch.zeros(4, 1), torch.zeros(4)), r"got Tensor and Tensor\. Wrap them: DataLoader\(TensorDataset"),
+        ((np.zeros((4, 1)), np.zeros(4)), r"got ndarray and ndarray\. Convert the arrays to tensors"),
     ],
 )
 def test_what_is_not_a_loader_is_refused_with_the_line_to_type(loader, message):
@@ -108,3 +112,18 @@ def test_what_is_not_a_loader_is_refused_with_the_line_to_type(loader, message):
         ):
             call(loader)
     assert seen.train == []
+
+
+def test_two_batches_in_a_tuple_are_a_loader():
+    run, _ = runner()
+    assert len(run.predict(torch.zeros(8, 1).split(4))) == 8
+
+
+def test_only_a_training_loader_is_told_to_shuffle():
+    run, _ = runner()
+    dataset = TensorDataset(torch.zeros(4, 1), torch.zeros(4, 1))
+    with pytest.raises(TypeError, match=r"batch_size=32, shuffle=True\)$"):
+        run.fit(dataset)
+    for call in (lambda: run.fit(numbered(1), val_loader=dataset), lambda: run.predict(dataset)):
+        with pytest.raises(TypeError, match=r"batch_size=32\)$"):
+            call()

@@ -101,6 +101,32 @@ def test_an_unknown_error_gets_the_shapes_and_no_advice():
     assert note.splitlines()[-1] == "  output: float32(8, 1) on cpu"
 
 
+class ForgetsState(Runner):
+    def forward(self):
+        self.state.output = self.model(self.state.input)
+
+
+def test_an_attribute_of_the_state_is_found_there():
+    model = one()
+    with pytest.raises(AttributeError) as caught:
+        ForgetsState(model, torch.optim.SGD(model.parameters(), lr=0.1), None).fit([(INPUT, INPUT)])
+    assert "expected self.state.model, got self.model. All about" in caught.value.__notes__[0]
+
+
+def test_a_metric_of_scikit_learn_gets_classes():
+    metrics = pytest.importorskip("sklearn.metrics")
+    model = three()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def accuracy(output, target):
+        return metrics.accuracy_score(target, output)
+
+    with pytest.raises(ValueError, match="Classification metrics can't handle") as caught:
+        Runner(model, optimizer, CE, [accuracy]).fit([(INPUT, LABELS)])
+    (note,) = caught.value.__notes__
+    assert note.endswith("lambda output, target: accuracy_score(target, output.argmax(1))")
+
+
 class AtTheEnd(Callback):
     def on_epoch_end(self, state):
         print(state.logs["val_loss"])
@@ -121,7 +147,7 @@ class AnotherDict(Callback):
     [
         (AtTheEnd(), "expected a name in state.logs, got 'val_loss'. There are: train/loss, lr, val/loss"),
         (TooEarly(), "got 'train/loss'. There are: none yet, since results are there from on_loader_end on"),
-        (AnotherDict(), "output: float32(8, 1) on cpu"),
+        (AnotherDict(), "fit: raised in epoch 1, by AnotherDict.on_epoch_end"),
     ],
 )
 def test_a_callback_that_looks_for_a_wrong_name_gets_the_names(callback, advice):

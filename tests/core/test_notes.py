@@ -52,6 +52,29 @@ def test_an_error_in_evaluation_and_in_a_metric_is_placed_too():
 
 
 @needs_notes
+def test_a_batch_that_is_not_a_pair_is_shown_and_not_the_one_before():
+    broken = [batches()[0], {"x": torch.zeros(3)}]
+    place = "train batch 1, which is dict of 1 {x: float32(3,) on cpu}"
+    assert notes(lambda: make().fit(broken), TypeError) == [f"fit: raised in epoch 1, {place}"]
+    place = "val batch 1, which is dict of 1 {x: float32(3,) on cpu}"
+    assert notes(lambda: make().fit(batches(), val_loader=broken), TypeError) == [f"fit: raised in epoch 1, {place}"]
+
+
+@needs_notes
+@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_loader_begin", "on_loader_end", "on_epoch_end"])
+def test_an_error_of_a_hook_between_batches_names_the_hook_and_no_batch(hook):
+    class Fails(Callback):
+        pass
+
+    def fails(self, state):
+        if state.epoch == 1:
+            raise RuntimeError("broken")
+
+    setattr(Fails, hook, fails)
+    assert notes(lambda: make(Fails()).fit(batches(), 2)) == [f"fit: raised in epoch 2, by Fails.{hook}"]
+
+
+@needs_notes
 def test_an_error_of_the_dataset_is_not_blamed_on_the_batch_before():
     def broken():
         yield batches()[0]

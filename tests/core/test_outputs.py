@@ -1,11 +1,13 @@
 """Outputs of predict and for metrics: without graphs, in float32, and refused at once if they cannot be joined."""
 
+import warnings
 import weakref
 
 import pytest
 import torch
 from fit_core import Callback, Runner
 from torch import nn
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
 functional = nn.functional
 
@@ -49,6 +51,30 @@ def test_outputs_that_cannot_be_joined_are_refused_at_their_batch(first, second)
     with pytest.raises(ValueError, match=r"such as that of batch 0, .* in batch 1\. Pad the outputs"):
         make(Returns(first, second)).predict(inputs())
     assert fetched == [0, 1]
+
+
+def test_a_forward_that_sets_no_output_cannot_predict():
+    class Forgets(Runner):
+        def forward(self):
+            self.state.loss = self.state.model(self.state.input).mean()
+
+    model = nn.Linear(1, 1)
+    runner = Forgets(model, torch.optim.SGD(model.parameters(), lr=0.1), None)
+    with pytest.raises(ValueError, match=r"expected an output to predict, got None. Set self.state.output in Runner"):
+        runner.predict([torch.zeros(2, 1)])
+
+
+@pytest.mark.parametrize("options", [{"shuffle": True}, {"sampler": WeightedRandomSampler([1.0] * 4, 4)}])
+def test_predict_warns_of_a_loader_in_another_order_than_its_dataset(options):
+    runner = make(nn.Linear(1, 1))
+    with pytest.warns(
+        UserWarning, match="the loader shuffles, so the outputs are not in the order of its dataset"
+    ) as seen:
+        runner.predict(DataLoader(torch.zeros(4, 1), batch_size=2, **options))
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runner.predict(DataLoader(torch.zeros(4, 1), batch_size=2))
 
 
 def test_the_message_shows_both_outputs():

@@ -67,7 +67,11 @@ def test_a_model_on_two_devices_is_refused():
     ("criterion", "error", "message"),
     [
         (lambda output, target: None, TypeError, "expected criterion to return a scalar tensor, got None"),
-        (lambda output, target: 0.5, TypeError, "expected criterion to return a scalar tensor, got 0.5"),
+        (
+            lambda output, target: 0.5,
+            TypeError,
+            "criterion to return a scalar tensor, got 0.5. Leave out item",
+        ),
         (nn.MSELoss(reduction="none"), ValueError, r"a scalar tensor, got shape \(2, 1\). Use its mean"),
         (lambda output, target: output.detach().mean(), ValueError, "expected a loss with a graph"),
     ],
@@ -180,11 +184,15 @@ def test_arguments_in_another_order_are_named():
         Runner(model, LOSS, sgd(model))
     with pytest.raises(TypeError, match=f"expected criterion to be a function .* got SGD. {order}"):
         Runner(model, sgd(model), sgd(model))
+    with pytest.raises(TypeError, match=r"got None. Pass nn.CrossEntropyLoss\(\), .* override Runner.forward"):
+        Runner(model, sgd(model), None)
     with pytest.raises(TypeError, match=f"expected model to be a torch.nn.Module, got SGD. {order}"):
         Runner(sgd(model), model, LOSS)
-    with pytest.raises(TypeError, match=f"expected callbacks, got a L1Loss. Pass objects of .*Callback. {order}"):
+    with pytest.raises(
+        TypeError, match=f"expected callbacks, got an object of L1Loss. Pass objects of .*Callback. {order}"
+    ):
         Runner(model, sgd(model), LOSS, [], [nn.L1Loss()])
-    with pytest.raises(TypeError, match=r"expected callbacks, got the class Callback. Pass objects"):
+    with pytest.raises(TypeError, match=r"expected callbacks, got the class Callback. Pass an object: Callback"):
         Runner(model, sgd(model), LOSS, [], [Callback])
     with pytest.raises(
         TypeError, match=r"expected callbacks to be a list of callbacks, got Callback. Write callbacks=\[...\]"
@@ -240,12 +248,34 @@ def test_classes_and_names_in_place_of_objects(arguments, message):
         ),
         ((BATCHES, BATCHES), {}, r"got list. Pass it by name: fit\(train_loader, val_loader=...\)"),
         ((BATCHES, "5"), {}, r"expected epochs to be a whole number, got '5'$"),
+        ((BATCHES, None), {}, r"expected epochs to be a whole number, got None$"),
+        ((BATCHES,), {"validate_every": None}, r"expected validate_every to be a whole number, got None$"),
+        ((BATCHES, torch.tensor(5)), {}, r"epochs to be a whole number, got tensor\(5\). Write int\(epochs\)$"),
+        ((BATCHES,), {"ckpt_path": "last"}, r"got ckpt_path. Add a callback: .*CheckpointSaver\(folder, resume=True"),
     ],
 )
 def test_arguments_of_other_libraries_get_the_line_to_type(arguments, options, message):
     model = nn.Linear(1, 1)
     with pytest.raises(TypeError, match=message):
         Runner(model, sgd(model), LOSS).fit(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_epochs": 5}, r"argument of Runner, got max_epochs. Pass it to fit: runner.fit\(train_loader, epochs=5"),
+        ({"gradient_clip_val": 1.0}, r"got gradient_clip_val. Add a callback: callbacks=\[GradientClipping\(1.0\)\]"),
+        ({"device": "cuda"}, r'got device. Batches follow the model. .*: model.to\("cuda"\)'),
+        ({"precision": 16}, r"got precision. Write use_bf16=True or use_fp16=True"),
+        ({"metric": []}, r"got metric. Did you mean metrics=\?"),
+        ({"colour": 3}, r"got colour. See help\(Runner\)"),
+        ({"accumulate_steps": None}, r"expected accumulate_steps to be a whole number, got None"),
+    ],
+)
+def test_arguments_of_other_libraries_get_the_line_to_type_in_the_runner_too(options, message):
+    model = nn.Linear(1, 1)
+    with pytest.raises(TypeError, match=message):
+        Runner(model, sgd(model), LOSS, **options)
 
 
 def test_fit_inside_a_hook_of_the_same_run_is_refused():

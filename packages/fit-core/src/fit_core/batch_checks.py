@@ -45,7 +45,10 @@ def loss(value: Any, is_train: bool, source: str) -> None:
     """
     came = "forward to set state.loss to" if source == "forward" else f"{source} to return"
     if not isinstance(value, Tensor):
-        hint = "Set it in forward" if source == "forward" else "Does it end with a return?"
+        if isinstance(value, (int, float)):
+            hint = "Leave out item() and float(), since training needs the tensor"
+        else:
+            hint = "Set self.state.loss in forward" if source == "forward" else "Does it end with a return?"
         raise TypeError(f"expected {came} a scalar tensor, got {value!r:.80}. {hint}")
     if value.dim():
         raise ValueError(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, default_collate
 
+from .arguments import ONE_LOADER
 from .callback import Callback
 from .loaders import length, why_empty
 from .models import common_device
 from .processes import gather, has_process_group, rank_and_world_size
 from .sharded import reshard
+from .signatures import check_order
 from .state import RunnerState
 from .stream import Stream
 
@@ -25,7 +26,6 @@ __all__ = [
     "device",
     "fit",
     "loader",
-    "no_other_arguments",
     "runner",
 ]
 
@@ -41,9 +41,17 @@ def at_least_one(**numbers: int | None) -> None:
         if number is None:
             continue
         if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"expected {name} to be a whole number, got {number!r}")
+            hint = f". Write int({name})" if hasattr(number, "__index__") and not isinstance(number, bool) else ""
+            raise TypeError(f"expected {name} to be a whole number, got {number!r}{hint}")
         if number < 1:
             raise ValueError(f"expected {name} to be 1 or more, got {number}")
+
+
+def _required(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number is None:
+            raise TypeError(f"expected {name} to be a whole number, got None")
+    at_least_one(**numbers)
 
 
 def runner(
@@ -69,23 +77,32 @@ def runner(
         raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}. {order}")
     if not all(hasattr(optimizer, name) for name in ("param_groups", "step", "state_dict")):
         raise TypeError(f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}. {order}")
+    if criterion is None:
+        raise TypeError(
+            "expected criterion to be a function of (output, target), got None. Pass nn.CrossEntropyLoss(), for "
+            "example, or override Runner.forward, which then sets state.loss"
+        )
     if not callable(criterion) or hasattr(criterion, "param_groups"):
         kind = type(criterion).__name__
         raise TypeError(f"expected criterion to be a function of (output, target), got {kind}. {order}")
+    check_order("criterion", criterion)
     if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
         kind = type(callbacks).__name__
         raise TypeError(f"expected callbacks to be a list of callbacks, got {kind}. Write callbacks=[...]")
     for callback in callbacks:
         if not isinstance(callback, Callback):
-            got = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
+            if isinstance(callback, type):
+                name = callback.__name__
+                raise TypeError(f"expected callbacks, got the class {name}. Pass an object: {name}(...)")
+            got = f"an object of {type(callback).__name__}"
             if isinstance(callback, torch.optim.lr_scheduler.ReduceLROnPlateau):
                 raise TypeError(
                     f"expected callbacks, got {got} of torch. Write fit_callbacks.ReduceLROnPlateau(monitor)"
                 )
-            if not isinstance(callback, type) and hasattr(callback, "step") and hasattr(callback, "optimizer"):
+            if hasattr(callback, "step") and hasattr(callback, "optimizer"):
                 raise TypeError(f"expected callbacks, got {got}. Wrap it: fit_callbacks.LRScheduler(scheduler)")
             raise TypeError(f"expected callbacks, got {got}. Pass objects of subclasses of fit_core.Callback. {order}")
-    at_least_one(accumulate_steps=accumulate_steps)
+    _required(accumulate_steps=accumulate_steps)
     if both_halves:
         raise ValueError("expected use_fp16 or use_bf16, got both. Pass one of them")
     _optimizer_steps_model(optimizer, model, criterion)
@@ -142,7 +159,7 @@ def loader(name: str, value: Any, steps: int | None, *, passes: int = 1) -> None
         ValueError: it is empty, would make batches of batches, or is read more than once and can be read only once.
     """
     at_least_one(steps=steps)
-    wrap = _how_to_wrap(value)
+    wrap = _how_to_wrap(value, ", shuffle=True" if name == "train_loader" else "")
     if wrap:
         raise TypeError(f"expected {name} to be a DataLoader or another iterable of batches, got {wrap}")
     if (
@@ -165,7 +182,7 @@ def loader(name: str, value: Any, steps: int | None, *, passes: int = 1) -> None
         )
 
 
-def _how_to_wrap(value: Any) -> str | None:
+def _how_to_wrap(value: Any, shuffle: str) -> str | None:
     """Return the kind of an object that is not a loader and the line to type, or None for a loader."""
     kind = type(value).__name__
     if isinstance(value, IterableDataset):
@@ -174,12 +191,15 @@ def _how_to_wrap(value: Any) -> str | None:
             "or DataLoader(dataset, batch_size=None) if it yields whole batches"
         )
     if isinstance(value, Dataset):
-        return f"{kind}, a dataset. Wrap it: DataLoader(dataset, batch_size=32, shuffle=True)"
-    if isinstance(value, Tensor) or hasattr(value, "__array__"):
-        first = "" if isinstance(value, Tensor) else "Convert the arrays to tensors, torch.as_tensor(array). "
+        return f"{kind}, a dataset. Wrap it: DataLoader(dataset, batch_size=32{shuffle})"
+    parts = value if type(value) is tuple and len(value) == 2 and _differ(*value) else (value,)
+    if all(isinstance(part, Tensor) or hasattr(part, "__array__") for part in parts):
+        kind = " and ".join(type(part).__name__ for part in parts)
+        tensors = all(isinstance(part, Tensor) for part in parts)
+        first = "" if tensors else "Convert the arrays to tensors, torch.as_tensor(array). "
         return (
             f"{kind}. {first}Wrap them: DataLoader(TensorDataset(inputs, targets), batch_size=32, shuffle=True) to "
-            "train, DataLoader(inputs, batch_size=256) to predict"
+            "train, without shuffle to validate, DataLoader(inputs, batch_size=256) to predict"
         )
     if isinstance(value, (str, bytes, Mapping)):
         return kind
@@ -188,39 +208,10 @@ def _how_to_wrap(value: Any) -> str | None:
     return None
 
 
-_OTHER_NAMES = {
-    "x": "Pass one loader of pairs: fit(DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True))",
-    "y": "Pass one loader of pairs: fit(DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True))",
-    "batch_size": "Pass it to the loader: DataLoader(dataset, batch_size=32)",
-    "shuffle": "Pass it to the loader: DataLoader(dataset, shuffle=True)",
-    "validation_data": "Write val_loader=DataLoader(val_dataset, batch_size=32)",
-    "val_data": "Write val_loader=DataLoader(val_dataset, batch_size=32)",
-    "val_dataloaders": "Write val_loader=...",
-    "valid_loader": "Write val_loader=...",
-    "validation_split": "Split the dataset with torch.utils.data.random_split, and pass val_loader=...",
-    "validation_steps": "Write val_steps=...",
-    "validation_freq": "Write validate_every=...",
-    "max_epochs": "Write epochs=...",
-    "num_epochs": "Write epochs=...",
-    "initial_epoch": "A resumed run continues at its epoch: CheckpointSaver(folder, resume=True)",
-    "callbacks": "Pass them to the Runner: Runner(..., callbacks=[...])",
-    "metrics": "Pass them to the Runner: Runner(..., metrics=[...])",
-    "verbose": "Add a callback that prints: Runner(..., callbacks=[ConsoleLogger()])",
-    "class_weight": "Pass it to the loss: nn.CrossEntropyLoss(weight=torch.tensor([...]))",
-    "sample_weight": "Return it from the dataset and weigh the loss in Runner.forward",
-}
-
-
-def no_other_arguments(unknown: Mapping[str, Any]) -> None:
-    """Refuse arguments of `fit` that other libraries have.
-
-    Raises:
-        TypeError: there is one. The message says what to type.
-    """
-    for name in unknown:
-        close = get_close_matches(name, ("epochs", "val_loader", "steps_per_epoch", "val_steps", "validate_every"), n=1)
-        hint = _OTHER_NAMES.get(name) or (f"Did you mean {close[0]}=?" if close else "See help(Runner.fit)")
-        raise TypeError(f"expected an argument of fit, got {name}. {hint}")
+def _differ(first: Any, second: Any) -> bool:
+    """Return whether two arrays are (x, y) of Keras, and not two batches, which differ in their length only."""
+    shapes = (getattr(array, "shape", ())[1:] for array in (first, second))
+    return next(shapes) != next(shapes) or getattr(first, "dtype", None) != getattr(second, "dtype", None)
 
 
 def can_train(state: RunnerState) -> None:
@@ -251,14 +242,15 @@ def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, val
         TypeError: one has the wrong type.
         ValueError: one is out of range, or the lengths differ, which raises on every process.
     """
-    if isinstance(epochs, Tensor) or hasattr(epochs, "__array__"):
-        raise TypeError(f"expected epochs to be a whole number, got {type(epochs).__name__}. {_OTHER_NAMES['x']}")
-    if isinstance(epochs, Iterable) and not isinstance(epochs, str):
+    if getattr(epochs, "ndim", 0):
+        raise TypeError(f"expected epochs to be a whole number, got {type(epochs).__name__}. {ONE_LOADER}")
+    if isinstance(epochs, Iterable) and not isinstance(epochs, (str, Tensor)):
         kind = type(epochs).__name__
         raise TypeError(
             f"expected epochs to be a whole number, got {kind}. Pass it by name: fit(train_loader, val_loader=...)"
         )
-    at_least_one(epochs=epochs, steps_per_epoch=stream.steps, val_steps=val_steps, validate_every=validate_every)
+    _required(epochs=epochs, validate_every=validate_every)
+    at_least_one(steps_per_epoch=stream.steps, val_steps=val_steps)
     loader("train_loader", stream.loader, stream.steps, passes=epochs)
     if val_loader is not None:
         loader("val_loader", val_loader, val_steps, passes=epochs // validate_every)

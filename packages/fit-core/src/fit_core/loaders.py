@@ -7,11 +7,22 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from .workers import open_loader
 
-__all__ = ["batch_size", "batches", "has_estimated_length", "length", "samplers", "warn_longer", "why_empty"]
+__all__ = [
+    "batch_size",
+    "batches",
+    "has_estimated_length",
+    "length",
+    "samplers",
+    "warn_longer",
+    "warn_shuffled",
+    "why_empty",
+]
+
+_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 def length(loader: Iterable[Any], at_most: int | None = None) -> int | None:
@@ -68,6 +79,16 @@ def warn_longer(name: str, size: int) -> None:
     )
 
 
+def warn_shuffled(loader: Any) -> None:
+    """Warn that outputs will not be in the order of the dataset."""
+    if any(isinstance(sampler, _RANDOM) for sampler in samplers(loader)):
+        warnings.warn(
+            "the loader shuffles, so the outputs are not in the order of its dataset. Pass a loader that does not: "
+            "DataLoader(dataset, batch_size=256)",
+            stacklevel=3,
+        )
+
+
 def why_empty(loader: Any, name: str) -> str:
     """Explain why a loader yields no batches, with the sizes that matter."""
     samples = length(getattr(loader, "dataset", ()))
@@ -82,4 +103,5 @@ def why_empty(loader: Any, name: str) -> str:
             f"{name} is a {type(loader).__name__}, which can be read only once and has ended. "
             "Pass a list, a DataLoader, or an object whose __iter__ starts from scratch"
         )
-    return f"{name} ({type(loader).__name__}) yields no batches: its dataset is empty"
+    what = "its dataset" if hasattr(loader, "dataset") else "it"
+    return f"{name} ({type(loader).__name__}) yields no batches: {what} is empty"

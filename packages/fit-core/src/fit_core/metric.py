@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .broadcast import refuse_broadcast
+from .signatures import check_order
 
 __all__ = ["FunctionMetric", "Mean", "Metric", "as_metrics", "metric_name", "named_values"]
 
@@ -160,7 +161,7 @@ class FunctionMetric:
         """Add one batch.
 
         Raises:
-            TypeError: the function returned a tensor with dimensions, such as one value per sample, and not their mean.
+            TypeError: the function returned something that is not a number, such as a tensor of one value per sample.
             ValueError: it broadcasts output and target in its first batch.
         """
         value = self.function(output, target)
@@ -171,6 +172,11 @@ class FunctionMetric:
             )
         if self._is_new:
             self._is_new = False
+            if not hasattr(value, "__float__"):
+                raise TypeError(
+                    f"expected the metric {self.name} to return a number or a 0-dim tensor, got {value!r:.80}. "
+                    "Does it end with a return?"
+                )
             refuse_broadcast(f"the metric {self.name}", self.function, output, target, value)
         self._mean.update(value, self.weight)
 
@@ -206,6 +212,7 @@ def as_metrics(metrics: Iterable[Metric | Callable[[Any, Any], Any]]) -> list[Me
                 f"expected metrics, got the string {metric!r}. Pass a function of (output, target) or a metric object, "
                 "such as metrics=[fit_metrics.Accuracy()]"
             )
+        check_order("metric", metric)
         if isinstance(metric, Metric):
             result.append(metric)
         elif callable(metric):

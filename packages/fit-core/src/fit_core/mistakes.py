@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import linecache
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from .state import RunnerState
 
 __all__ = ["advice"]
+
+_FIELDS = {field.name for field in dataclasses.fields(RunnerState)}
 
 
 def advice(error: Exception, state: RunnerState) -> str | None:
@@ -26,6 +29,13 @@ def advice(error: Exception, state: RunnerState) -> str | None:
         if isinstance(error, KeyError) and "logs[" in _line(error):
             names = ", ".join(state.logs) or "none yet, since results are there from on_loader_end on"
             return f"expected a name in state.logs, got {message}. There are: {names}"
+        if isinstance(error, AttributeError) and getattr(error.obj, "state", None) is state and error.name in _FIELDS:
+            return f"expected self.state.{error.name}, got self.{error.name}. All about a run is in self.state"
+        if "Classification metrics can't handle" in message:
+            return (
+                "expected predicted classes for scikit-learn, got the model's scores. Wrap the metric: lambda output, "
+                "target: accuracy_score(target, output.argmax(1))"
+            )
         if "device-side assert" in message:
             return (
                 "expected labels and indices in range, got one outside. Run one batch on the CPU, which names it: "

@@ -17,6 +17,7 @@ from .state import RunnerState
 __all__ = ["add_note", "describe"]
 
 _LOADING = {"stream.py", "loaders.py"}
+_BETWEEN_BATCHES = {"on_epoch_begin", "on_loader_begin", "on_loader_end", "on_epoch_end"}
 
 
 def add_note(error: BaseException, state: RunnerState) -> None:
@@ -27,12 +28,19 @@ def add_note(error: BaseException, state: RunnerState) -> None:
     if _comes_from(error.__traceback__, _LOADING):
         where = f"after batch {state.batch_idx}" if state.batch_idx else "at the start"
         note = f"raised while the loader fetched a batch: {place}, {where}"
+    elif "batch" in (variables := _variables(error.__traceback__, "load_batch")):
+        note = f"raised in {place} batch {state.batch_idx}, which is {describe(variables['batch'])}"
+    elif (variables := _variables(error.__traceback__, "call")).get("hook") in _BETWEEN_BATCHES:
+        owner = type(getattr(variables.get("method"), "__self__", None)).__name__
+        note = f"raised in epoch {state.epoch + 1}, by {owner}.{variables['hook']}"
+        if sentence := advice(error, state):
+            note += f"\n  {sentence}"
     elif state.input is None:
         return
     else:
         parts = {"input": state.input, "target": state.target, "output": state.output}
         described = "".join(f"\n  {name}: {describe(value)}" for name, value in parts.items() if value is not None)
-        metric = _metric_in(error.__traceback__)
+        metric = _variables(error.__traceback__, "measure").get("metric")
         by = f", by the metric {metric_name(metric)}" if metric is not None else ""
         note = f"raised in {place} batch {state.batch_idx}{by}, on {state.device}:{described}"
         if sentence := advice(error, state):
@@ -56,14 +64,14 @@ def describe(value: Any, depth: int = 3) -> str:
     return type(value).__name__
 
 
-def _metric_in(traceback: TracebackType | None) -> Any:
-    """Return the metric whose update is in a traceback, or None."""
+def _variables(traceback: TracebackType | None, function: str) -> dict[str, Any]:
+    """Return the variables of a function of this package in a traceback, or an empty dict if it is not there."""
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if code.co_name == "measure" and Path(code.co_filename).parent == Path(__file__).parent:
-            return traceback.tb_frame.f_locals.get("metric")
+        if code.co_name == function and Path(code.co_filename).parent == Path(__file__).parent:
+            return traceback.tb_frame.f_locals
         traceback = traceback.tb_next
-    return None
+    return {}
 
 
 def _comes_from(traceback: TracebackType | None, files: set[str]) -> bool:

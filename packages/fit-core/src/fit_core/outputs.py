@@ -36,8 +36,10 @@ class Outputs:
             size: the number of samples, None if it is unknown.
 
         Raises:
-            ValueError: it cannot be joined to the output of the first batch.
+            ValueError: it is None, or cannot be joined to the output of the first batch.
         """
+        if output is None and not self._values:
+            raise ValueError("expected an output to predict, got None. Set self.state.output in Runner.forward")
         value = detached(to_device(output, _CPU), self._half)
         if self._values and not _can_join(self._values[0], value):
             raise ValueError(

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .arguments import no_other_arguments
 from .batch import split_for_prediction, split_if_pair, split_pair
 from .callback import LIFECYCLE, Callback
 from .history import History
+from .loaders import warn_shuffled
 from .metric import Metric, as_metrics, metric_name
 from .models import keep_modes
 from .notes import add_note
@@ -21,6 +23,7 @@ from .outputs import Outputs
 from .parameters import check_steps_alone
 from .resume import Resume
 from .run import Run, hooks_of, owners
+from .signatures import check_overrides
 from .state import RunnerState
 from .stream import Stream
 
@@ -42,6 +45,7 @@ class Runner:
             batches. The last, shorter window of an epoch is stepped too.
         use_fp16: run forward and loss in float16 where autocast considers it safe, with a gradient scaler.
         use_bf16: the same in bfloat16, which does not need a scaler.
+        **unknown: refused. The message says what to type for the arguments of other libraries.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -65,7 +69,10 @@ class Runner:
         accumulate_steps: int = 1,
         use_fp16: bool = False,
         use_bf16: bool = False,
+        **unknown: NoReturn,
     ) -> None:
+        no_other_arguments("Runner", unknown)
+        check_overrides(type(self), Runner)
         if criterion is None and (self._has_own("forward") or self._has_own("_make_step")):
             criterion = _no_loss
         checks.runner(model, optimizer, criterion, callbacks, accumulate_steps, use_fp16 and use_bf16)
@@ -112,7 +119,7 @@ class Runner:
                 optimizer belongs to another model.
         """
         state = self.state
-        checks.no_other_arguments(unknown)
+        no_other_arguments("fit", unknown)
         checks.can_train(state)
         device = checks.device(state.model, state.criterion)
         stream = Stream(train_loader, steps_per_epoch, window=state.accumulate_steps, device=device)
@@ -190,6 +197,7 @@ class Runner:
             ValueError: the loader is empty, or outputs differ in more than the first dimension.
         """
         checks.loader("loader", loader, steps)
+        warn_shuffled(loader)
         outputs = Outputs(self._half)
         with self._beside_the_run(predicts=True) as run:
             run.hooks["on_batch_end"].append(lambda state: outputs.add(state.output, state.batch_size))
