@@ -74,8 +74,10 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     before = flat(model.state_dict())
     with pytest.raises(
         ValueError, match=r"got one of another\. Nothing was loaded:(?s:.*)unexpected: 1\.weight(?s:.*)shape: 0"
-    ):
+    ) as error:
         make(CheckpointSaver(tmp_path, resume=True), model=model).fit(batches())
+    where = f"The checkpoint is {tmp_path / 'last.pt'}. For a new run, pass another folder or resume=False"
+    assert str(error.value).splitlines()[-1] == where
     assert flat(model.state_dict()) == before
 
 

@@ -48,7 +48,7 @@ def test_arguments_out_of_range():
         EarlyStopping(min_delta=-1)
 
 
-def test_a_run_that_was_stopped_stays_so_when_resumed_unless_patience_grows():
+def test_a_run_that_was_stopped_stays_so_when_resumed_unless_patience_grows(capsys):
     def run(patience, saved=None):
         snapshots = Snapshots()
         runner = make(EarlyStopping("value", "min", patience=patience), Logs(value=[1.0] * 6), snapshots)
@@ -59,5 +59,10 @@ def test_a_run_that_was_stopped_stays_so_when_resumed_unless_patience_grows():
 
     history, saved = run(2)
     assert len(history) == 3
+    capsys.readouterr()
     assert run(2, saved[-1])[0] == history
+    printed = (
+        "EarlyStopping: the run was stopped after epoch 3 and stays stopped. To train on, pass a larger patience\n"
+    )
+    assert capsys.readouterr().out == printed
     assert len(run(3, saved[-1])[0]) == 4

@@ -24,12 +24,29 @@ from torch import nn
             lambda: CheckpointSaver("runs", patience=3),
             r"got patience\. To stop when nothing improves, add EarlyStopping\('val/loss', patience=3\)",
         ),
+        (lambda: CheckpointSaver("runs", filename="{epoch}"), r"got filename\. Files have fixed names: last.pt"),
+        (lambda: CheckpointSaver("runs", every_n_epochs=1), r"got every_n_epochs\. It saves after each epoch"),
+        (lambda: CheckpointSaver("runs", resume=None), r'resume to be True, False, "auto" or a path, got None'),
+        (lambda: CheckpointSaver("runs", resume=3), r'resume to be True, False, "auto" or a path, got 3'),
         (lambda: ModelEma(nn.Linear(1, 1)), r"got a model\. Pass only the decay: ModelEma\(0.999\)"),
     ],
 )
 def test_an_argument_of_another_library(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["best.pt", "model.keras", "{epoch}.ckpt"])
+def test_a_file_in_place_of_a_folder(name, tmp_path):
+    with pytest.raises(ValueError, match=r"save_dir to be a folder, got .*\. Write CheckpointSaver\('.*runs'\)$"):
+        CheckpointSaver(tmp_path / "runs" / name)
+    (tmp_path / "runs.pt").mkdir()
+    CheckpointSaver(tmp_path / "runs.pt")
+
+
+def test_a_file_without_a_format(tmp_path):
+    with pytest.raises(ValueError, match=r"got '.*runs'\. Write FileLogger\('.*log.csv'\)$"):
+        FileLogger(tmp_path / "runs")
 
 
 KINDS = [CheckpointSaver, TensorBoard, FileLogger]

@@ -21,7 +21,7 @@ def saved_by(*callbacks, epochs=2, **options):
 
 def test_another_class_is_refused_with_both_names():
     runner = make(optimizer=lambda model: torch.optim.AdamW(model.parameters()))
-    with pytest.raises(ValueError, match=r"of the state, SGD, got AdamW. Create a SGD, or start a new run"):
+    with pytest.raises(ValueError, match=r"of the state, SGD, got AdamW. Use SGD, or start a new run"):
         runner.state.load_state_dict(load(saved_by()[2]))
     assert same(runner.state.model, network())
 

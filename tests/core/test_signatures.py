@@ -1,4 +1,4 @@
-"""What a user defines in the order or under the name of another library is refused, and not called wrongly."""
+"""Functions and methods in the order or under the name of another library are refused, and not called wrongly."""
 
 import functools
 

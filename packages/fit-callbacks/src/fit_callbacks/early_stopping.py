@@ -77,7 +77,7 @@ class EarlyStopping(Callback):
                 state,
                 f"EarlyStopping: stopped after epoch {state.epoch + 1}. {self.monitor.key} "
                 f"{'never was a finite number' if best is None else f'was best at {best:.6g}'} and has not improved "
-                f"for {self.patience} epochs",
+                f"for {self.patience} epoch{'s' if self.patience > 1 else ''}",
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,4 +88,10 @@ class EarlyStopping(Callback):
         """Restore the count. A run that was stopped stays stopped, unless `patience` has grown."""
         if self.monitor.load_state_dict(state_dict["monitor"]):
             self.waited = state_dict["waited"]
-            self._state.should_stop = self._state.should_stop or self.waited >= self.patience
+            if self.waited >= self.patience and self._state.epoch < self._state.num_epochs:
+                self._state.should_stop = True
+                print_line(
+                    self._state,
+                    f"EarlyStopping: the run was stopped after epoch {self._state.epoch} and stays stopped. To train "
+                    "on, pass a larger patience",
+                )

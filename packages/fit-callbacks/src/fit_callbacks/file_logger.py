@@ -38,7 +38,10 @@ class FileLogger(Callback):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = local_path("path", path)
         if self.path.suffix not in (".jsonl", ".csv"):
-            raise ValueError(f"expected a path that ends in .jsonl or .csv, got {str(path)!r}")
+            raise ValueError(
+                f"expected a path that ends in .jsonl or .csv, got {str(path)!r}. "
+                f"Write FileLogger({str(self.path / 'log.csv')!r})"
+            )
         self._written: int | None = None
         self._harmless = Harmless("FileLogger")
 

@@ -59,8 +59,7 @@ class Monitor:
 
         Raises:
             ValueError: the run does not have this result, or it is unknown which way is better. The message says what
-            to
-                type.
+                to type.
         """
         self.key = self.name
         if self.name == "loss":

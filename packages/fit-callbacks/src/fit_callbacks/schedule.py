@@ -14,7 +14,17 @@ from torch.optim import lr_scheduler
 from .arguments import check_number, check_whole
 from .monitor import Monitor
 from .ranks import from_rank_zero
-from .schedulers import EXPECTED, arguments_of, changes, is_scheduler, refuse_plateau, restore, settings_of
+from .schedulers import (
+    EXPECTED,
+    arguments_of,
+    changes,
+    check_function,
+    check_length,
+    is_scheduler,
+    refuse_plateau,
+    restore,
+    settings_of,
+)
 
 __all__ = ["LRScheduler", "ReduceLROnPlateau"]
 
@@ -31,14 +41,14 @@ class LRScheduler(Callback):
         scheduler: a scheduler over the run's optimizer (or over one of `Optimizers`), or a function
             `f(optimizer, total_steps)` that makes one when the run starts, for schedules that depend on the number of
             optimizer steps of the run.
-        interval: step it after each `step` or each `epoch`. timm's schedulers are called after both, as
-            they expect.
+        interval: step it after each `step` or each `epoch`. A warning says so if its numbers look like epochs and it is
+            stepped after each step. timm's schedulers are called after both, as they expect.
 
     Raises:
-        TypeError: `scheduler` is neither, or the function returned something else.
+        TypeError: `scheduler` is neither, or the function takes other arguments or returned something else.
         ValueError: the interval is neither. The scheduler belongs to another optimizer. `total_steps` is needed and
-            the loader does not have a len. A resumed run has other parameter groups, or a scheduler that was made with
-            other arguments. The message says what to do.
+            the loader does not have a len. A `OneCycleLR` ends before the run. A resumed run has other parameter
+            groups, or a scheduler that was made with other arguments. The message says what to do.
 
     Examples:
         >>> from torch.optim.lr_scheduler import OneCycleLR, StepLR
@@ -57,6 +67,8 @@ class LRScheduler(Callback):
         if isinstance(scheduler, type) or not (is_made or callable(scheduler)):
             got = f"the class {scheduler.__name__}" if isinstance(scheduler, type) else f"{scheduler!r:.80}"
             raise TypeError(f"expected a scheduler or a function that makes one, got {got}. {EXPECTED}")
+        if not is_made:
+            check_function(scheduler)
         self.scheduler: Any = scheduler if is_made else None
         self._make: Any = None if is_made else scheduler
         self.interval = interval
@@ -84,6 +96,8 @@ class LRScheduler(Callback):
                     stacklevel=2,
                 )
             self._arguments = arguments_of(self.scheduler)
+        if state.batches_per_epoch is not None and not hasattr(self.scheduler, "step_update"):
+            check_length(self.scheduler, self.interval, state.num_epochs, state.total_steps)
         own = (state.optimizer, *getattr(state.optimizer, "optimizers", ()))
         if not any(self.scheduler.optimizer is optimizer for optimizer in own):
             raise ValueError(

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.optim import lr_scheduler
 
-__all__ = ["EXPECTED", "arguments_of", "changes", "is_scheduler", "refuse_plateau", "restore", "settings_of"]
+__all__ = [
+    "EXPECTED",
+    "arguments_of",
+    "changes",
+    "check_function",
+    "check_length",
+    "is_scheduler",
+    "refuse_plateau",
+    "restore",
+    "settings_of",
+]
 
 EXPECTED = (
     "Write LRScheduler(StepLR(optimizer, 10), interval='epoch'), or "
@@ -33,6 +45,74 @@ def refuse_plateau(scheduler: Any) -> None:
             "expected a scheduler that steps without a value, got torch's ReduceLROnPlateau. Use "
             "fit_callbacks.ReduceLROnPlateau(monitor)"
         )
+
+
+def check_function(function: Any) -> None:
+    """Check that a function that makes a scheduler takes the optimizer and the number of steps.
+
+    Raises:
+        TypeError: it takes other arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a function in C
+        return
+    try:
+        signature.bind(None, 0)
+    except TypeError:
+        raise TypeError(f"expected a function of (optimizer, steps), got one of {signature}. {EXPECTED}") from None
+
+
+def check_length(scheduler: Any, interval: str, epochs: int, steps: int) -> None:
+    """Compare a scheduler with the length of the run, and warn if its numbers look like epochs while it counts steps.
+
+    Args:
+        scheduler: the scheduler, before the run.
+        interval: `step` or `epoch`.
+        epochs: the epochs of the run.
+        steps: its optimizer steps.
+
+    Raises:
+        ValueError: it is a OneCycleLR that ends before the run.
+    """
+    kind, calls = type(scheduler).__name__, steps if interval == "step" else epochs
+    if isinstance(scheduler, lr_scheduler.OneCycleLR) and scheduler.total_steps - scheduler.last_epoch < calls:
+        raise ValueError(
+            f"expected a schedule for {calls} {interval}s, got {kind} that ends after {scheduler.total_steps}. Pass a "
+            "function: LRScheduler(lambda optimizer, steps: OneCycleLR(optimizer, 0.1, total_steps=steps + 1))"
+        )
+    for inner in getattr(scheduler, "_schedulers", ()):
+        check_length(inner, interval, epochs, steps)
+    if interval == "epoch" or not 1 < epochs < steps:
+        return
+    name, span = _span(scheduler)
+    if span is not None and span <= epochs:
+        warnings.warn(
+            f"{kind}({name}={span}) is stepped after each of the {steps} optimizer steps, and {span} looks like a "
+            f"number of the {epochs} epochs. For epochs, write LRScheduler(scheduler, interval='epoch'). For the whole "
+            "run, pass a function of (optimizer, steps)",
+            stacklevel=3,
+        )
+    if isinstance(scheduler, lr_scheduler.ExponentialLR) and scheduler.gamma**steps < 1e-6:
+        warnings.warn(
+            f"{kind}(gamma={scheduler.gamma}) is stepped after each of the {steps} optimizer steps, which ends at "
+            f"{scheduler.gamma**steps:.1g} of the learning rate. For epochs, write LRScheduler(scheduler, "
+            "interval='epoch')",
+            stacklevel=3,
+        )
+
+
+def _span(scheduler: Any) -> tuple[str, int | None]:
+    """Return the number that says when the learning rate has fallen, and its name."""
+    for name in ("step_size", "T_max", "T_0"):
+        if isinstance(scheduler, (lr_scheduler.StepLR, *_COSINE)) and hasattr(scheduler, name):
+            return name, getattr(scheduler, name)
+    if isinstance(scheduler, lr_scheduler.MultiStepLR):
+        return "milestones", max(scheduler.milestones, default=None)
+    return "", None
+
+
+_COSINE = (lr_scheduler.CosineAnnealingLR, lr_scheduler.CosineAnnealingWarmRestarts)
 
 
 def arguments_of(scheduler: Any) -> dict[str, Any]:

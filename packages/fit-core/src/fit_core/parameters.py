@@ -98,7 +98,7 @@ def check_optimizer(saved: Mapping[str, Any], optimizer: Any, model: Any, criter
     own, groups = describe(optimizer, model, criterion), saved["groups"]
     if own["class"] != saved["class"]:
         raise ValueError(
-            f"expected the optimizer of the state, {saved['class']}, got {own['class']}. Create a {saved['class']}, "
+            f"expected the optimizer of the state, {saved['class']}, got {own['class']}. Use {saved['class']}, "
             'or start a new run from the weights alone: model.load_state_dict(state["model"])'
         )
     for number, (then, now) in enumerate(zip(groups, own["groups"], strict=False)):

@@ -1,4 +1,4 @@
-"""Check that what a user defines takes the arguments with which the loop calls it."""
+"""Check that functions and methods of the user take the arguments with which the loop calls them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OUTPUTS |= {"outputs", "logits", "scores", "probs", "input"}
 
 _ELSEWHERE = {
     "training_step": "Override forward, which sets state.output and state.loss. The Runner steps the optimizer",
-    "validation_step": "Override forward, which is called in validation too. state.is_train tells which",
+    "validation_step": "Override forward, which is called in validation too, with state.is_train False",
     "configure_optimizers": "Pass the optimizer: Runner(model, optimizer, criterion)",
     "train_step": "Override forward, which sets state.output and state.loss. The Runner steps the optimizer",
     "compute_loss": "Override forward, which sets state.output and state.loss",

@@ -39,7 +39,10 @@ def find(folder: Path, resume: bool | str | Path, state: RunnerState) -> tuple[P
         source = Path(resume)
         paths = checkpoints(source) if source.is_dir() else [source]
         if not paths or not paths[0].exists():
-            raise FileNotFoundError(f"expected a checkpoint to resume from, got {source}, which does not exist")
+            raise FileNotFoundError(
+                f"expected a checkpoint to resume from, got {source}, which does not exist. resume=True resumes the "
+                f"newest in {folder}"
+            )
         found = newest_whole(paths)
         if is_same(found[0].parent, folder):
             return found

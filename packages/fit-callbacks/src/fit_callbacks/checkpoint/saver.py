@@ -42,6 +42,8 @@ __all__ = ["CheckpointSaver"]
     save_weights_only='A checkpoint is a whole run, and torch.load(path, weights_only=True)["model"] is its weights',
     save_top_k="Use keep=k",
     save_last="last.pt is always kept",
+    filename="Files have fixed names: last.pt, best.pt and, with keep=k, epoch-0007.pt",
+    every_n_epochs="It saves after each epoch, and with every_steps=n also every n optimizer steps",
     patience="To stop when nothing improves, add EarlyStopping('val/loss', patience=3) to the callbacks",
     save_freq="Use every_steps=n, in optimizer steps",
     every_n_train_steps="Use every_steps=n, in optimizer steps",
@@ -88,10 +90,9 @@ class CheckpointSaver(Callback):
             raises an error.
 
     Raises:
-        ValueError: an argument is out of range, or the run does not have the result `monitor`.
+        ValueError: an argument is out of range, `save_dir` is a file, or the run does not have the result `monitor`.
         FileNotFoundError: there is nothing to resume from.
-        NotADirectoryError: `save_dir` is a file. Raised before the first step, like the next.
-        PermissionError: `save_dir` cannot be written to.
+        PermissionError: `save_dir` cannot be written to. Raised before the first step.
         RuntimeError: another run, or another CheckpointSaver, is writing to `save_dir`.
         CheckpointError: all checkpoints are damaged, or a checkpoint could not be written.
         TypeError: the state contains something that cannot be loaded again. Raised at the first save. The message names
@@ -121,9 +122,16 @@ class CheckpointSaver(Callback):
         check_every("every_steps", every_steps)
         check_whole("keep", keep, 1)
         self.save_dir = local_folder("save_dir", save_dir)
+        if self.save_dir.suffix in _OF_FILES and not self.save_dir.exists():
+            raise ValueError(
+                f"expected save_dir to be a folder, got {str(save_dir)!r}. Files have fixed names, as best.pt. Write "
+                f"CheckpointSaver({str(self.save_dir.parent)!r})"
+            )
         self.monitor = Monitor(monitor, mode)
         self.keep = keep
         self.every_steps = every_steps
+        if not isinstance(resume, (bool, str, os.PathLike)):
+            raise TypeError(f'expected resume to be True, False, "auto" or a path, got {resume!r}')
         self.resume = resume if isinstance(resume, bool) or resume == "auto" else local_path("resume", resume)
         self.save_on_signal = save_on_signal
         self.background = background
@@ -157,7 +165,12 @@ class CheckpointSaver(Callback):
         found = self._found(state)
         if found is not None:
             path, content = found
-            state.load_state_dict(self._peers.together(lambda: fill(content, path, like, state.rank)))
+            filled = self._peers.together(lambda: fill(content, path, like, state.rank))
+            try:
+                state.load_state_dict(filled)
+            except ValueError as error:
+                error.args = (f"{error}\nThe checkpoint is {path}. For a new run, pass another folder or resume=False",)
+                raise
             self._saved = _point(state) if is_same(path.parent, self.save_dir) else None
             self._print_place(state, path, content)
         if self.save_on_signal:
@@ -361,6 +374,9 @@ class CheckpointSaver(Callback):
     def _is_finite(self, state: RunnerState) -> bool:
         """Return whether all weights are finite on every rank, and all buffers that were finite at the start."""
         return self._peers.all(not_finite(state) <= self._never_finite)  # Buffers may differ between processes.
+
+
+_OF_FILES = (".pt", ".pth", ".ckpt", ".h5", ".keras", ".bin", ".safetensors")
 
 
 def _point(state: RunnerState) -> tuple[int, int]:
