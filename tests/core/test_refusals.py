@@ -34,6 +34,21 @@ def test_an_optimizer_over_some_of_the_parameters_warns_with_names():
         Runner(model, sgd(model[0]), LOSS)
 
 
+@pytest.mark.parametrize(
+    ("layer", "criterion"), [(nn.Softmax(1), nn.CrossEntropyLoss()), (nn.Sigmoid(), nn.BCEWithLogitsLoss())]
+)
+def test_a_softmax_before_a_loss_that_contains_it_warns(layer, criterion):
+    model = nn.Sequential(nn.Linear(1, 2), layer)
+    name = type(layer).__name__
+    with pytest.warns(UserWarning, match=f"contains the {name.lower()}, .* Leave nn.{name} out of the model") as seen:
+        Runner(model, sgd(model), criterion)
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Runner(model, sgd(model), nn.MSELoss())
+        Runner(model[:1], sgd(model), criterion)
+
+
 def test_a_frozen_model_can_be_evaluated_and_not_trained():
     model = nn.Linear(1, 1).requires_grad_(False)
     runner = Runner(model, sgd(model), LOSS)

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 import torchmetrics.classification as tm
+from fit_core import Runner
 from fit_metrics import (
     AUROC,
     F1,
@@ -18,6 +19,7 @@ from fit_metrics import (
     Recall,
 )
 from sklearn import metrics as sk
+from torch import nn
 from values import value
 
 G = torch.Generator().manual_seed(0)
@@ -224,3 +226,20 @@ def test_labels_need_the_task_when_it_cannot_be_inferred():
     for predicted in (LOGITS > 0, (LOGITS > 0).long()):
         with pytest.raises(ValueError, match=r'expected either predicted labels or .* Pass task="multilabel" if'):
             F1(5).update(predicted, TARGET)
+
+
+@pytest.mark.parametrize("criterion", [nn.BCELoss(), nn.functional.binary_cross_entropy])
+@pytest.mark.parametrize("kind", [Accuracy, F1])
+def test_a_threshold_for_logits_is_refused_of_a_model_that_returns_probabilities(criterion, kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 1), nn.Sigmoid())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    match = (
+        rf"expected {kind.__name__} to decide at 0.5, .* got threshold=0. Pass {kind.__name__}\(\.\.\., threshold=0.5"
+    )
+    with pytest.raises(ValueError, match=match):
+        Runner(model, optimizer, criterion, [kind()])
+    input, target = torch.randn(40, 3), torch.randint(2, (40, 1)).float()
+    results = Runner(model, optimizer, criterion, [Accuracy(threshold=0.5)]).evaluate([(input, target)])
+    assert results["val/Acc@1"] == float(((model(input) > 0.5) == target).double().mean())
+    Runner(model[:1], optimizer, nn.BCEWithLogitsLoss(), [kind()])

@@ -26,6 +26,7 @@ __all__ = [
     "device",
     "fit",
     "loader",
+    "probabilities",
     "runner",
 ]
 
@@ -106,6 +107,31 @@ def runner(
     if both_halves:
         raise ValueError("expected use_fp16 or use_bf16, got both. Pass one of them")
     _optimizer_steps_model(optimizer, model, criterion)
+
+
+def probabilities(model: Any, criterion: Any, metrics: Iterable[Any]) -> None:
+    """Check that model, criterion and metrics agree whether the outputs are logits or probabilities.
+
+    Raises:
+        ValueError: the criterion expects probabilities, and a metric decides at 0, which they all exceed.
+    """
+    last: Any = model[-1] if isinstance(model, nn.Sequential) and len(model) else None
+    for loss, layer in ((nn.CrossEntropyLoss, nn.Softmax), (nn.BCEWithLogitsLoss, nn.Sigmoid)):
+        if isinstance(criterion, loss) and isinstance(last, layer):
+            warnings.warn(
+                f"{loss.__name__} contains the {layer.__name__.lower()}, and the model ends with another one, so it "
+                f"learns badly. Leave nn.{layer.__name__} out of the model",
+                stacklevel=3,
+            )
+    if not isinstance(criterion, nn.BCELoss) and criterion is not nn.functional.binary_cross_entropy:
+        return
+    for metric in metrics:
+        if getattr(metric, "threshold", None) == 0:
+            name = type(metric).__name__
+            raise ValueError(
+                f"expected {name} to decide at 0.5, as the criterion expects probabilities, got threshold=0. Pass "
+                f"{name}(..., threshold=0.5), or use nn.BCEWithLogitsLoss() and no sigmoid in the model"
+            )
 
 
 def device(model: nn.Module, criterion: Any) -> torch.device:
