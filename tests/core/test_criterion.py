@@ -92,10 +92,10 @@ def test_a_criterion_on_another_device_is_refused():
 def test_parameters_of_a_criterion_that_nobody_trains_are_named():
     model, criterion = nn.Linear(4, 4), Prototypes()
     with pytest.warns(UserWarning, match=r"does not have 1 of 3 trainable parameters, .*: criterion\.centres\. Add"):
-        Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), criterion)
+        Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), criterion).fit(batches())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make()
+        make()[0].fit(batches())
 
 
 class Partial(nn.Module):

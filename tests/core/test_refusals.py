@@ -24,14 +24,29 @@ def test_an_optimizer_over_none_of_the_parameters_is_refused():
 
 def test_an_optimizer_over_some_of_the_parameters_warns_with_names():
     model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    runner = Runner(model, sgd(model[0]), LOSS)
     with pytest.warns(
         UserWarning, match=r"does not have 2 of 4 trainable parameters, .* train: 1.weight, 1.bias\. Add"
-    ):
-        Runner(model, sgd(model[0]), LOSS)
+    ) as seen:
+        runner.fit(BATCHES)
+    assert [warning.filename for warning in seen] == [__file__]
     model[1].requires_grad_(False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Runner(model, sgd(model[0]), LOSS)
+        runner.fit(BATCHES)
+
+
+def test_a_layer_that_was_replaced_or_unfrozen_after_the_optimizer_was_made_warns():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1).requires_grad_(False))
+    runner = Runner(model, sgd(model[0]), LOSS)
+    runner.fit(BATCHES)
+    model.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"will not train: 1.weight, 1.bias\. Add"):
+        runner.fit(BATCHES)
+    model[1] = nn.Identity()
+    model[0] = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="an optimizer of the model's 2 trainable parameters, got one"):
+        runner.fit(BATCHES)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +167,7 @@ def mae(output, target):
             "metrics with names other than 'loss', the name of the criterion",
         ),
         (mae, TypeError, r"expected metrics to be a list of metrics, got function. Write metrics=\[...\]"),
+        ({"mae": mae}, TypeError, r"expected metrics to be a list of metrics, got dict. Write metrics=\[...\]"),
         (
             [3],
             TypeError,
@@ -240,57 +256,6 @@ def test_classes_and_names_in_place_of_objects(arguments, message):
     model = nn.Linear(1, 1)
     with pytest.raises(TypeError, match=message):
         Runner(*arguments(model, sgd(model)))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "message"),
-    [
-        (
-            (BATCHES,),
-            {"batch_size": 32},
-            r"expected an argument of fit, got batch_size. Pass it to the loader: DataLoader\(dataset, batch",
-        ),
-        ((BATCHES,), {"validation_data": BATCHES}, r"got validation_data. Write val_loader=DataLoader"),
-        ((BATCHES,), {"validation_split": 0.1}, r"got validation_split. .*random_split, and pass val_loader="),
-        ((BATCHES,), {"verbose": 1}, r"got verbose. .*Runner\(..., callbacks=\[ConsoleLogger\(\)\]\)"),
-        ((BATCHES,), {"callbacks": []}, r"got callbacks. Pass them to the Runner"),
-        ((BATCHES,), {"epoch": 3}, r"argument of fit, got epoch. Did you mean epochs=\?"),
-        ((BATCHES,), {"colour": 3}, r"argument of fit, got colour. See help"),
-        (
-            (torch.zeros(2, 1), torch.zeros(2, 1)),
-            {},
-            r"got Tensor. Pass one loader of pairs: fit\(DataLoader\(TensorDat",
-        ),
-        ((BATCHES, BATCHES), {}, r"got list. Pass it by name: fit\(train_loader, val_loader=...\)"),
-        ((BATCHES, "5"), {}, r"expected epochs to be a whole number, got '5'$"),
-        ((BATCHES, None), {}, r"expected epochs to be a whole number, got None$"),
-        ((BATCHES,), {"validate_every": None}, r"expected validate_every to be a whole number, got None$"),
-        ((BATCHES, torch.tensor(5)), {}, r"epochs to be a whole number, got tensor\(5\). Write int\(epochs\)$"),
-        ((BATCHES,), {"ckpt_path": "last"}, r"got ckpt_path. Add a callback: .*CheckpointSaver\(folder, resume=True"),
-    ],
-)
-def test_arguments_of_other_libraries_get_the_line_to_type(arguments, options, message):
-    model = nn.Linear(1, 1)
-    with pytest.raises(TypeError, match=message):
-        Runner(model, sgd(model), LOSS).fit(*arguments, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_epochs": 5}, r"argument of Runner, got max_epochs. Pass it to fit: runner.fit\(train_loader, epochs=5"),
-        ({"gradient_clip_val": 1.0}, r"got gradient_clip_val. Add a callback: callbacks=\[GradientClipping\(1.0\)\]"),
-        ({"device": "cuda"}, r'got device. Batches follow the model. .*: model.to\("cuda"\)'),
-        ({"precision": 16}, r"got precision. Write use_bf16=True or use_fp16=True"),
-        ({"metric": []}, r"got metric. Did you mean metrics=\?"),
-        ({"colour": 3}, r"got colour. See help\(Runner\)"),
-        ({"accumulate_steps": None}, r"expected accumulate_steps to be a whole number, got None"),
-    ],
-)
-def test_arguments_of_other_libraries_get_the_line_to_type_in_the_runner_too(options, message):
-    model = nn.Linear(1, 1)
-    with pytest.raises(TypeError, match=message):
-        Runner(model, sgd(model), LOSS, **options)
 
 
 def test_fit_inside_a_hook_of_the_same_run_is_refused():

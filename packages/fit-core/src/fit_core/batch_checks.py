@@ -47,6 +47,8 @@ def loss(value: Any, is_train: bool, source: str) -> None:
     if not isinstance(value, Tensor):
         if isinstance(value, (int, float)):
             hint = "Leave out item() and float(), since training needs the tensor"
+        elif isinstance(value, (tuple, list)):
+            hint = 'For several losses, use a dict: {"loss": total, "other": other}'
         else:
             hint = "Set self.state.loss in forward" if source == "forward" else "Does it end with a return?"
         raise TypeError(f"expected {came} a scalar tensor, got {value!r:.80}. {hint}")

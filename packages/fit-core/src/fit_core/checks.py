@@ -106,7 +106,7 @@ def runner(
     _required(accumulate_steps=accumulate_steps)
     if both_halves:
         raise ValueError("expected use_fp16 or use_bf16, got both. Pass one of them")
-    _optimizer_steps_model(optimizer, model, criterion)
+    _left_out(optimizer, model, criterion)
 
 
 def probabilities(model: Any, criterion: Any, metrics: Iterable[Any]) -> None:
@@ -150,11 +150,11 @@ def device(model: nn.Module, criterion: Any) -> torch.device:
     return of_model
 
 
-def _optimizer_steps_model(optimizer: torch.optim.Optimizer, model: nn.Module, criterion: Any) -> None:
-    """Check that the optimizer has the trainable parameters of the model, and of the criterion if it has some.
+def _left_out(optimizer: torch.optim.Optimizer, model: nn.Module, criterion: Any) -> tuple[list[str], int]:
+    """Return the names of trainable parameters that the optimizer does not have, and how many are trainable.
 
     Raises:
-        ValueError: it has none of the model's. Having only a part of them is a warning.
+        ValueError: it has none of the model's.
     """
     reshard(model)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -167,14 +167,7 @@ def _optimizer_steps_model(optimizer: torch.optim.Optimizer, model: nn.Module, c
     if isinstance(criterion, nn.Module):
         own = criterion.named_parameters()
         trainable |= {f"criterion.{name}": parameter for name, parameter in own if parameter.requires_grad}
-    missing = [name for name, parameter in trainable.items() if id(parameter) not in held]
-    if missing:
-        names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        warnings.warn(
-            f"the optimizer does not have {len(missing)} of {len(trainable)} trainable parameters, which will not "
-            f"train: {names}. Add them to the optimizer, or freeze them with requires_grad_(False)",
-            stacklevel=4,
-        )
+    return [name for name, parameter in trainable.items() if id(parameter) not in held], len(trainable)
 
 
 def loader(name: str, value: Any, steps: int | None, *, passes: int = 1) -> None:
@@ -241,11 +234,13 @@ def _differ(first: Any, second: Any) -> bool:
 
 
 def can_train(state: RunnerState) -> None:
-    """Check that this Runner is not training already, and has something to train.
+    """Check that this Runner is not training already, and that the optimizer has what is to train.
+
+    A layer may have been replaced or unfrozen since the Runner was made. If it is not in the optimizer, warn.
 
     Raises:
         RuntimeError: `fit` was called inside a hook of its own run, or by a second thread.
-        ValueError: everything is frozen.
+        ValueError: everything is frozen, or the optimizer has none of the model's parameters.
     """
     if state.status == "running":
         raise RuntimeError(
@@ -256,6 +251,14 @@ def can_train(state: RunnerState) -> None:
         raise ValueError(
             "expected a parameter of the optimizer that requires grad, got only frozen ones. Unfreeze the parameters "
             "to train: model.requires_grad_(True). evaluate and predict accept a frozen model"
+        )
+    missing, trainable = _left_out(state.optimizer, state.model, state.criterion)
+    if missing:
+        names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        warnings.warn(
+            f"the optimizer does not have {len(missing)} of {trainable} trainable parameters, which will not train: "
+            f"{names}. Add them to the optimizer, or freeze them with requires_grad_(False)",
+            stacklevel=3,
         )
 
 

@@ -199,7 +199,7 @@ def as_metrics(metrics: Iterable[Metric | Callable[[Any, Any], Any]]) -> list[Me
         TypeError: it is not a list, or an entry is neither a metric object nor a function.
         ValueError: two metrics have the same name, or one is called `loss`.
     """
-    if isinstance(metrics, Metric) or not isinstance(metrics, Iterable):
+    if isinstance(metrics, (Metric, Mapping)) or not isinstance(metrics, Iterable):
         raise TypeError(f"expected metrics to be a list of metrics, got {type(metrics).__name__}. Write metrics=[...]")
     result: list[Metric] = []
     for metric in [metrics] if isinstance(metrics, str) else metrics:
