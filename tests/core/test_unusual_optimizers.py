@@ -136,7 +136,7 @@ def test_a_scheduler_among_the_callbacks_is_to_be_wrapped():
     for scheduler, message in (
         (
             lr_scheduler.StepLR(optimizer, 1),
-            r"expected callbacks, got an object of StepLR. Wrap it: fit_callbacks.LRScheduler\(scheduler\)",
+            r"got an object of StepLR. Wrap it: fit_callbacks.LRScheduler\(scheduler, interval='epoch'\), or 'step'",
         ),
         (lr_scheduler.ReduceLROnPlateau(optimizer), r"Write fit_callbacks.ReduceLROnPlateau\(monitor\)"),
     ):

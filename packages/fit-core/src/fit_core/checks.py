@@ -101,7 +101,10 @@ def runner(
                     f"expected callbacks, got {got} of torch. Write fit_callbacks.ReduceLROnPlateau(monitor)"
                 )
             if hasattr(callback, "step") and hasattr(callback, "optimizer"):
-                raise TypeError(f"expected callbacks, got {got}. Wrap it: fit_callbacks.LRScheduler(scheduler)")
+                raise TypeError(
+                    f"expected callbacks, got {got}. Wrap it: fit_callbacks.LRScheduler(scheduler, interval='epoch'), "
+                    "or 'step' if it counts optimizer steps"
+                )
             raise TypeError(f"expected callbacks, got {got}. Pass objects of subclasses of fit_core.Callback. {order}")
     _required(accumulate_steps=accumulate_steps)
     if both_halves:
