@@ -101,6 +101,15 @@ def test_an_unknown_error_gets_the_shapes_and_no_advice():
     assert note.splitlines()[-1] == "  output: float32(8, 1) on cpu"
 
 
+def test_a_last_batch_of_one_sample_does_not_suit_batch_norm():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), CE)
+    with pytest.raises(ValueError, match="more than 1 value per channel") as caught:
+        runner.fit([(INPUT, LABELS), (INPUT[:1], LABELS[:1])])
+    (note,) = caught.value.__notes__
+    assert note.endswith("for batch norm, got a batch of 1. Pass drop_last=True to the loader")
+
+
 class ForgetsState(Runner):
     def forward(self):
         self.state.output = self.model(self.state.input)

@@ -98,7 +98,7 @@ def test_more_guesses_than_classes(topk, output, message):
         ((1, -1), ValueError, "expected topk to be 1 or more, got -1"),
         ((1.5,), TypeError, r"expected topk to be a whole number, got 1\.5"),
         ((True,), TypeError, "expected topk to be a whole number, got True"),
-        (([1, 5],), TypeError, r"expected topk to be a whole number, got \[1, 5\]"),
+        (([1, 5],), TypeError, r"expected topk to be a whole number, got \[1, 5\]. Write Accuracy\(1, 5\)"),
         ((5, 5), ValueError, r"expected each k once, got \(5, 5\)"),
     ],
 )

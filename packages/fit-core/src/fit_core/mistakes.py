@@ -61,6 +61,8 @@ def advice(error: Exception, state: RunnerState) -> str | None:
 
 
 def _of_model(message: str, model: torch.nn.Module, input: Any) -> str | None:
+    if "more than 1 value per channel" in message:
+        return "expected two samples or more for batch norm, got a batch of 1. Pass drop_last=True to the loader"
     if not isinstance(input, Tensor):
         return None
     if "index out of range" in message and not input.is_floating_point():

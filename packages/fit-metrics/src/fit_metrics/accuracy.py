@@ -92,6 +92,9 @@ class Accuracy(ClassMetric, SumMetric):
         self.topk = topk
         self.more = more
         self._all_k = (topk, *more)
+        if isinstance(topk, (tuple, list)):
+            numbers = ", ".join(map(repr, topk))
+            raise TypeError(f"expected topk to be a whole number, got {topk!r}. Write Accuracy({numbers})")
         for k in self._all_k:
             at_least_one(topk=k)
         if len(set(self._all_k)) < len(self._all_k):
