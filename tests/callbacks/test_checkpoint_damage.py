@@ -82,6 +82,13 @@ def test_code_in_a_file_is_not_run(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
+def test_a_file_of_weights_alone_says_how_to_start_from_them(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(network().state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"not a run. To start from these weights, call model.load_state_dict"):
+        make(CheckpointSaver(tmp_path / "a", resume=path)).fit(batches())
+
+
 # The tool
 
 

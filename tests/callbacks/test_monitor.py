@@ -1,5 +1,7 @@
 """A callback watches the right name in the right direction, or is refused before the first step."""
 
+import warnings
+
 import pytest
 import torchmetrics
 from fit_callbacks import CheckpointSaver, ConsoleLogger, EarlyStopping, ReduceLROnPlateau, TensorBoard
@@ -42,6 +44,19 @@ def test_a_wrong_monitor_is_refused_before_the_first_step(kind, monitor, mode, s
 def test_a_metric_whose_direction_nobody_knows_is_refused_before_the_first_step(kind, tmp_path, monkeypatch):
     said = refusal(kind("train/accuracy"), tmp_path, monkeypatch, [accuracy])
     assert said.startswith("it is unknown whether a higher or a lower train/accuracy is better. Pass mode='max'")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mode_that_looks_for_the_worst_epoch_warns(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="mode='max' looks for the worst epoch: a lower train/loss is better. Leave"):
+        make(kind("train/loss", "max")).fit(batches())
+    with pytest.warns(UserWarning, match="mode='min' looks for the worst epoch: a higher train/share@1 is better"):
+        make(kind("train/share@1", "min"), metrics=[Shares()]).fit(batches())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(kind("train/accuracy", "min"), metrics=[accuracy]).fit(batches())
+        make(kind("train/share@1", "max"), metrics=[Shares()]).fit(batches())
 
 
 class Shares:

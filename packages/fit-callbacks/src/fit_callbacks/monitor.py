@@ -111,6 +111,13 @@ class Monitor:
         if self.mode != "auto":
             if self.key.startswith(("val_", "train_")):  # Keras'
                 raise ValueError(self._not_found(list(directions)))
+            known = {True: "max", False: "min", None: self.mode}[directions.get(self.key)]
+            if known != self.mode:
+                warnings.warn(
+                    f"mode={self.mode!r} looks for the worst epoch: a {'higher' if known == 'max' else 'lower'} "
+                    f"{self.key} is better. Leave mode out, or pass mode={known!r}",
+                    stacklevel=2,
+                )
             return self.mode  # The result of a callback, or one of several losses, cannot be known yet.
         if self.key not in directions:
             raise ValueError(

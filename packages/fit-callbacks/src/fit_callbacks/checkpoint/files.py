@@ -154,10 +154,17 @@ def read_file(path: Path) -> dict[str, Any]:
     except Exception as error:  # it can fail in many ways
         raise CheckpointError(f"{path} cannot be used: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or "format" not in content:
-        raise CheckpointError(f"{path} cannot be used: it contains a {type(content).__name__} and not a run")
+        load = f". To start from these weights, call model.load_state_dict(torch.load({str(path)!r})) before fit"
+        hint = load if _is_weights(content) else ""
+        raise CheckpointError(f"{path} cannot be used: it contains a {type(content).__name__} and not a run{hint}")
     if problem := damage_of_shards(path, content):
         raise CheckpointError(f"{path} cannot be used: {problem}")
     return content
+
+
+def _is_weights(content: Any) -> bool:
+    parts = content.values() if isinstance(content, dict) else ()
+    return bool(parts) and all(isinstance(part, torch.Tensor) for part in parts)
 
 
 def peek(path: Path) -> dict[str, Any] | None:
