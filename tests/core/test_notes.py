@@ -54,9 +54,9 @@ def test_an_error_in_evaluation_and_in_a_metric_is_placed_too():
 @needs_notes
 def test_a_batch_that_is_not_a_pair_is_shown_and_not_the_one_before():
     broken = [batches()[0], {"x": torch.zeros(3)}]
-    place = "train batch 1, which is dict of 1 {x: float32(3,) on cpu}"
+    place = "train batch 1:\n  batch: dict of 1 {x: float32(3,) on cpu}"
     assert notes(lambda: make().fit(broken), TypeError) == [f"fit: raised in epoch 1, {place}"]
-    place = "val batch 1, which is dict of 1 {x: float32(3,) on cpu}"
+    place = "val batch 1:\n  batch: dict of 1 {x: float32(3,) on cpu}"
     assert notes(lambda: make().fit(batches(), val_loader=broken), TypeError) == [f"fit: raised in epoch 1, {place}"]
 
 

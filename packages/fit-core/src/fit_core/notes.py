@@ -29,7 +29,7 @@ def add_note(error: BaseException, state: RunnerState) -> None:
         where = f"after batch {state.batch_idx}" if state.batch_idx else "at the start"
         note = f"raised while the loader fetched a batch: {place}, {where}"
     elif "batch" in (variables := _variables(error.__traceback__, "load_batch")):
-        note = f"raised in {place} batch {state.batch_idx}, which is {describe(variables['batch'])}"
+        note = f"raised in {place} batch {state.batch_idx}:\n  batch: {describe(variables['batch'])}"
     elif (variables := _variables(error.__traceback__, "call")).get("hook") in _BETWEEN_BATCHES:
         owner = type(getattr(variables.get("method"), "__self__", None)).__name__
         note = f"raised in epoch {state.epoch + 1}, by {owner}.{variables['hook']}"
