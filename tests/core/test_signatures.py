@@ -117,6 +117,13 @@ def test_a_forward_that_takes_the_batch_is_refused():
 
     make(Default).fit(BATCHES)
 
+    class Derived(Default):
+        def forward(self, batch):
+            pass
+
+    with pytest.raises(TypeError, match=r"Derived.forward to take \(self\), got \(self, batch\)"):
+        make(Derived)
+
 
 def test_a_metric_without_a_return_is_refused():
     def forgets(output, target):

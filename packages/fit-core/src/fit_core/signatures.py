@@ -6,8 +6,6 @@ import inspect
 from difflib import get_close_matches
 from typing import Any
 
-from torch import nn
-
 __all__ = ["check_order", "check_overrides"]
 
 _TARGETS = {"y", "y_true", "y_test", "true", "target", "targets", "label", "labels", "ground_truth", "gt"}
@@ -36,8 +34,8 @@ def check_order(kind: str, value: Any) -> None:
     Raises:
         TypeError: its first parameter has the name of a target, and its second that of an output.
     """
-    function = value.forward if isinstance(value, nn.Module) else getattr(value, "update", value)
-    names = _parameters(function)[:2]
+    method = "update" if kind == "metric" and hasattr(value, "update") else "forward"
+    names = _parameters(getattr(value, method, value))[:2]
     if len(names) == 2 and names[0] in _TARGETS and names[1] in _OUTPUTS:
         inside = getattr(value, "func", value)  # of a partial
         name = getattr(inside, "__name__", type(inside).__name__)
@@ -58,7 +56,8 @@ def check_overrides(kind: type, base: type) -> None:
         TypeError: `forward` or `_make_step` takes arguments. Or neither is overridden, and a method has the name that
             it would have in another library, or almost their name.
     """
-    own = {name: value for part in kind.__mro__ if not issubclass(base, part) for name, value in vars(part).items()}
+    parts = [part for part in reversed(kind.__mro__) if not issubclass(base, part)]
+    own = {name: value for part in parts for name, value in vars(part).items()}
     called: list[str] = [name for name in ("forward", "_make_step") if name in own]
     for name in called:
         if parameters := _parameters(own[name], required=True)[1:]:
