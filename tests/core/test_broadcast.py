@@ -66,6 +66,20 @@ def test_images_and_targets_with_a_column_are_refused_too():
         make(by_hand, model=flat).fit(data(1))
 
 
+@pytest.mark.parametrize("samples", [1, 6])
+def test_sequences_and_targets_with_a_last_dimension_of_one_are_refused_too(samples):
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(samples, 6, 4, generator=generator), torch.randn(samples, 6, generator=generator)
+    with pytest.raises(
+        ValueError, match=rf"got \({samples}, 6, 1\) and \({samples}, 6\), which .*: target.unsqueeze\(2"
+    ):
+        make(by_hand).fit([batch])
+    flat = nn.Sequential(nn.Linear(4, 1), nn.Flatten(1))
+    with pytest.raises(ValueError, match=r"which .* from the dataset: target.squeeze\(2\)"):
+        make(by_hand, model=flat).fit([(batch[0], batch[1][:, :, None])])
+    make(lambda output, target: by_hand(output.squeeze(2), target)).fit([batch])
+
+
 def test_a_metric_that_broadcasts_is_refused():
     def accuracy(output, target):
         return ((output > 0) == (target > 0)).float().mean()

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["refuse_broadcast"]
+__all__ = ["refuse_broadcast", "same_shape"]
 
 
 def refuse_broadcast(name: str, function: Callable[[Any, Any], Any], output: Any, target: Any, value: Any) -> None:
-    """Check that a function of output and target does not broadcast them, if one has a column more than the other.
+    """Check that a function of output and target does not broadcast them, if one has a dimension of 1 more.
 
-    The function may drop the column itself. So a copy of it is called again, with both in the shape to which they
-    would be broadcast and with both without the column. Only then is a value read from the device.
+    The function may drop the dimension itself. So a copy of it is called again, with both in the shape to which they
+    would be broadcast and with both without the dimension. Only then is a value read from the device.
 
     Args:
         name: the name of the function in the message.
@@ -28,24 +28,23 @@ def refuse_broadcast(name: str, function: Callable[[Any, Any], Any], output: Any
     Raises:
         ValueError: it broadcasts them.
     """
-    if not (isinstance(output, Tensor) and isinstance(target, Tensor)) or abs(output.dim() - target.dim()) != 1:
+    fix = same_shape(output, target)
+    if fix is None:
         return
-    column, other = (output, target) if output.dim() > target.dim() else (target, output)
-    if column.size(1) != 1 or len(column) < 2 or column.squeeze(1).shape != other.shape:
-        return
+    flat = min(output.shape, target.shape, key=len)
     try:
+        wide = torch.broadcast_shapes(output.shape, target.shape)  # type: ignore[no-untyped-call]  # of torch
+        if wide.numel() == flat.numel():
+            return
         with torch.no_grad(), torch.random.fork_rng([]):
             trial = copy.deepcopy(function)  # It may count batches.
-            is_broadcast = _broadcasts(trial, output, target, other.shape, value)
-            if (
-                not is_broadcast
-            ):  # A new model may predict one number for all. Then perfect outputs show the difference.
+            is_broadcast = _broadcasts(trial, output, target, wide, flat, value)
+            if not is_broadcast:  # A new model may predict one number for all, so try perfect outputs.
                 perfect = target.reshape(output.shape).to(output.dtype)
-                is_broadcast = _broadcasts(trial, perfect, target, other.shape, trial(perfect, target))
-    except Exception:  # of the user's code, which may expect the column
+                is_broadcast = _broadcasts(trial, perfect, target, wide, flat, trial(perfect, target))
+    except Exception:  # of the user's code, which may expect the dimension, or of shapes that do not broadcast
         return
     if is_broadcast:
-        fix = "target.unsqueeze(1)" if column is output else "target.squeeze(1)"
         raise ValueError(
             f"expected output and target of the same shape, got {tuple(output.shape)} and {tuple(target.shape)}, which "
             f"{name} broadcasts: it compares each output with the targets of all samples. Return targets of the "
@@ -53,11 +52,21 @@ def refuse_broadcast(name: str, function: Callable[[Any, Any], Any], output: Any
         )
 
 
+def same_shape(output: Any, target: Any) -> str | None:
+    """Return what gives a target the output's shape, if one has a dimension of 1 more. Otherwise return None."""
+    if not (isinstance(output, Tensor) and isinstance(target, Tensor)) or abs(output.dim() - target.dim()) != 1:
+        return None
+    longer, other = (output, target) if output.dim() > target.dim() else (target, output)
+    for dim, size in enumerate(longer.shape[1:], 1):
+        if size == 1 and longer.squeeze(dim).shape == other.shape:
+            return f"target.{'unsqueeze' if longer is output else 'squeeze'}({dim})"
+    return None
+
+
 def _broadcasts(
-    function: Callable[[Any, Any], Any], output: Tensor, target: Tensor, flat: torch.Size, value: Any
+    function: Callable[[Any, Any], Any], output: Tensor, target: Tensor, wide: torch.Size, flat: torch.Size, value: Any
 ) -> bool:
     """Return whether a value is that of all outputs with all targets, and not that of each with its own."""
-    wide = (len(output), *flat)
     is_wide = _is_close(function(output.expand(wide), target.expand(wide)), value)
     return is_wide and not _is_close(function(output.reshape(flat), target.reshape(flat)), value)
 

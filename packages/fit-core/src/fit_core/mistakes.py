@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .broadcast import same_shape
 from .state import RunnerState
 
 __all__ = ["advice"]
@@ -102,8 +103,8 @@ def _of_criterion(message: str, criterion: Any, output: Any, target: Any) -> str
         return (
             f"expected class indices without a dimension of classes, got {shapes}. Use target.squeeze(1) in the dataset"
         )
-    if "size" in message and output.dim() > 1 and output.size(1) == 1 and target.shape == without_classes:
-        return f"expected output and target of the same shape, got {shapes}. Use target.unsqueeze(1) in the dataset"
+    if "size" in message and (fix := same_shape(output, target)):
+        return f"expected output and target of the same shape, got {shapes}. Use {fix} in the dataset"
     return None
 
 
