@@ -129,5 +129,11 @@ def test_a_metric_without_a_return_is_refused():
     def forgets(output, target):
         output.mean()
 
+    def several(output, target):
+        return {"mean": output.mean()}
+
+    with pytest.raises(TypeError, match=r"several to return a number .* got {'mean': .*For several, pass a function"):
+        make(metrics=[several]).evaluate(BATCHES)
+
     with pytest.raises(TypeError, match=r"expected the metric forgets to return a number .* got None. Does it end"):
         make(metrics=[forgets]).evaluate(BATCHES)

@@ -173,9 +173,9 @@ class FunctionMetric:
         if self._is_new:
             self._is_new = False
             if not hasattr(value, "__float__"):
+                hint = "Does it end with a return?" if value is None else "For several, pass a function for each number"
                 raise TypeError(
-                    f"expected the metric {self.name} to return a number or a 0-dim tensor, got {value!r:.80}. "
-                    "Does it end with a return?"
+                    f"expected the metric {self.name} to return a number or a 0-dim tensor, got {value!r:.80}. {hint}"
                 )
             refuse_broadcast(f"the metric {self.name}", self.function, output, target, value)
         self._mean.update(value, self.weight)
