@@ -33,7 +33,7 @@ def notes(call, kind=RuntimeError):
 @needs_notes
 def test_an_error_of_the_model_names_epoch_batch_and_shapes():
     assert notes(lambda: make().fit(batches(5), 2)) == [
-        "fit: raised in epoch 1, train batch 1, on cpu:\n  input: float32(2, 5) on cpu\n  target: float32(2, 1) on cpu"
+        "fit: raised in epoch 1, train batch 2, on cpu:\n  input: float32(2, 5) on cpu\n  target: float32(2, 1) on cpu"
     ]
 
 
@@ -45,18 +45,18 @@ def test_an_error_in_evaluation_and_in_a_metric_is_placed_too():
     expected = "\n  input: float32(2, 4) on cpu\n  target: float32(2, 1) on cpu\n  output: float32(2, 1) on cpu"
     runner = make(metrics=[broken])
     assert notes(lambda: runner.evaluate(batches(), name="test")) == [
-        f"fit: raised in epoch 1, test batch 0, by the metric broken, on cpu:{expected}"
+        f"fit: raised in epoch 1, test batch 1, by the metric broken, on cpu:{expected}"
     ]
-    place = "fit: raised in epoch 1, train batch 0, by the metric broken"
+    place = "fit: raised in epoch 1, train batch 1, by the metric broken"
     assert notes(lambda: runner.fit(batches())) == [f"{place}, on cpu:{expected}"]
 
 
 @needs_notes
 def test_a_batch_that_is_not_a_pair_is_shown_and_not_the_one_before():
     broken = [batches()[0], {"x": torch.zeros(3)}]
-    place = "train batch 1:\n  batch: dict of 1 {x: float32(3,) on cpu}"
+    place = "train batch 2:\n  batch: dict of 1 {x: float32(3,) on cpu}"
     assert notes(lambda: make().fit(broken), TypeError) == [f"fit: raised in epoch 1, {place}"]
-    place = "val batch 1:\n  batch: dict of 1 {x: float32(3,) on cpu}"
+    place = "val batch 2:\n  batch: dict of 1 {x: float32(3,) on cpu}"
     assert notes(lambda: make().fit(batches(), val_loader=broken), TypeError) == [f"fit: raised in epoch 1, {place}"]
 
 
@@ -98,7 +98,7 @@ def test_keyboard_interrupt_gets_no_note():
 def test_on_python_3_10_the_note_is_logged(caplog):
     with caplog.at_level(logging.ERROR, "fit_core"), pytest.raises(RuntimeError):
         make().fit(batches(5))
-    assert "raised in epoch 1, train batch 1" in caplog.text
+    assert "raised in epoch 1, train batch 2" in caplog.text
 
 
 def test_nested_batches_are_described():

@@ -48,7 +48,7 @@ def test_outputs_that_cannot_be_joined_are_refused_at_their_batch(first, second)
             fetched.append(number)
             yield torch.zeros(2, 1)
 
-    with pytest.raises(ValueError, match=r"such as that of batch 0, .* in batch 1\. Pad the outputs"):
+    with pytest.raises(ValueError, match=r"such as that of batch 1, .* in batch 2\. Pad the outputs"):
         make(Returns(first, second)).predict(inputs())
     assert fetched == [0, 1]
 
@@ -78,7 +78,7 @@ def test_predict_warns_of_a_loader_in_another_order_than_its_dataset(options):
 
 
 def test_the_message_shows_both_outputs():
-    with pytest.raises(ValueError, match=r"batch 0, float32\(2, 3\) on cpu, got float32\(2, 4\) on cpu in batch 1"):
+    with pytest.raises(ValueError, match=r"batch 1, float32\(2, 3\) on cpu, got float32\(2, 4\) on cpu in batch 2"):
         make(Returns(torch.zeros(2, 3), torch.zeros(2, 4))).predict([torch.zeros(2, 1)] * 2)
 
 

@@ -171,7 +171,7 @@ def mae(output, target):
         (
             [3],
             TypeError,
-            r"expected metrics, got a int. Pass an object with update\(output, target\), compute\(\) and reset\(\), or",
+            r"metrics, got an object of int. Pass one with update\(output, target\), compute\(\) and reset\(\)",
         ),
         ([nn.L1Loss], TypeError, r"expected metrics, got the class L1Loss. Pass an object: L1Loss\(...\)"),
     ],

@@ -57,9 +57,10 @@ class StopOnNonFinite(Callback):
                 name for name, weight in _named(state, "named_parameters") if not torch.isfinite(local(weight)).all()
             ]
             before = f"{_some(lost)} was not finite before it" if lost else "The weights are those before this batch"
+            steps = f"{state.global_step} optimizer step{'' if state.global_step == 1 else 's'}"
             raise FloatingPointError(
-                f"{_what_is_bad(state)} in epoch {state.epoch + 1}, batch {state.batch_idx + 1} (after "
-                f"{state.global_step} optimizer steps) on rank {state.rank}. {before}. "
+                f"{_what_is_bad(state)} in epoch {state.epoch + 1}, batch {state.batch_idx + 1} (after {steps}) on "
+                f"rank {state.rank}. {before}. "
                 "Try a smaller learning rate, GradientClipping, or bf16 instead of fp16, and look for nan in this batch"
             )
 

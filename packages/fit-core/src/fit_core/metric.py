@@ -219,7 +219,7 @@ def as_metrics(metrics: Iterable[Metric | Callable[[Any, Any], Any]]) -> list[Me
             result.append(FunctionMetric(metric))
         else:
             raise TypeError(
-                f"expected metrics, got a {type(metric).__name__}. Pass an object with update(output, target), "
+                f"expected metrics, got an object of {type(metric).__name__}. Pass one with update(output, target), "
                 "compute() and reset(), or a function of (output, target)"
             )
     names = [metric_name(metric) for metric in result]

@@ -24,12 +24,12 @@ def add_note(error: BaseException, state: RunnerState) -> None:
     """Add a note (PEP 678) that says where in the run an exception was raised. On Python 3.10 log it instead."""
     if not isinstance(error, Exception) or not state.loader_name:
         return
-    place = f"epoch {state.epoch + 1}, {state.loader_name}"
+    place, number = f"epoch {state.epoch + 1}, {state.loader_name}", state.batch_idx + 1
     if _comes_from(error.__traceback__, _LOADING):
-        where = f"after batch {state.batch_idx}" if state.batch_idx else "at the start"
+        where = f"after batch {number}" if state.batch_idx else "at the start"
         note = f"raised while the loader fetched a batch: {place}, {where}"
     elif "batch" in (variables := _variables(error.__traceback__, "load_batch")):
-        note = f"raised in {place} batch {state.batch_idx}:\n  batch: {describe(variables['batch'])}"
+        note = f"raised in {place} batch {number}:\n  batch: {describe(variables['batch'])}"
     elif (variables := _variables(error.__traceback__, "call")).get("hook") in _BETWEEN_BATCHES:
         owner = type(getattr(variables.get("method"), "__self__", None)).__name__
         note = f"raised in epoch {state.epoch + 1}, by {owner}.{variables['hook']}"
@@ -42,7 +42,7 @@ def add_note(error: BaseException, state: RunnerState) -> None:
         described = "".join(f"\n  {name}: {describe(value)}" for name, value in parts.items() if value is not None)
         metric = _variables(error.__traceback__, "measure").get("metric")
         by = f", by the metric {metric_name(metric)}" if metric is not None else ""
-        note = f"raised in {place} batch {state.batch_idx}{by}, on {state.device}:{described}"
+        note = f"raised in {place} batch {number}{by}, on {state.device}:{described}"
         if sentence := advice(error, state):
             note += f"\n  {sentence}"
     if hasattr(error, "add_note"):

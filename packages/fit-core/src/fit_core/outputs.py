@@ -43,8 +43,8 @@ class Outputs:
         value = detached(to_device(output, _CPU), self._half)
         if self._values and not _can_join(self._values[0], value):
             raise ValueError(
-                f"expected outputs that can be joined along the first dimension, such as that of batch 0, "
-                f"{describe(self._values[0])}, got {describe(value)} in batch {len(self._values)}. Pad the outputs "
+                f"expected outputs that can be joined along the first dimension, such as that of batch 1, "
+                f"{describe(self._values[0])}, got {describe(value)} in batch {len(self._values) + 1}. Pad the outputs "
                 "to one shape, or return a list with an entry per sample: state.output = list(...) in Runner.forward"
             )
         self._values.append(value)
