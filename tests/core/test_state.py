@@ -1,10 +1,14 @@
 """A saved state contains the whole run, and states of another run are refused."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from classifier import Augmented, loaders, make
 from fit_core import Runner
-from scene import Snapshots, load
+from fit_core.random_state import get_random_state, set_random_state
+from scene import Snapshots, load, same
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -83,3 +87,17 @@ def test_the_saved_model_has_bare_names():
 def test_there_is_no_state_before_fit():
     with pytest.raises(RuntimeError, match="expected a run to save, got none yet"):
         make().state.state_dict()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda runner: pickle.loads(pickle.dumps(runner))])
+def test_a_copy_of_a_runner_that_has_trained_trains_on_by_itself(copied):
+    runner, loader = make(accumulate_steps=2), loaders("shuffled", 0)[0]
+    runner.fit(loader)
+    runner.evaluate(loader)
+    other, random = copied(runner), get_random_state(torch.device("cpu"))
+    before = copy.deepcopy(runner.state.model.state_dict())
+    history = other.fit(loader, epochs=2)
+    assert all(torch.equal(value, before[name]) for name, value in runner.state.model.state_dict().items())
+    set_random_state(random, torch.device("cpu"))
+    assert runner.fit(loader, epochs=2) == history
+    assert same(runner.state.model, other.state.model)

@@ -228,7 +228,8 @@ class Run:
 
     def batches(self) -> Iterator[tuple[int, Any]]:
         """Return the batches that are left of the loader, numbered."""
-        return enumerate(self._batches, self.state.batch_idx)
+        left, self._batches = self._batches, iter(())  # A Runner that keeps no generator can be copied.
+        return enumerate(left, self.state.batch_idx)
 
     def load_batch(self, batch: Any) -> None:
         """Move input and target of a batch to the device, and count its samples."""
