@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from fit_callbacks import Phase, PhasesScheduler
+from fit_callbacks import LRScheduler, Phase, PhasesScheduler, ReduceLROnPlateau
 from fit_core import Callback
 from scene import Watch, batches, load, lr_of, make, network
 from scheduled import everything, lrs_of, saved_at_each_point, two_groups
@@ -62,6 +62,21 @@ def test_phases_that_do_not_fit_the_run_are_refused():
         Phase(0, 1, 0.1, "cosine")
     with pytest.raises(ValueError, match="expected end to be above 2, got 2"):
         Phase(2, 2, 0.1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        PhasesScheduler([Phase(0, 2, 0.2)]),
+        LRScheduler(lambda optimizer, steps: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)),
+        ReduceLROnPlateau(monitor="train/loss"),
+    ],
+    ids=lambda other: type(other).__name__,
+)
+def test_another_callback_that_sets_the_learning_rate_is_refused(other):
+    for callbacks in ([other, phases := PhasesScheduler([Phase(0, 2, 0.1)])], [phases, other]):
+        with pytest.raises(ValueError, match=f"got PhasesScheduler and {type(other).__name__}. .* remove the other"):
+            make(*callbacks).fit(batches())
 
 
 def test_groups_keep_their_ratios_and_the_largest_follows_the_phases():

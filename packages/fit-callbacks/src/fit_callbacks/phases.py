@@ -13,6 +13,7 @@ from fit_core import Callback, RunnerState
 from torch import Tensor
 
 from .arguments import check_number
+from .schedule import LRScheduler, ReduceLROnPlateau
 
 __all__ = ["Phase", "PhasesScheduler"]
 
@@ -77,7 +78,7 @@ class PhasesScheduler(Callback):
     Raises:
         ValueError: phases leave a gap, overlap, or end before the run. The number of factors is not that of the groups.
             All of several groups have a learning rate of 0, so that their ratios are unknown. The training loader does
-            not have a len, and `steps_per_epoch` was not passed.
+            not have a len, and `steps_per_epoch` was not passed. Another callback sets the learning rate too.
 
     Examples:
         >>> PhasesScheduler([Phase(0, 2, lr=(0, 0.1)), Phase(2, 30, lr=(0.1, 0), mode="cos")])
@@ -110,6 +111,12 @@ class PhasesScheduler(Callback):
 
     def on_begin(self, state: RunnerState) -> None:
         """Count the steps of each phase, and compute the ratios of the groups."""
+        for other in state.callbacks:
+            if other is not self and isinstance(other, (PhasesScheduler, LRScheduler, ReduceLROnPlateau)):
+                raise ValueError(
+                    f"expected one callback that sets the learning rate, got PhasesScheduler and {type(other).__name__}"
+                    ". PhasesScheduler sets it at every step, so remove the other one"
+                )
         lrs, end = [float(group["lr"]) for group in state.optimizer.param_groups], self.phases[-1].end
         if self.factors is not None:
             self._factors = list(self.factors)
