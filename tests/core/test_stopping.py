@@ -1,10 +1,10 @@
-"""should_stop on one of two real processes: both stop after the same batch, and nobody waits for the other."""
+"""should_stop ends a run, on two real processes after the same batch, and does not shorten an evaluation."""
 
 import weakref
 
 import pytest
 import torch
-from distributed_run import network, runner
+from distributed_run import network, runner, split
 from fit_core import Callback, close_group
 from fit_core.stopping import may_stop
 from processes import on_two_processes
@@ -90,6 +90,34 @@ def test_a_stop_in_validation_of_one_process_leaves_the_validation_incomplete_on
 def ranks(tmp_path_factory):
     """The results of both ranks, by case."""
     return on_two_processes({"training": train_all, "validation": validate}, tmp_path_factory.mktemp("ranks"))
+
+
+class AfterTwo(Callback):
+    """Stop after two steps, as a time limit does. It is called in evaluations too."""
+
+    def on_batch_end(self, state):
+        state.should_stop = state.global_step >= 2
+
+
+def test_evaluate_and_predict_use_all_batches_when_a_callback_asks_to_stop():
+    model, data, inside = network(), split(7, 2), []
+
+    class Measure(Callback):
+        def on_batch_end(self, state):
+            if state.is_train:
+                inside.append((state.should_stop, *measure()))
+
+    def measure():
+        with torch.no_grad():
+            outputs = torch.cat([model(input) for input, _ in data])
+        loss = torch.nn.functional.cross_entropy(outputs, torch.cat([target for _, target in data]))
+        close = pytest.approx(loss.item(), rel=1e-12)
+        return fit.evaluate(data, name="test").get("test/loss") == close, torch.equal(fit.predict(data), outputs)
+
+    fit = runner(model, callbacks=[AfterTwo(), Measure()])
+    assert fit.fit(data, epochs=2)[-1]["stopped_after_batch"] == 2
+    assert inside == [(False, True, True), (True, True, True)]
+    assert measure() == (True, True)
 
 
 def test_only_callbacks_whose_code_sets_should_stop_vote():

@@ -171,12 +171,13 @@ class Run:
     def may_leave(self) -> bool:
         """Return whether `should_stop` ends this loader. Otherwise the run stops after the epoch.
 
+        It ends a run of `fit` only. `evaluate` and `predict` use all of their loader, even if a callback sets it.
         Several processes agree after training batches. In validation they cannot, since they may have different numbers
         of batches. So they agree at its end, and a process that leaves waits here for the others.
         """
         vote = self._vote
         if vote is None:  # one process, or evaluate and predict
-            return not self._exchanges or self.state.world_size == 1
+            return self.stream is not None
         if self.state.is_train:
             return vote.is_needed_in_batches or not vote.is_needed
         if self._shards:  # They are in step, and stop after the same batch.

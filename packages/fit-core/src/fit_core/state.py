@@ -118,6 +118,7 @@ class RunnerState:
             read after each batch, which leaves the epoch incomplete (no `on_loader_end`, no `on_epoch_end`, and
             a resumed run completes it), and after each epoch. On several processes one may set it, before
             `on_checkpoint`, and all stop after the same training batch. In validation they stop after the epoch.
+            `evaluate` and `predict` ignore it.
     """
 
     # The user's, through Runner.
