@@ -2,6 +2,10 @@
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
+
+# Event files are read by name: second, host, process, number in the process. Let the numbers sort as strings.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(1_000_000)
 
 
 def events(folder):

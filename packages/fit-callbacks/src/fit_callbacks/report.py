@@ -87,9 +87,10 @@ class Report(Callback):
             with self._warn_once("log"):
                 self.log(values, step=state.global_step)
 
-    def on_epoch_end(self, state: RunnerState) -> None:
-        """Restart the running loss."""
-        self._since = {}
+    def on_loader_begin(self, state: RunnerState) -> None:
+        """Restart the running loss with the meters, unless the run was interrupted in this epoch."""
+        if state.is_train and not state.loss_meters:
+            self._since = {}
 
     def on_end(self, state: RunnerState) -> None:
         """Log the last epoch, and finish the remote run."""

@@ -113,8 +113,8 @@ class TensorBoard(Callback):
         self._write_epochs(state)
 
     def on_loader_begin(self, state: RunnerState) -> None:
-        """Restart the running loss, unless the run was interrupted in this epoch."""
-        if state.is_train and not state.batch_idx:
+        """Restart the running loss with the meters, unless the run was interrupted in this epoch."""
+        if state.is_train and not state.loss_meters:
             self._since = {}
 
     def on_batch_end(self, state: RunnerState) -> None:
