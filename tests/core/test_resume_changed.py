@@ -124,6 +124,7 @@ def test_the_batches_of_an_open_window_come_again():
     second, state = resumed(first, LISTS[4], accumulate_steps=2, match="accumulate_steps 4 -> 2.*after batch 4 of 16")
     assert second.seen[0] == list(range(16, 64))
     assert state.global_step == 1 + 6 + 8
+    assert state.samples_seen == 64 + 64
 
     by_hand = make(accumulate_steps=2)
     for batches, size in ((LISTS[4][:4], 4), (LISTS[4][4:], 2), (LISTS[4], 2)):
@@ -134,6 +135,21 @@ def test_the_batches_of_an_open_window_come_again():
             by_hand.state.optimizer.step()
     for parameter, other in zip(state.model.parameters(), by_hand.state.model.parameters(), strict=True):
         torch.testing.assert_close(parameter, other)
+
+
+def test_the_samples_of_an_open_window_count_once_after_a_change_of_processes():
+    first = stopped(shuffled(4), 7, accumulate_steps=4)  # 7 * 2 * 4 samples on two processes, of which 32 were stepped
+    saved = torch.load(io.BytesIO(first.saved), weights_only=True)
+    saved["samples_seen"] *= 2
+    second = Watch(1)
+    runner = make(second, accumulate_steps=4)
+    runner.state.load_state_dict({**saved, "ranks": saved["ranks"] * 2})
+    with pytest.warns(UserWarning, match="processes 2 -> 1"):
+        runner.fit(shuffled(4), 2)
+    assert runner.state.samples_seen == 32 + 4
+    third, state = resumed(second, shuffled(4), accumulate_steps=2)  # The batch of its open window comes again.
+    assert len(third.seen[0]) == 32
+    assert state.samples_seen == 64 + 64
 
 
 def test_an_epoch_whose_training_was_complete_stays_complete():

@@ -65,12 +65,16 @@ class Resume:
         place = rank["stream"]
         if set(_OF_BATCHES) & set(changed):
             place = convert(place, then, now)
-            rank = {**rank, "gradients": [], "window": Window(1).state_dict()}
+            # The gradients of an open window are dropped, so its samples do not count yet.
+            _, stepped, before = rank["samples"]
+            state.samples_seen = before + sum(of_rank["samples"][1] for of_rank in saved["ranks"])
+            samples = [stepped, stepped, before]
+            rank = {**rank, "gradients": [], "window": Window(1).state_dict(), "samples": samples}
         random = rank["random"]
         if state.rank >= len(saved["ranks"]):  # Its random state was not saved.
             place["pass_start"] = {name: part for name, part in place["pass_start"].items() if name != "random"}
             random = None
-        run.go_to(place, random)
+        run.go_to(place, random, samples_before=rank["samples"][-1])
         callbacks = dict(_stateful_callbacks(state))
         for name, callback in callbacks.items():
             if name in saved["callbacks"]:

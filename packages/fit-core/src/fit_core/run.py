@@ -89,7 +89,8 @@ class Run:
         self._has_modes = hasattr(state.optimizer, "train") and hasattr(state.optimizer, "eval")
         self._weighing: tuple[float | Tensor, float | Tensor | None] | None = None
         self._counter = SampleCounter(None)
-        self._samples, self._samples_before = 0, state.samples_seen  # of this epoch on this process, and before it
+        # Of this epoch on this process, of its complete windows, and before it.
+        self._samples, self._samples_stepped, self._samples_before = 0, 0, state.samples_seen
         self._at_rest: dict[str, Any] | None = None
         state.metrics[:] = as_metrics(state.metrics)
         state.rank, state.world_size = rank_and_world_size()
@@ -211,7 +212,7 @@ class Run:
         if self._wrapped and state.is_train:
             check_frozen_since_wrapped(self._wrapped)
         if not state.batch_idx:
-            self._samples, self._samples_before = 0, state.samples_seen
+            self._samples, self._samples_stepped, self._samples_before = 0, 0, state.samples_seen
             self.has_outputs = False
             state.loss_meters = {}
             for metric in state.metrics:
@@ -371,6 +372,8 @@ class Run:
             state.global_step += state.is_optimizer_step
             self._samples += state.batch_size
             state.samples_seen += state.batch_size * state.world_size  # corrected at the end of the loader
+            if state.is_optimizer_step:
+                self._samples_stepped = self._samples
         if state.loss is not None:
             if not isinstance(state.loss, Tensor):
                 self.split_losses()
@@ -495,7 +498,7 @@ class Run:
             "losses": {name: meter.state_dict() for name, meter in meters},
             "metrics": {metric_name(m): dict(m.state_dict()) for m in metrics if hasattr(m, "state_dict")},
             "has_outputs": self.has_outputs,
-            "samples": [self._samples, self._samples_before],
+            "samples": [self._samples, self._samples_stepped, self._samples_before],
             "buffers": self._own_buffers(),
         }
 
@@ -513,19 +516,26 @@ class Run:
             if hasattr(metric, "load_state_dict") and (values := state_dict["metrics"].get(metric_name(metric))):
                 metric.load_state_dict(values)
         self.has_outputs = state_dict["has_outputs"]
-        self._samples, self._samples_before = state_dict["samples"]
+        self._samples, self._samples_stepped, self._samples_before = state_dict["samples"]
         own = self._own_buffers()
         for name, buffer in state_dict["buffers"].items():
             if name in own:
                 own[name].copy_(buffer)
 
-    def go_to(self, place: dict[str, Any], random_state: dict[str, Any] | None) -> None:
-        """Move to a place in the training data, with empty meters. See `Stream.load_state_dict`."""
+    def go_to(self, place: dict[str, Any], random_state: dict[str, Any] | None, *, samples_before: int) -> None:
+        """Move to a place in the training data, with empty meters. See `Stream.load_state_dict`.
+
+        Args:
+            place: the place that the stream returned.
+            random_state: the random state at that moment, None if it is unknown.
+            samples_before: `state.samples_seen` at the start of the epoch. Rank 0 counts those since then.
+        """
         assert self.stream is not None
         self.stream.load_state_dict(place, random_state)
         self.state.batch_idx = self.stream.batches_done
         self.state.loss_meters, self.has_outputs, self.is_in_loader = {}, False, True
-        self._samples, self._samples_before = 0, self.state.samples_seen
+        self._samples = self._samples_stepped = 0 if self.state.rank else self.state.samples_seen - samples_before
+        self._samples_before = samples_before
         for metric in self.state.metrics:
             metric.reset()
 
