@@ -160,6 +160,39 @@ def test_torchmetrics_synchronise_themselves_and_a_local_metric_is_named(ranks):
     assert [result["val/Local"] for result, _ in results] == [9.0, 8.0]
 
 
+def one_without_a_batch(rank):
+    from torchmetrics import MetricCollection, classification
+
+    def evaluate(metric):
+        run = runner(network())
+        run.state.metrics[:] = [metric]
+        return run.evaluate([] if rank else split(5, 5))
+
+    same = [classification.MulticlassAccuracy(3, average="micro"), classification.MulticlassF1Score(3)]
+    results, errors = evaluate(MetricCollection(same)), []
+    for other in (classification.MulticlassAUROC(3), MetricCollection([classification.MulticlassAveragePrecision(3)])):
+        try:
+            evaluate(other)
+        except ValueError as error:
+            errors.append(str(error))
+    return results, errors
+
+
+def test_torchmetrics_that_cannot_synchronise_without_a_batch_are_refused_on_both(ranks):
+    pytest.importorskip("torchmetrics")
+    (results, errors), other = ranks["one without a batch"]
+    assert other == (results, errors)
+    inputs, targets = samples(5)
+    expected = (network()(inputs).argmax(1) == targets).double().mean().item()
+    assert results["val/MulticlassAccuracy"] == pytest.approx(expected, abs=1e-6)
+    assert errors == [
+        f"expected a batch of the val loader on every process for {name} of torchmetrics, got none on rank 1. It can "
+        "exchange its states only after a batch. Evaluate more samples, on fewer processes, or use a metric of "
+        "fit_metrics"
+        for name in ("MulticlassAUROC", "MulticlassAveragePrecision")
+    ]
+
+
 def resume(rank, folder):
     class Save(Callback):
         def on_checkpoint(self, state):
@@ -207,5 +240,5 @@ def ranks(tmp_path_factory):
         "resume": partial(resume, folder=str(folder)),
     }
     if importlib.util.find_spec("torchmetrics"):
-        cases["torchmetrics"] = metrics
+        cases |= {"torchmetrics": metrics, "one without a batch": one_without_a_batch}
     return on_two_processes(cases, folder)

@@ -584,6 +584,7 @@ class Run:
         gathered = gather(f"the end of the {state.loader_name} loader", seen)
         names, has_outputs, samples = zip(*gathered, strict=True)
         self.has_outputs = any(has_outputs)
+        exchange_checks.states_are_alike(state.metrics, has_outputs, state.loader_name)
         state.loss_meters = {
             name: state.loss_meters.get(name) or self._new_meter(name) for name in dict.fromkeys(chain(*names))
         }
