@@ -152,6 +152,30 @@ def test_a_resumed_run_logs_no_step_twice_and_none_missing(tmp_path, before, acc
         assert (folder / "log.csv").read_text() == (tmp_path / "gold" / "log.csv").read_text()
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_gets_its_last_epoch(tmp_path):
+    def run(folder, *others, resume=None):
+        runner = make(TensorBoard(folder, every=1), *others)
+        if resume:
+            runner.state.load_state_dict(load(resume))
+        runner.fit(batches(), epochs=2, val_loader=batches(seed=1))
+
+    class Kill(Callback):
+        def on_checkpoint(self, state):
+            if state.epoch == 2:
+                raise KeyboardInterrupt
+
+    run(tmp_path / "gold")
+    snapshots = Snapshots()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TensorBoard, "on_end", Callback.on_end)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed", snapshots, Kill())
+    assert "val/loss" in curves(tmp_path / "gold")
+    for _ in range(2):  # The second time nothing is missing.
+        run(tmp_path / "killed", resume=snapshots.saved[-1])
+        assert curves(tmp_path / "killed") == curves(tmp_path / "gold")
+
+
 def test_running_values_do_not_exchange_with_other_processes():
     """The compute() of torchmetrics waits for all processes, and only rank 0 asks for running values."""
     torchmetrics = pytest.importorskip("torchmetrics")

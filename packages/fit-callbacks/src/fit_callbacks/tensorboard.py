@@ -141,7 +141,7 @@ class TensorBoard(Callback):
 
     def on_end(self, state: RunnerState) -> None:
         """Write the last epoch, and close the file."""
-        if self._is_open:
+        if self._is_open or self._misses_end(state):
             self._write_epochs(state, is_end=True)
             self._close()
             self._is_open = False
@@ -168,6 +168,11 @@ class TensorBoard(Callback):
         self._epochs, self._since = state_dict["epochs"], dict(state_dict["since"])
         self._points = {x: dict(values) for x, values in state_dict["points"].items()}
         self._are_written, self._has_hparams = state_dict["are_written"], state_dict["has_hparams"]
+
+    def _misses_end(self, state: RunnerState) -> bool:
+        """Return whether the run was killed after its last checkpoint, and is resumed only to end."""
+        is_resumed = self._epochs is not None and state.rank == 0 and state.error is None
+        return is_resumed and self._epochs != len(state.history)
 
     def _now(self, state: RunnerState) -> int:
         return {"steps": state.global_step, "samples": state.samples_seen, "epochs": state.epoch}[self.x]
