@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .optimizer import why_not_optimizer
+from .undo import NumberIsReadError
 
 __all__ = ["marked_callbacks", "others_have", "why_failed", "why_not"]
 
@@ -48,7 +49,11 @@ def why_not(state: RunnerState, step: Callable[[], None]) -> str | None:
 def why_failed(error: Exception) -> str:
     """Return why a step could not be recorded, and the line of the user's code that was the last to run."""
     message = next(iter(str(error).strip().splitlines()), "")[:200]
-    reads = "trying to get value out of a tracing tensor" in message or "data-dependent" in message
+    reads = (
+        isinstance(error, NumberIsReadError)
+        or "trying to get value out of a tracing tensor" in message
+        or "data-dependent" in message
+    )
     ours = str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), str(Path(fit_core.__file__).parent)
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not frame.filename.startswith((*ours, "<"))]

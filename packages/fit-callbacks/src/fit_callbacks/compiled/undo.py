@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Undo"]
+__all__ = ["NumberIsReadError", "Undo"]
+
+
+aten = torch.ops.aten
+
+
+class NumberIsReadError(Exception):
+    """A step reads a number from a tensor."""
 
 
 class Undo(TorchDispatchMode):
@@ -18,6 +25,9 @@ class Undo(TorchDispatchMode):
 
     Args:
         changed: tensors to keep anyway. Some operations do not say what they change, such as that of a BatchNorm.
+
+    Raises:
+        NumberIsReadError: an operation reads a number from a tensor, or the shape of its result depends on one.
     """
 
     def __init__(self, changed: Iterable[Tensor]) -> None:
@@ -30,6 +40,8 @@ class Undo(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and keep before what it changes."""
         kwargs = kwargs or {}
+        if self._reads(func, args):
+            raise NumberIsReadError
         if func._schema.is_mutable:
             for number, argument in enumerate(func._schema.arguments):
                 if argument.alias_info is not None and argument.alias_info.is_write:
@@ -50,7 +62,19 @@ class Undo(TorchDispatchMode):
             for tensor, value in reversed(self._kept.values()):
                 tensor.copy_(value)
 
+    def _reads(self, func: Any, args: Any) -> bool:
+        if func in (
+            aten.index.Tensor,
+            aten._unsafe_index.Tensor,
+        ):  # has the tag, though only masks have a number of True
+            return any(mask is not None and mask.dtype in (torch.bool, torch.uint8) for mask in args[1])
+        if func in (aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default):
+            return any(isinstance(tensor, Tensor) and self._is_old(tensor) for tensor in args)
+        return torch.Tag.dynamic_output_shape in func.tags
+
+    def _is_old(self, tensor: Tensor) -> bool:
+        return tensor.layout is not torch.strided or tensor.untyped_storage()._cdata not in self._new
+
     def _keep(self, tensor: Tensor) -> None:
-        is_new = tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self._new
-        if not is_new and id(tensor) not in self._kept:
+        if self._is_old(tensor) and id(tensor) not in self._kept:
             self._kept[id(tensor)] = tensor, tensor.detach().clone()

@@ -6,7 +6,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from fit_core import RunnerState
@@ -19,6 +21,9 @@ __all__ = ["watch"]
 
 COUNTERS = ("epoch", "batch_idx", "global_step", "samples_seen", "logs", "history", "loss_meters")
 """The fields of the state that change from batch to batch, so that a step that reads one cannot be replayed."""
+
+CONVERSIONS = ("tolist", "numpy", "__array__", "__dlpack__")
+"""The methods of a tensor that a trace does not see."""
 
 
 def watch(step: Callable[[], None], state: RunnerState, parts: dict[str, Any], batch: list[Tensor]) -> str | None:
@@ -34,6 +39,7 @@ def watch(step: Callable[[], None], state: RunnerState, parts: dict[str, Any], b
     before, versions = snapshot(parts), [tensor._version for tensor in batch]
     with ExitStack() as stack:
         read = stack.enter_context(_reads(state))
+        converted = stack.enter_context(_conversions())
         waits = stack.enter_context(_waits()) if state.device.type == "cuda" else []
         random = stack.enter_context(RandomWatch())
         step()
@@ -43,6 +49,8 @@ def watch(step: Callable[[], None], state: RunnerState, parts: dict[str, Any], b
         return f"the step waits for the device ({waits[0]})"
     if read:
         return f"the step reads state.{read[0]}, which a graph would freeze"
+    if converted:
+        return f"the step reads numbers from a tensor by {converted[0]}, which a graph would freeze"
     if changed:
         return f"the step changes {next(iter(changed))[0]}, which a graph would not"
     if versions != [tensor._version for tensor in batch]:
@@ -67,6 +75,27 @@ def _reads(state: RunnerState) -> Iterator[list[str]]:
         yield read
     finally:
         object.__setattr__(state, "__class__", usual)
+
+
+@contextmanager
+def _conversions() -> Iterator[list[str]]:
+    """Note the lines at which a tensor is converted to lists or to an array of NumPy."""
+    lines: list[str] = []
+
+    def noting(name: str) -> Callable[..., Any]:
+        method: Any = getattr(Tensor, name)
+
+        def noted(tensor: Tensor, *args: Any, **options: Any) -> Any:
+            caller = sys._getframe(1)
+            lines.append(f"{name} ({Path(caller.f_code.co_filename).name}:{caller.f_lineno})")
+            return method(tensor, *args, **options)
+
+        return noted
+
+    with ExitStack() as stack:
+        for name in CONVERSIONS:
+            stack.enter_context(mock.patch.object(Tensor, name, noting(name)))
+        yield lines
 
 
 @contextmanager
