@@ -32,6 +32,10 @@ class Gradients:
         for own, parameter in zip(self._own, self._parameters, strict=True):
             parameter.grad = own
 
+    def are_shown(self) -> bool:
+        """Return whether they still are the gradients of the parameters."""
+        return all(parameter.grad is own for own, parameter in zip(self._own, self._parameters, strict=True))
+
     def adopt(self) -> None:
         """Continue a window that an eager step has begun."""
         self._learn()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Mapping, Sized
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -9,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .reach import PLAIN, is_plain, is_same, reach, snapshot
+from .digest import digest
+from .reach import Place, hooks_of, is_own, is_plain, is_same, reach, snapshot
 
 __all__ = ["Guard"]
 
 REQUIRES_GRAD = attrgetter("requires_grad")
+ALWAYS = frozenset(vars(nn.Module()))
+"""The dicts of every module. Their entries may be replaced, but they are not."""
 
 
 class Guard:
@@ -27,49 +32,53 @@ class Guard:
     def __init__(self, parts: dict[str, Any], optimizer: Optimizer) -> None:
         self._parts, self._optimizer, groups = parts, optimizer, optimizer.param_groups
         self._snapshot = snapshot(parts)
-        places = list(reach(parts))
-        self._values = [
-            (place.name, place.entries, place.key, place.value)
-            for place in places
-            if place.entries is not None and is_plain(place.value)
+        self._places = places = list(reach(parts))
+        self._settings = settings = [
+            Place(f"{key} of the optimizer's group {number}", key, value, group)
+            for number, group in enumerate(groups)
+            for key, value in group.items()
+            if key not in ("params", "lr", "initial_lr")
         ]
-        for number, group in enumerate(groups):
-            self._values += [
-                (f"{key} of the optimizer's group {number}", group, key, value)
-                for key, value in group.items()
-                if key not in ("params", "lr", "initial_lr") and is_plain(value)
-            ]
-        by_dict: dict[int, list[Any]] = {}
-        for _, entries, key, _ in self._values:
-            by_dict.setdefault(id(entries), [entries]).append(key)
-        # All values of a dict are read in one call.
-        self._readers = [(itemgetter(*keys), entries) for entries, *keys in by_dict.values()]
-        self._read = [read(entries) for read, entries in self._readers]
+        kept = [place for place in places if place.entries is not None]
+        self._values = [place for place in kept + settings if is_plain(place.value)]
+        self._value_readers = _readers(self._values)
+        self._read = [read(entries) for read, entries in self._value_readers]
         tensors = [place.value for place in places if isinstance(place.value, Tensor)]
         parameters = [parameter for group in groups for parameter in group["params"]]
         self._tensors: list[Tensor] = [t for t in parameters + tensors if t.layout is torch.strided]
-        modules = [place.value for place in places if isinstance(place.value, nn.Module)]
-        modules += [part for part in parts.values() if isinstance(part, nn.Module)]
-        self._dicts = [vars(module)[name] for module in modules for name in ("_parameters", "_buffers")]
         self._needs = list(map(REQUIRES_GRAD, self._tensors))
+        objects = [place for place in kept if not is_plain(place.value) and place.key not in ALWAYS]
+        self._object_readers = _readers(objects)
+        hooks = [found for tensor in self._tensors for found in hooks_of(tensor) if found]
+        self._sized = _sized([*parts.values(), *hooks, *(place.value for place in places)])
         self._where: list[int] | None = None
+        self._held: list[Any] = []  # so that nothing new gets the place of a noted object
 
     def holds(self) -> bool:
         """Return whether no plain value has changed. Fast, for every batch."""
         try:
-            now = [read(entries) for read, entries in self._readers]
-        except KeyError:
+            now = [read(entries) for read, entries in self._value_readers]
+        except LookupError:
             return False
         return now == self._read and list(map(REQUIRES_GRAD, self._tensors)) == self._needs
 
-    def note_tensors(self) -> None:
-        """Note where weights, buffers and the state of the optimizer are, before a graph is recorded."""
+    def digest(self) -> str:
+        """Return a text that is the same in other processes if the code of the step and what it reads are."""
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        trained = [Place("", "trained", parameter.requires_grad, None) for parameter in parameters]
+        return digest(self._places, [*self._settings, *trained])
+
+    def note_objects(self) -> None:
+        """Note where weights, buffers, modules and the state of the optimizer are, when a graph is recorded."""
         if self._where is None:
-            self._where = self._find()
+            self._where, self._held = self._find(), self._objects()
 
     def is_in_place(self) -> bool:
-        """Return whether they are where they were. After code that may have replaced one."""
-        return self._where is None or self._find() == self._where
+        """Return whether they are where they were, and nothing was added. After code that may have replaced one."""
+        try:
+            return self._where is None or self._find() == self._where
+        except LookupError:
+            return False
 
     def is_unchanged(self) -> bool:
         """Return whether everything else is the same, too. Slow, after code that may have replaced anything."""
@@ -78,13 +87,43 @@ class Guard:
 
     def changed(self) -> str:
         """Return the name of something that has changed."""
-        for name, entries, key, old in self._values:
-            new = entries.get(key, PLAIN)
+        for name, key, old, entries in self._values:
+            try:
+                new = entries[key]
+            except LookupError:
+                return f"{name} (removed)"
             if new != old:
                 return f"{name} ({old} -> {new})"
         return "requires_grad of a parameter"
 
     def _find(self) -> list[int]:
+        addresses = [tensor.data_ptr() for tensor in self._tensors]
+        return [*addresses, *map(id, self._objects()), *map(len, self._sized)]
+
+    def _objects(self) -> list[Any]:
         state: Any = self._optimizer.state
-        dicts = [*self._dicts, state, *state.values()]
-        return [t.data_ptr() for t in self._tensors] + [id(value) for values in dicts for value in values.values()]
+        found = [value for values in (state, *state.values()) for value in values.values()]
+        for read, entries in self._object_readers:
+            found += read(entries)
+        for tensor in self._tensors:
+            found += hooks_of(tensor)
+        return found
+
+
+def _readers(places: Iterable[Place]) -> list[tuple[itemgetter[Any], Any]]:
+    """Return functions that read all values of a container in one call, as a tuple."""
+    keys: dict[int, list[Any]] = {}
+    for _, key, _, entries in places:
+        keys.setdefault(id(entries), [entries, key]).append(key)  # the first key twice, since one alone makes no tuple
+    return [(itemgetter(*found), entries) for entries, *found in keys.values()]
+
+
+def _sized(values: Iterable[Any]) -> list[Sized]:
+    """Return the containers in which something can be added."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, (Mapping, list, set, deque)):
+            found.append(value)
+        elif isinstance(value, nn.Module) or (not isinstance(value, type) and is_own(type(value))):
+            found.append(getattr(value, "__dict__", ()))
+    return list({id(container): container for container in found}.values())

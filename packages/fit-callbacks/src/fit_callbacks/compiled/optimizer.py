@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["GraphedOptimizer", "why_not_optimizer"]
+__all__ = ["GraphedOptimizer", "StateIsNewError", "why_not_optimizer"]
 
 FUSED = ("SGD", "Adam", "AdamW")
 """The optimizers whose fused kernels read the rate from the device, and do not need the host for fp16."""
@@ -34,6 +34,10 @@ def why_not_optimizer(optimizer: Optimizer) -> str | None:
     if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
         return f"{name}.step has been replaced"
     return None
+
+
+class StateIsNewError(Exception):
+    """A step has created a part of the optimizer's state, which a graph would create again at each step."""
 
 
 class GraphedOptimizer:
@@ -88,10 +92,34 @@ class GraphedOptimizer:
         return is_same and len(self.groups) == len(self.rates) and (first is self._first or self._first is None)
 
     def _place_counters(self, device: torch.device, dtype: torch.dtype) -> None:
-        for values in self.state.values():
+        for parameter, values in self.state.items():
             for name, value in values.items():
                 if name in COUNTERS and isinstance(value, Tensor):
-                    values[name] = value.to(device, dtype)
+                    # The load_state_dict of torch converts all but "step" to the dtype of the parameter.
+                    follows = name != "step" and parameter.is_floating_point()
+                    values[name] = value.to(
+                        device, torch.promote_types(parameter.dtype, torch.float32) if follows else dtype
+                    )
+
+    @contextmanager
+    def keeping_state(self) -> Iterator[None]:
+        """Let a step run that must not create or replace tensors in the state, as the first step of a parameter does.
+
+        Raises:
+            StateIsNewError: it did. They are removed.
+        """
+        before = {parameter: dict(values) for parameter, values in self.state.items() if values}
+        is_new = True
+        try:
+            yield
+            is_new = _ids(self.state) != _ids(before)
+        finally:
+            if is_new:
+                for parameter, values in list(self.state.items()):
+                    values.clear()
+                    values.update(before.get(parameter, {}))
+        if is_new:
+            raise StateIsNewError
 
     def copy_rates(self) -> None:
         """Copy changed learning rates to the device."""
@@ -151,3 +179,8 @@ class GraphedOptimizer:
 
     def _rate(self, rate: Any) -> Tensor:
         return torch.full((), float(rate), dtype=self._number, device=self._device)
+
+
+def _ids(state: dict[Tensor, dict[str, Any]]) -> dict[int, dict[str, int]]:
+    """Return which objects are in the state of an optimizer."""
+    return {id(p): {name: id(value) for name, value in values.items()} for p, values in state.items() if values}

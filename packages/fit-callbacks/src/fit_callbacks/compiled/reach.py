@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from types import CellType, FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Place", "is_plain", "is_same", "reach", "snapshot"]
+from .code import OTHERS, Enclosed, class_attributes, global_variables, is_users
+
+__all__ = ["PLAIN", "Place", "hooks_of", "is_own", "is_plain", "is_same", "reach", "snapshot"]
 
 PLAIN = (bool, int, float, str, type(None))
-OTHERS = ("fit_core", "fit_callbacks", "fit_metrics", "fit_distributed", "torch", "numpy")
-"""Packages whose objects are not looked into, except for modules."""
 INSIDE = ("_modules", "_parameters", "_buffers")
 """The attributes of a module that do not appear in names."""
 LARGE = 1000
@@ -29,17 +29,19 @@ class Place(NamedTuple):
         name: for messages, such as `model.0.training`.
         key: its key.
         value: the value.
-        entries: the dict that contains it, None if it is in something else.
+        entries: what contains it, so that `entries[key]` is its value at any time. None if that cannot change.
     """
 
     name: str
     key: Any
     value: Any
-    entries: dict[Any, Any] | None
+    entries: Any
 
 
 def reach(parts: Mapping[str, Any]) -> Iterator[Place]:
-    """Yield all places that can be reached from some objects: attributes, entries of dicts and lists, closures.
+    """Yield all places that can be reached from some objects.
+
+    These are attributes, entries of dicts and lists, and the variables that functions and methods of the user read.
 
     Args:
         parts: the objects by name. They are looked into, whatever they are.
@@ -50,17 +52,20 @@ def reach(parts: Mapping[str, Any]) -> Iterator[Place]:
         if id(owner) in seen:
             continue
         seen.add(id(owner))
-        entries, is_live = _entries(owner, is_part)
-        for key, value in entries.items():
-            is_inside = isinstance(owner, nn.Module) and key in INSIDE
-            label = key if isinstance(key, (str, int)) else f"<{type(key).__name__}>"  # printing a tensor is slow
-            path = name if is_inside else f"{name}.{label}"
-            yield Place(path, key, value, entries if is_live else None)
-            if isinstance(value, nn.Parameter):
-                hooks = (value._backward_hooks, getattr(value, "_post_accumulate_grad_hooks", None))
-                waiting += [(f"{path} hooks", found, False) for found in hooks if found]
-            elif not is_plain(value) and not isinstance(value, (Tensor, type)):
-                waiting.append((path, value, False))
+        for contents, entries in _contents(owner, is_part):
+            for key, value in contents:
+                label = key if isinstance(key, (str, int)) else f"<{type(key).__name__}>"  # printing a tensor is slow
+                path = name if label in INSIDE else f"{name}.{label}"
+                yield Place(path, key, value, entries)
+                if isinstance(value, nn.Parameter):
+                    waiting += [(f"{path} hooks", found, False) for found in hooks_of(value) if found]
+                elif not is_plain(value) and not isinstance(value, (Tensor, ModuleType)):
+                    waiting.append((path, value, False))
+
+
+def hooks_of(parameter: Tensor) -> tuple[Any, Any]:
+    """Return the dicts of hooks of a parameter, None for those that it does not have."""
+    return parameter._backward_hooks, getattr(parameter, "_post_accumulate_grad_hooks", None)
 
 
 def snapshot(parts: Mapping[str, Any]) -> dict[tuple[str, Any], Any]:
@@ -80,31 +85,36 @@ def is_plain(value: Any) -> bool:
     return isinstance(value, PLAIN) or (isinstance(value, tuple) and all(isinstance(part, PLAIN) for part in value))
 
 
-def _entries(value: Any, is_part: bool) -> tuple[dict[Any, Any], bool]:
-    """Return what is in a value by key, and whether it is the dict in which it is kept."""
+def is_own(kind: type) -> bool:
+    """Return whether a class is neither ours nor of torch or NumPy."""
+    return kind.__module__.split(".")[0] not in OTHERS
+
+
+def _contents(value: Any, is_part: bool) -> Iterator[tuple[Iterable[tuple[Any, Any]], Any]]:
+    """Yield what is in a value by key, and what keeps it, None if it cannot change."""
     if isinstance(value, FunctionType):
-        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        return {name: _content(cell) for name, cell in cells}, False
-    if isinstance(value, MethodType):
-        return {"__self__": value.__self__}, False
-    if isinstance(value, partial):
-        return {"func": value.func, "args": value.args, **value.keywords}, False
-    if isinstance(value, (Mapping, list, tuple, set, deque)):
-        if len(value) > LARGE:
-            return {}, False
-        if isinstance(value, dict):
-            return value, True
-        return dict(value.items() if isinstance(value, Mapping) else enumerate(value)), False
-    if is_part or isinstance(value, nn.Module) or type(value).__module__.split(".")[0] not in OTHERS:
-        return getattr(value, "__dict__", {}), True
-    return {}, False
-
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return None
+        enclosed = Enclosed(value)
+        yield list(enclosed.items()), enclosed
+        yield list(global_variables(value).items()), value.__globals__
+        yield [("defaults", value.__defaults__), ("defaults", value.__kwdefaults__)], None
+    elif isinstance(value, MethodType):
+        yield [("__self__", value.__self__), ("__func__", value.__func__)], None
+    elif isinstance(value, partial):
+        yield [("func", value.func), ("args", value.args), ("keywords", value.keywords)], None
+    elif isinstance(value, property):
+        yield [("fget", value.fget)], None
+    elif isinstance(value, (Mapping, list, tuple, set, deque)):
+        if len(value) <= LARGE:
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            yield list(items), None if isinstance(value, (tuple, set)) else value
+    elif isinstance(value, type):
+        if is_users(value.__module__):
+            yield list(class_attributes(value).items()), vars(value)
+            yield [(base.__name__, base) for base in value.__bases__], None
+    elif is_part or isinstance(value, nn.Module) or is_own(type(value)):
+        attributes = getattr(value, "__dict__", {})
+        yield list(attributes.items()), attributes
+        yield [(type(value).__name__, type(value))], None
 
 
 def _value(value: Any) -> Any:

@@ -96,6 +96,7 @@ class Recorder:
             closes: whether it is the last.
 
         Raises:
+            StateIsNewError: it creates a part of the optimizer's state. The step has to run as usual first.
             Exception: it cannot be recorded. The state is as before.
         """
         state, window = self._state, None if opens and closes else self._gradients
@@ -131,7 +132,7 @@ class Recorder:
 
         run: Callable[[list[Tensor]], list[Tensor]]
         try:
-            with state.loop.rehearse():
+            with state.loop.rehearse(), self._optimizer.keeping_state():
                 if self._capture is not None:
                     run = CudaGraph(self._capture, tensors, step)
                 else:
@@ -147,8 +148,11 @@ class Recorder:
         return Graph(run, results, opens, closes, adds_loss)
 
     def can_continue(self) -> bool:
-        """Return whether a graph can continue a window, which an eager step may have begun."""
-        return self._gradients is None or not self._was_eager or self._gradients.match()
+        """Return whether a graph can continue a window, which an eager step may have begun, or a callback changed."""
+        if self._gradients is None or (not self._was_eager and self._gradients.are_shown()):
+            return True
+        self._was_eager = True
+        return self._gradients.match()
 
     def replay(self, graph: Graph, tensors: list[Tensor]) -> None:
         """Make the step of a batch by a graph.

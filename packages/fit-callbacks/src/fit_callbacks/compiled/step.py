@@ -12,7 +12,7 @@ from fit_callbacks.ranks import print_line
 
 from .batches import flatten, shown
 from .guard import Guard
-from .optimizer import GraphedOptimizer
+from .optimizer import GraphedOptimizer, StateIsNewError
 from .reasons import marked_callbacks, others_have, why_failed, why_not
 from .recorder import Graph, Recorder
 from .watch import watch
@@ -41,8 +41,8 @@ class CompiledStep(Callback):
 
     A graph repeats the work on tensors, and not the Python around it. CompiledStep looks for what would go wrong: a
     module that counts its calls, random numbers from Python, a `forward` that reads `state.global_step`. It records
-    the step again when a plain attribute of a module changes, such as the probability of a dropout. Learning rates may
-    change at every step.
+    the step again when something changes that it reads, such as the probability of a dropout, or a global variable.
+    Learning rates may change at every step.
 
     A callback with `on_after_backward` or `on_before_step` that changes nothing but tensors, in place, can be part
     of the graph. Mark it by a class attribute: `capturable = True`. Metrics with this attribute are updated inside a
@@ -54,49 +54,56 @@ class CompiledStep(Callback):
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, int] = {}
-        self._forms: set[Any] = set()
         self._optimizer: GraphedOptimizer | None = None
         self._graphs: dict[Any, Graph] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start with a run in which nothing has run yet."""
+        self._seen: dict[str, int] = {}
+        self._forms: set[Any] = set()
+        self._unready: set[str] = set()
+        self._digest = ""
+        self._recorded_again = self._replays = 0
+        self._gave_up: str | None = None
 
     def on_begin(self, state: RunnerState) -> None:
         """Put the graph in the place of the step."""
         self._state, self._eager = state, state.make_step
         self._reason: str | None = None
-        self._seen, self._forms = {}, set()
-        self._recorded_again = self._replays = 0
         self._said: set[str] = set()
+        self._forget()
         # Nobody else changes the model or the optimizer in a way that is not noticed at once.
         self._others_are_in_batches = others_have(state, ("on_batch_begin", "on_batch_end", "on_checkpoint"))
         self._others_are_in_epochs = others_have(state, HOOKS)
         state.make_step = self._run_batch
 
     def on_loader_begin(self, state: RunnerState) -> None:
-        """Look whether the step can be a graph."""
-        if not state.is_train or self._reason is not None:
-            return
-        if self._optimizer is None:
-            self._reason = why_not(state, self._eager)
-            if self._reason is None:
-                self._prepare()
-            else:
-                self._give_up(self._reason)
-        # Compare at the first batch, because other callbacks may change something until then.
-        self._is_new_epoch = True
-        self._others_are_in_batches = self._others_are_in_batches or state.make_step != self._run_batch
+        """Look at everything at the first batch, because other callbacks may change something until then."""
+        if state.is_train:
+            self._is_new_epoch = True
+            self._others_are_in_batches = self._others_are_in_batches or state.make_step != self._run_batch
 
     def on_end(self, state: RunnerState) -> None:
         """Drop the graphs, and leave the optimizer as it was."""
         self._drop()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which batches have run as usual, so that a resumed run uses graphs where this one would."""
-        return {"seen": dict(self._seen)}
+        """Return which batches have run as usual and why, so that a resumed run uses graphs where this one would."""
+        return {
+            "seen": dict(self._seen),
+            "digest": self._digest,
+            "recorded_again": self._recorded_again,
+            "replays": self._replays,
+            "gave_up": self._gave_up,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them. On CUDA each process needs usual steps first, and they have the same bits as the graph."""
         if self._state.device.type != "cuda":
-            self._seen = dict(state_dict["seen"])
+            self._seen, self._digest = dict(state_dict["seen"]), state_dict["digest"]
+            self._recorded_again, self._replays = state_dict["recorded_again"], state_dict["replays"]
+            self._gave_up = state_dict["gave_up"]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy starts with. It has graphs of its own in a run of its own."""
@@ -105,7 +112,10 @@ class CompiledStep(Callback):
     def _run_batch(self) -> None:
         """Make the step of a batch, by a graph if there is one."""
         if self._state.is_train and self._reason is None:
-            self._follow_changes()
+            if self._optimizer is None:
+                self._begin()
+            else:
+                self._follow_changes()
         if not self._state.is_train or self._reason is not None:
             self._eager()
             return
@@ -118,8 +128,18 @@ class CompiledStep(Callback):
         else:
             self._eager()
 
+    def _begin(self) -> None:
+        """Look whether the step can be a graph, and prepare it."""
+        self._is_new_epoch, before = False, self._digest
+        if (reason := why_not(self._state, self._eager)) is not None:
+            self._give_up(reason)
+            return
+        self._prepare()
+        if before and before != self._digest:
+            self._count_change("a value that is another one since the run was resumed")
+
     def _prepare(self) -> None:
-        """Prepare the optimizer, and note what the graphs depend on."""
+        """Prepare the optimizer, and note what the graphs depend on. If that is new, batches run as usual first."""
         state = self._state
         self._graphs = {}
         self._optimizer = GraphedOptimizer(state.optimizer, state.device)
@@ -131,6 +151,11 @@ class CompiledStep(Callback):
         self._parts = {**parts, **marked_callbacks(state)}
         self._guard = Guard(self._parts, state.optimizer)
         self._recorder = Recorder(state, self._eager, self._optimizer, self._parts)
+        digest = self._guard.digest()
+        if self._digest != digest or state.device.type == "cuda":
+            self._digest, self._seen, self._forms, self._gave_up = digest, {}, set(), None
+        if self._gave_up is not None:
+            self._give_up(self._gave_up)
 
     def _follow_changes(self) -> None:
         """Prepare again if something has changed that the graphs depend on."""
@@ -144,7 +169,7 @@ class CompiledStep(Callback):
         elif not guard.holds():
             self._record_again(guard.changed())
         elif (is_new_epoch or self._others_are_in_batches) and not guard.is_in_place():
-            self._record_again("weights, buffers or the state of the optimizer were replaced")
+            self._record_again("modules, weights, buffers or the state of the optimizer were replaced")
         elif is_new_epoch and self._others_are_in_epochs and not guard.is_unchanged():
             self._record_again("modules or other parts of the step were replaced")
 
@@ -166,15 +191,29 @@ class CompiledStep(Callback):
             return None
         graph = self._graphs.get((form, place))
         if graph is None and self._is_due(form, place):
-            begin = time.perf_counter()
-            self._guard.note_tensors()
-            try:
-                graph = self._graphs[form, place] = self._recorder.record(self._tensors, *place[:2])
-            except Exception as error:
-                self._give_up(why_failed(error))
-            else:
-                how = "captured as a CUDA graph" if state.device.type == "cuda" else "compiled"
-                self._say(f"the step for {shown(form)} was {how}", f" in {time.perf_counter() - begin:.2g} s")
+            graph = self._record(form, place)
+        return graph
+
+    def _record(self, form: Any, place: Any) -> Graph | None:
+        """Return a new graph for a batch, None if that failed."""
+        name, begin = repr((form, place)), time.perf_counter()
+        try:
+            graph = self._recorder.record(self._tensors, *place[:2])
+        except StateIsNewError:
+            if name in self._unready:
+                self._give_up("the optimizer creates a part of its state at each step")
+            self._unready.add(name)
+            return None
+        except Exception as error:
+            self._give_up(why_failed(error), lasts=self._seen[name] == WARM_UP)
+            return None
+        if not self._graphs:  # A callback may have added something since the first batch.
+            self._guard = Guard(self._parts, self._state.optimizer)
+            self._guard.note_objects()
+        self._graphs[form, place], self._seen[name] = graph, WARM_UP + 1
+        self._unready.discard(name)
+        how = "captured as a CUDA graph" if self._state.device.type == "cuda" else "compiled"
+        self._say(f"the step for {shown(form)} was {how}", f" in {time.perf_counter() - begin:.2g} s")
         return graph
 
     def _place(self) -> tuple[Any, ...] | None:
@@ -200,10 +239,11 @@ class CompiledStep(Callback):
         if seen < WARM_UP and len(self._seen) < 10 * GRAPHS:
             self._seen[name] = seen + 1
             return False
-        if seen >= WARM_UP and len(self._graphs) < GRAPHS:
+        graphs = sum(count > WARM_UP for count in self._seen.values())  # also those of the run before a resume
+        if seen > WARM_UP or (seen == WARM_UP and graphs < GRAPHS):
             return True
         self._say(
-            f"there are {len(self._graphs)} graphs, and the shapes of batches keep changing, so that the other steps "
+            f"there are {graphs} graphs, and the shapes of batches keep changing, so that the other steps "
             "run as usual. Pad the batches to few shapes"
         )
         return False
@@ -227,18 +267,28 @@ class CompiledStep(Callback):
 
     def _record_again(self, what: str) -> None:
         """Drop the graphs because something has changed that they depend on."""
+        self._count_change(what)
+        if self._reason is None:
+            self._prepare()
+
+    def _count_change(self, what: str) -> None:
+        """Count a change, and give up if there are many."""
         self._recorded_again += 1
         if self._recorded_again > AGAIN and self._replays < 20 * self._recorded_again:
             is_momentum = what.startswith(("momentum of", "betas of"))
             advice = ". With OneCycleLR, pass cycle_momentum=False" if is_momentum else ""
             self._give_up(f"what it depends on changes too often: {what}{advice}")
-            return
-        self._seen, self._forms = {}, set()
-        self._prepare()
 
-    def _give_up(self, reason: str) -> None:
-        """Run the step as usual from now on, and say why."""
+    def _give_up(self, reason: str, *, lasts: bool = True) -> None:
+        """Run the step as usual from now on, and say why.
+
+        Args:
+            reason: why.
+            lasts: whether a resumed run should do so too, if this one has used graphs. It would not find the reason.
+        """
         self._reason = reason
+        if lasts and any(count > WARM_UP for count in self._seen.values()):
+            self._gave_up = reason
         self._say(f"the step runs as usual, because {reason}")
         self._drop()
 
