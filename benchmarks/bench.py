@@ -29,7 +29,7 @@ FEATURES = {  # feature: the Runner with it, the hand-written loop with it
     "TensorBoard, every 50 steps": ("tensorboard", "tensorboard-by-hand"),
     "Timer": ("timer", "timer-by-hand"),
     "ModelEma": ("ema", "ema-by-hand"),
-    "CheckpointSaver, once per epoch": ("saver", "idle-by-hand"),
+    "CheckpointSaver, once per epoch": ("saver", "saver-by-hand"),
 }
 LOOPS = ["plain", "lean", "careful", "full"]
 COMPILED = ["CompiledStep", "torch.compile"]
@@ -53,7 +53,8 @@ def measure_instructions(rounds, steps):
 
 def measure_features(rounds, steps):
     """Add one feature at a time."""
-    return {"features": compare("mlp", [name for pair in FEATURES.values() for name in pair], rounds)[0]}
+    names = ["idle-by-hand", *(name for pair in FEATURES.values() for name in pair)]
+    return {"features": compare("mlp", names, rounds)[0]}
 
 
 def measure_scale(rounds, steps):

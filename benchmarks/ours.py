@@ -244,6 +244,18 @@ def nothing_by_hand(work, folder):
     return nothing, nothing
 
 
+def checkpoint_by_hand(work, folder):
+    optimizer, step = work.make_optimizer(), 0  # another one with the same state: plain SGD has none
+
+    def each(output, target, loss):
+        nonlocal step
+        step += 1
+        if step % len(work.loader) == 0:
+            torch.save({"model": work.model.state_dict(), "optimizer": optimizer.state_dict()}, f"{folder}/last.pt")
+
+    return each, nothing
+
+
 CONTESTANTS = {
     "plain": plain,
     "lean": lean,
@@ -265,5 +277,6 @@ CONTESTANTS = {
     "ema-by-hand": by_hand(ema_by_hand),
     "ema": with_callbacks(lambda folder: ModelEma(0.99)),
     "idle-by-hand": by_hand(nothing_by_hand),
+    "saver-by-hand": by_hand(checkpoint_by_hand),
     "saver": with_callbacks(CheckpointSaver),
 }

@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = ["NumberIsReadError", "Undo"]
 
-
 aten = torch.ops.aten
+INDEX = (aten.index.Tensor, aten._unsafe_index.Tensor)
+READ = (aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default)
 
 
 class NumberIsReadError(Exception):
@@ -63,12 +64,9 @@ class Undo(TorchDispatchMode):
                 tensor.copy_(value)
 
     def _reads(self, func: Any, args: Any) -> bool:
-        if func in (
-            aten.index.Tensor,
-            aten._unsafe_index.Tensor,
-        ):  # has the tag, though only masks have a number of True
-            return any(mask is not None and mask.dtype in (torch.bool, torch.uint8) for mask in args[1])
-        if func in (aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default):
+        if func in INDEX:  # They have the tag below, though only with a mask the shape depends on numbers.
+            return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        if func in READ:
             return any(isinstance(tensor, Tensor) and self._is_old(tensor) for tensor in args)
         return torch.Tag.dynamic_output_shape in func.tags
 
