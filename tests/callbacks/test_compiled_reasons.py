@@ -8,8 +8,7 @@ import numpy
 import pytest
 import torch
 from fit_callbacks import CompiledStep, GradientClipping, LRScheduler, ResetOptimizer
-from fit_callbacks.compiled import step as step_module
-from fit_callbacks.compiled import traced
+from fit_callbacks.compiled import progress, traced
 from fit_core import Callback, Runner
 from torch import nn
 
@@ -244,7 +243,7 @@ def test_a_wrong_batch_is_an_error_as_usual():
 
 
 def test_many_shapes(capsys, monkeypatch):
-    monkeypatch.setattr(step_module, "GRAPHS", 2)
+    monkeypatch.setattr(progress, "GRAPHS", 2)
     data = batches((8, 7, 6, 5))
     ours, theirs = train(CompiledStep(), data=data, epochs=5), train(data=data, epochs=5)
     out = capsys.readouterr().out
@@ -255,7 +254,7 @@ def test_many_shapes(capsys, monkeypatch):
 
 
 def test_parts_that_are_replaced(capsys, monkeypatch):
-    monkeypatch.setattr(step_module, "AGAIN", 9)
+    monkeypatch.setattr(progress, "AGAIN", 9)
 
     class Change(Callback):
         def on_epoch_begin(self, state):

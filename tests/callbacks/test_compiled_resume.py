@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from fit_callbacks import CompiledStep, Freeze, ResetOptimizer, ScheduledDropout
-from fit_callbacks.compiled import step as step_module
+from fit_callbacks.compiled import progress
 from fit_core import Callback, Runner
 from torch import nn
 
@@ -119,7 +119,7 @@ def assert_same(first, second):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_resumed_after_each_batch(name, monkeypatch, capsys):
     if name == "many shapes":
-        monkeypatch.setattr(step_module, "GRAPHS", 2)
+        monkeypatch.setattr(progress, "GRAPHS", 2)
     options = dict(VARIANTS[name])
     data, epochs = options.pop("data", lambda: sizes(*[8] * BATCHES)), options.pop("epochs", 3)
     whole = prepare(**options)

@@ -9,7 +9,7 @@ from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
-__all__ = ["OTHERS", "Enclosed", "class_attributes", "global_variables", "is_users", "names"]
+__all__ = ["Enclosed", "class_attributes", "global_variables", "is_looked_into", "is_users", "names"]
 
 OTHERS = ("fit_core", "fit_callbacks", "fit_metrics", "fit_distributed", "torch", "numpy")
 """Packages whose objects are not looked into, except for modules."""
@@ -63,6 +63,11 @@ def names(code: CodeType) -> Iterator[str]:
             yield from names(constant)
         elif isinstance(constant, str):
             yield constant
+
+
+def is_looked_into(kind: type) -> bool:
+    """Return whether attributes of an object may matter: unless its class is ours, or of torch or NumPy."""
+    return kind.__module__.split(".")[0] not in OTHERS
 
 
 @cache

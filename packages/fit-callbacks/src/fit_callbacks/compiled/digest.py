@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .code import class_attributes, names
-from .reach import Place, is_own, is_plain
+from .code import class_attributes, is_looked_into, names
+from .reach import Place, is_plain
 
 __all__ = ["digest"]
 
@@ -46,7 +46,7 @@ def _described(value: Any) -> str:
     if isinstance(value, FunctionType):
         return _code(value.__code__)
     kind = _kind(value)
-    return f"{kind.__qualname__} {' '.join(map(_code, _codes(kind)))}" if is_own(kind) else kind.__qualname__
+    return f"{kind.__qualname__} {' '.join(map(_code, _codes(kind)))}" if is_looked_into(kind) else kind.__qualname__
 
 
 def _kind(value: Any) -> type:

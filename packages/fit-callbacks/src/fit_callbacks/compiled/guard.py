@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .code import is_looked_into
 from .digest import digest
-from .reach import Place, hooks_of, is_own, is_plain, is_same, reach, snapshot
+from .reach import Place, hooks_of, is_plain, is_same, reach, snapshot
 
 __all__ = ["Guard"]
 
 REQUIRES_GRAD = attrgetter("requires_grad")
 ALWAYS = frozenset(vars(nn.Module()))
-"""The dicts of every module. Their entries may be replaced, but they are not."""
+"""The attributes that every module has: its mode, and dicts of which only the entries are replaced."""
 
 
 class Guard:
@@ -31,8 +32,8 @@ class Guard:
 
     def __init__(self, parts: dict[str, Any], optimizer: Optimizer) -> None:
         self._parts, self._optimizer, groups = parts, optimizer, optimizer.param_groups
-        self._snapshot = snapshot(parts)
         self._places = places = list(reach(parts))
+        self._snapshot = snapshot(places)
         self._settings = settings = [
             Place(f"{key} of the optimizer's group {number}", key, value, group)
             for number, group in enumerate(groups)
@@ -70,8 +71,7 @@ class Guard:
 
     def note_objects(self) -> None:
         """Note where weights, buffers, modules and the state of the optimizer are, when a graph is recorded."""
-        if self._where is None:
-            self._where, self._held = self._find(), self._objects()
+        self._where, self._held = self._find(), self._objects()
 
     def is_in_place(self) -> bool:
         """Return whether they are where they were, and nothing was added. After code that may have replaced one."""
@@ -82,7 +82,7 @@ class Guard:
 
     def is_unchanged(self) -> bool:
         """Return whether everything else is the same, too. Slow, after code that may have replaced anything."""
-        now = snapshot(self._parts)
+        now = snapshot(reach(self._parts))
         return now.keys() == self._snapshot.keys() and all(is_same(self._snapshot[key], now[key]) for key in now)
 
     def changed(self) -> str:
@@ -124,6 +124,6 @@ def _sized(values: Iterable[Any]) -> list[Sized]:
     for value in values:
         if isinstance(value, (Mapping, list, set, deque)):
             found.append(value)
-        elif isinstance(value, nn.Module) or (not isinstance(value, type) and is_own(type(value))):
+        elif isinstance(value, nn.Module) or (not isinstance(value, type) and is_looked_into(type(value))):
             found.append(getattr(value, "__dict__", ()))
     return list({id(container): container for container in found}.values())

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .code import OTHERS, Enclosed, class_attributes, global_variables, is_users
+from .code import Enclosed, class_attributes, global_variables, is_looked_into, is_users
 
-__all__ = ["PLAIN", "Place", "hooks_of", "is_own", "is_plain", "is_same", "reach", "snapshot"]
+__all__ = ["PLAIN", "Place", "hooks_of", "is_plain", "is_same", "reach", "snapshot"]
 
 PLAIN = (bool, int, float, str, type(None))
 INSIDE = ("_modules", "_parameters", "_buffers")
@@ -68,9 +68,9 @@ def hooks_of(parameter: Tensor) -> tuple[Any, Any]:
     return parameter._backward_hooks, getattr(parameter, "_post_accumulate_grad_hooks", None)
 
 
-def snapshot(parts: Mapping[str, Any]) -> dict[tuple[str, Any], Any]:
-    """Return the values of all places. That of a tensor is where its numbers are."""
-    return {(place.name, place.key): _value(place.value) for place in reach(parts)}
+def snapshot(places: Iterable[Place]) -> dict[tuple[str, Any], Any]:
+    """Return the values of places. That of a tensor is where its numbers are."""
+    return {(place.name, place.key): _value(place.value) for place in places}
 
 
 def is_same(old: Any, new: Any) -> bool:
@@ -83,11 +83,6 @@ def is_same(old: Any, new: Any) -> bool:
 def is_plain(value: Any) -> bool:
     """Return whether a value can be compared, and is not changed in place."""
     return isinstance(value, PLAIN) or (isinstance(value, tuple) and all(isinstance(part, PLAIN) for part in value))
-
-
-def is_own(kind: type) -> bool:
-    """Return whether a class is neither ours nor of torch or NumPy."""
-    return kind.__module__.split(".")[0] not in OTHERS
 
 
 def _contents(value: Any, is_part: bool) -> Iterator[tuple[Iterable[tuple[Any, Any]], Any]]:
@@ -111,7 +106,7 @@ def _contents(value: Any, is_part: bool) -> Iterator[tuple[Iterable[tuple[Any, A
         if is_users(value.__module__):
             yield list(class_attributes(value).items()), vars(value)
             yield [(base.__name__, base) for base in value.__bases__], None
-    elif is_part or isinstance(value, nn.Module) or is_own(type(value)):
+    elif is_part or isinstance(value, nn.Module) or is_looked_into(type(value)):
         attributes = getattr(value, "__dict__", {})
         yield list(attributes.items()), attributes
         yield [(type(value).__name__, type(value))], None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -13,18 +14,12 @@ from fit_callbacks.ranks import print_line
 from .batches import flatten, shown
 from .guard import Guard
 from .optimizer import GraphedOptimizer, StateIsNewError
+from .progress import Progress
 from .reasons import marked_callbacks, others_have, why_failed, why_not
 from .recorder import Graph, Recorder
 from .watch import watch
 
 __all__ = ["CompiledStep"]
-
-WARM_UP = 2
-"""How many batches of a shape run as usual before a graph is recorded."""
-GRAPHS = 24
-"""How many graphs there may be, for shapes and places in an accumulation window."""
-AGAIN = 3
-"""How often graphs are recorded again before it is asked whether they are worth it."""
 
 
 class CompiledStep(Callback):
@@ -56,23 +51,16 @@ class CompiledStep(Callback):
     def __init__(self) -> None:
         self._optimizer: GraphedOptimizer | None = None
         self._graphs: dict[Any, Graph] = {}
-        self._forget()
-
-    def _forget(self) -> None:
-        """Start with a run in which nothing has run yet."""
-        self._seen: dict[str, int] = {}
-        self._forms: set[Any] = set()
-        self._unready: set[str] = set()
-        self._digest = ""
-        self._recorded_again = self._replays = 0
-        self._gave_up: str | None = None
+        self._progress = Progress()
 
     def on_begin(self, state: RunnerState) -> None:
         """Put the graph in the place of the step."""
         self._state, self._eager = state, state.make_step
+        self._progress = Progress()
         self._reason: str | None = None
+        self._forms: set[Any] = set()
+        self._unready: set[str] = set()
         self._said: set[str] = set()
-        self._forget()
         # Nobody else changes the model or the optimizer in a way that is not noticed at once.
         self._others_are_in_batches = others_have(state, ("on_batch_begin", "on_batch_end", "on_checkpoint"))
         self._others_are_in_epochs = others_have(state, HOOKS)
@@ -90,20 +78,12 @@ class CompiledStep(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return which batches have run as usual and why, so that a resumed run uses graphs where this one would."""
-        return {
-            "seen": dict(self._seen),
-            "digest": self._digest,
-            "recorded_again": self._recorded_again,
-            "replays": self._replays,
-            "gave_up": self._gave_up,
-        }
+        return dataclasses.asdict(self._progress)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them. On CUDA each process needs usual steps first, and they have the same bits as the graph."""
         if self._state.device.type != "cuda":
-            self._seen, self._digest = dict(state_dict["seen"]), state_dict["digest"]
-            self._recorded_again, self._replays = state_dict["recorded_again"], state_dict["replays"]
-            self._gave_up = state_dict["gave_up"]
+            self._progress = Progress(**{**state_dict, "seen": dict(state_dict["seen"])})
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy starts with. It has graphs of its own in a run of its own."""
@@ -122,7 +102,7 @@ class CompiledStep(Callback):
         graph = self._graph()
         if graph is not None:
             self._recorder.replay(graph, self._tensors)
-            self._replays += 1
+            self._progress.replays += 1
         elif self._reason is None:
             self._warm_up()
         else:
@@ -130,12 +110,12 @@ class CompiledStep(Callback):
 
     def _begin(self) -> None:
         """Look whether the step can be a graph, and prepare it."""
-        self._is_new_epoch, before = False, self._digest
+        self._is_new_epoch, before = False, self._progress.digest
         if (reason := why_not(self._state, self._eager)) is not None:
             self._give_up(reason)
             return
         self._prepare()
-        if before and before != self._digest:
+        if before and before != self._progress.digest:
             self._count_change("a value that is another one since the run was resumed")
 
     def _prepare(self) -> None:
@@ -151,11 +131,11 @@ class CompiledStep(Callback):
         self._parts = {**parts, **marked_callbacks(state)}
         self._guard = Guard(self._parts, state.optimizer)
         self._recorder = Recorder(state, self._eager, self._optimizer, self._parts)
-        digest = self._guard.digest()
-        if self._digest != digest or state.device.type == "cuda":
-            self._digest, self._seen, self._forms, self._gave_up = digest, {}, set(), None
-        if self._gave_up is not None:
-            self._give_up(self._gave_up)
+        progress, digest = self._progress, self._guard.digest()
+        if progress.digest != digest or state.device.type == "cuda":
+            progress.digest, progress.seen, progress.gave_up, self._forms = digest, {}, None, set()
+        if progress.gave_up is not None:
+            self._give_up(progress.gave_up)
 
     def _follow_changes(self) -> None:
         """Prepare again if something has changed that the graphs depend on."""
@@ -205,12 +185,13 @@ class CompiledStep(Callback):
             self._unready.add(name)
             return None
         except Exception as error:
-            self._give_up(why_failed(error), lasts=self._seen[name] == WARM_UP)
+            self._give_up(why_failed(error), lasts=not self._progress.had_graph(name))
             return None
         if not self._graphs:  # A callback may have added something since the first batch.
             self._guard = Guard(self._parts, self._state.optimizer)
             self._guard.note_objects()
-        self._graphs[form, place], self._seen[name] = graph, WARM_UP + 1
+        self._graphs[form, place] = graph
+        self._progress.note_graph(name)
         self._unready.discard(name)
         how = "captured as a CUDA graph" if self._state.device.type == "cuda" else "compiled"
         self._say(f"the step for {shown(form)} was {how}", f" in {time.perf_counter() - begin:.2g} s")
@@ -221,7 +202,7 @@ class CompiledStep(Callback):
         state = self._state
         opens = not state.loop.has_gradients
         # Weights are divided up before the forward pass, so it has to be known that this does not set another one.
-        if self._form not in self._forms and repr(self._form) not in self._seen:
+        if self._form not in self._forms and repr(self._form) not in self._progress.seen:
             return None
         self._forms.add(self._form)
         if not opens and not self._recorder.can_continue():
@@ -234,16 +215,13 @@ class CompiledStep(Callback):
 
     def _is_due(self, form: Any, place: Any) -> bool:
         """Count a batch of a shape, and return whether a graph is recorded for it."""
-        name = repr((form, place))
-        seen = self._seen.get(name, 0)
-        if seen < WARM_UP and len(self._seen) < 10 * GRAPHS:
-            self._seen[name] = seen + 1
+        name, progress = repr((form, place)), self._progress
+        if progress.warms_up(name):
             return False
-        graphs = sum(count > WARM_UP for count in self._seen.values())  # also those of the run before a resume
-        if seen > WARM_UP or (seen == WARM_UP and graphs < GRAPHS):
+        if progress.may_record(name):
             return True
         self._say(
-            f"there are {graphs} graphs, and the shapes of batches keep changing, so that the other steps "
+            f"there are {progress.graphs} graphs, and the shapes of batches keep changing, so that the other steps "
             "run as usual. Pad the batches to few shapes"
         )
         return False
@@ -255,8 +233,8 @@ class CompiledStep(Callback):
         reason = watch(self._recorder.run_eagerly, state, self._parts, self._tensors)
         if state.accumulate_steps > 1 and state.weight is not weight:
             reason = "forward sets the weight of a batch, and accumulate_steps is above 1"
-        elif state.accumulate_steps > 1 and len(self._seen) < 10 * GRAPHS:
-            self._seen[repr(self._form)] = 1
+        elif state.accumulate_steps > 1 and not self._progress.is_full:
+            self._progress.seen[repr(self._form)] = 1
         self._optimizer.move_counters()
         try:
             flatten([state.output, state.losses], [])
@@ -273,8 +251,7 @@ class CompiledStep(Callback):
 
     def _count_change(self, what: str) -> None:
         """Count a change, and give up if there are many."""
-        self._recorded_again += 1
-        if self._recorded_again > AGAIN and self._replays < 20 * self._recorded_again:
+        if not self._progress.count_change():
             is_momentum = what.startswith(("momentum of", "betas of"))
             advice = ". With OneCycleLR, pass cycle_momentum=False" if is_momentum else ""
             self._give_up(f"what it depends on changes too often: {what}{advice}")
@@ -287,8 +264,8 @@ class CompiledStep(Callback):
             lasts: whether a resumed run should do so too, if this one has used graphs. It would not find the reason.
         """
         self._reason = reason
-        if lasts and any(count > WARM_UP for count in self._seen.values()):
-            self._gave_up = reason
+        if lasts and self._progress.graphs:
+            self._progress.gave_up = reason
         self._say(f"the step runs as usual, because {reason}")
         self._drop()
 

@@ -15,7 +15,7 @@ from fit_core import RunnerState
 from torch import Tensor
 
 from .random_watch import RandomWatch
-from .reach import PLAIN, is_same, snapshot
+from .reach import PLAIN, is_same, reach, snapshot
 
 __all__ = ["watch"]
 
@@ -36,14 +36,14 @@ def watch(step: Callable[[], None], state: RunnerState, parts: dict[str, Any], b
         batch: the tensors of the batch, whose numbers it should not change.
     """
     batch = [tensor for tensor in batch if not tensor.is_inference()]  # those do not count their changes
-    before, versions = snapshot(parts), [tensor._version for tensor in batch]
+    before, versions = snapshot(reach(parts)), [tensor._version for tensor in batch]
     with ExitStack() as stack:
         read = stack.enter_context(_reads(state))
         converted = stack.enter_context(_conversions())
         waits = stack.enter_context(_waits()) if state.device.type == "cuda" else []
         random = stack.enter_context(RandomWatch())
         step()
-    after = snapshot(parts)
+    after = snapshot(reach(parts))
     changed = [key for key in after if not is_same(before.get(key, PLAIN), after[key])] or before.keys() - after
     if waits:
         return f"the step waits for the device ({waits[0]})"
