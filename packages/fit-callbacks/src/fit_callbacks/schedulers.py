@@ -22,6 +22,12 @@ __all__ = [
     "settings_of",
 ]
 
+_SPANS = {
+    lr_scheduler.StepLR: "step_size",
+    lr_scheduler.CosineAnnealingLR: "T_max",
+    lr_scheduler.CosineAnnealingWarmRestarts: "T_0",
+}
+
 EXPECTED = (
     "Write LRScheduler(StepLR(optimizer, 10), interval='epoch'), or "
     "LRScheduler(lambda optimizer, steps: OneCycleLR(optimizer, 0.1, total_steps=steps + 1))"
@@ -104,15 +110,12 @@ def check_length(scheduler: Any, interval: str, epochs: int, steps: int) -> None
 
 def _span(scheduler: Any) -> tuple[str, int | None]:
     """Return the number that says when the learning rate has fallen, and its name."""
-    for name in ("step_size", "T_max", "T_0"):
-        if isinstance(scheduler, (lr_scheduler.StepLR, *_COSINE)) and hasattr(scheduler, name):
+    for kind, name in _SPANS.items():
+        if isinstance(scheduler, kind):
             return name, getattr(scheduler, name)
     if isinstance(scheduler, lr_scheduler.MultiStepLR):
         return "milestones", max(scheduler.milestones, default=None)
     return "", None
-
-
-_COSINE = (lr_scheduler.CosineAnnealingLR, lr_scheduler.CosineAnnealingWarmRestarts)
 
 
 def arguments_of(scheduler: Any) -> dict[str, Any]:

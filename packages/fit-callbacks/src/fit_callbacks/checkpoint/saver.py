@@ -34,6 +34,8 @@ from .writer import Writer
 
 __all__ = ["CheckpointSaver"]
 
+_OF_FILES = (".pt", ".pth", ".ckpt", ".h5", ".keras", ".bin", ".safetensors")
+
 
 @hints(
     filepath="Pass the folder: CheckpointSaver(save_dir)",
@@ -374,9 +376,6 @@ class CheckpointSaver(Callback):
     def _is_finite(self, state: RunnerState) -> bool:
         """Return whether all weights are finite on every rank, and all buffers that were finite at the start."""
         return self._peers.all(not_finite(state) <= self._never_finite)  # Buffers may differ between processes.
-
-
-_OF_FILES = (".pt", ".pth", ".ckpt", ".h5", ".keras", ".bin", ".safetensors")
 
 
 def _point(state: RunnerState) -> tuple[int, int]:
