@@ -7,7 +7,7 @@ import pytest
 import torch
 from fit_core import Callback, Runner
 from torch import nn
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, WeightedRandomSampler
 
 functional = nn.functional
 
@@ -64,7 +64,14 @@ def test_a_forward_that_sets_no_output_cannot_predict():
         runner.predict([torch.zeros(2, 1)])
 
 
-@pytest.mark.parametrize("options", [{"shuffle": True}, {"sampler": WeightedRandomSampler([1.0] * 4, 4)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shuffle": True},
+        {"sampler": WeightedRandomSampler([1.0] * 4, 4)},
+        {"sampler": DistributedSampler(range(4), num_replicas=2, rank=0)},
+    ],
+)
 def test_predict_warns_of_a_loader_in_another_order_than_its_dataset(options):
     runner = make(nn.Linear(1, 1))
     with pytest.warns(

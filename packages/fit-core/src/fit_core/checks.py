@@ -26,7 +26,7 @@ __all__ = [
     "device",
     "fit",
     "loader",
-    "probabilities",
+    "metrics",
     "runner",
 ]
 
@@ -112,12 +112,15 @@ def runner(
     _left_out(optimizer, model, criterion)
 
 
-def probabilities(model: Any, criterion: Any, metrics: Iterable[Any]) -> None:
-    """Check that model, criterion and metrics agree whether the outputs are logits or probabilities.
+def metrics(model: Any, criterion: Any, metrics: Iterable[Any]) -> None:
+    """Check that metrics take the output first, and agree with model and criterion whether it contains logits.
 
     Raises:
+        TypeError: the `update` of a metric takes the target first.
         ValueError: the criterion expects probabilities, and a metric decides at 0, which they all exceed.
     """
+    for metric in metrics:
+        check_order("metric", metric)
     last: Any = model[-1] if isinstance(model, nn.Sequential) and len(model) else None
     for loss, layer in ((nn.CrossEntropyLoss, nn.Softmax), (nn.BCEWithLogitsLoss, nn.Sigmoid)):
         if isinstance(criterion, loss) and isinstance(last, layer):

@@ -81,7 +81,7 @@ def warn_longer(name: str, size: int) -> None:
 
 def warn_shuffled(loader: Any) -> None:
     """Warn that outputs will not be in the order of the dataset."""
-    if any(isinstance(sampler, _RANDOM) for sampler in samplers(loader)):
+    if any(isinstance(sampler, _RANDOM) or getattr(sampler, "shuffle", False) for sampler in samplers(loader)):
         warnings.warn(
             "the loader shuffles, so the outputs are not in the order of its dataset. Pass a loader that does not: "
             "DataLoader(dataset, batch_size=256)",

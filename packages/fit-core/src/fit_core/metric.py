@@ -212,10 +212,10 @@ def as_metrics(metrics: Iterable[Metric | Callable[[Any, Any], Any]]) -> list[Me
                 f"expected metrics, got the string {metric!r}. Pass a function of (output, target) or a metric object, "
                 "such as metrics=[fit_metrics.Accuracy()]"
             )
-        check_order("metric", metric)
         if isinstance(metric, Metric):
             result.append(metric)
         elif callable(metric):
+            check_order("metric", metric)
             result.append(FunctionMetric(metric))
         else:
             raise TypeError(

@@ -82,7 +82,7 @@ class Runner:
         self.state = RunnerState(
             model, optimizer, criterion, as_metrics(metrics), list(callbacks), accumulate_steps, device, scaler
         )
-        checks.probabilities(model, criterion, self.state.metrics)
+        checks.metrics(model, criterion, self.state.metrics)
         self.state.checkpoint = self._resume = Resume(self.state)
         self._half = torch.float16 if use_fp16 else torch.bfloat16 if use_bf16 else None
         self._run: Run
