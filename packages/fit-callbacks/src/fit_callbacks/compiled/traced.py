@@ -75,10 +75,10 @@ def _compile(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[[list[Tens
 
     `compile_fx` is private. It takes a third less time for a small step than the public `torch.compile`, which
     checks its inputs at each call. CompiledStep compares their sizes itself. What `compile_fx` returns does little
-    more than to call the generated code, but that takes a fifth of the time of a small step. So the code is called
-    directly, unless something has to be done before or after it. Convolutions keep the memory format of the model,
-    because another one costs a small model more than it gains. Tried with torch 2.13. If a later torch does not have
-    these functions, the step runs as usual.
+    more than to call the generated code, but that takes a fifth of the time of a small step. So the function in that
+    code (`current_callable`) is called directly, unless something has to be done before or after it. Convolutions
+    keep the memory format of the model, because another one costs a small model more than it gains. Tried with torch
+    2.13. If a later torch does not have these functions, the step runs as usual.
     """
     from torch._guards import TracingContext  # these take a second
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
@@ -90,7 +90,7 @@ def _compile(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[[list[Tens
         code: Any = compile_fx_inner(module, examples, **options)
         about: Any = getattr(TracingContext.try_get(), "fw_metadata", None)
         if len(examples) == len(inputs) and not any(getattr(about, name, True) for name in AROUND):
-            direct = code
+            direct = getattr(code, "current_callable", None) or code
         return code
 
     patches = {"size_asserts": False, "layout_optimization": False}
