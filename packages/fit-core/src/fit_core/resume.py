@@ -170,7 +170,7 @@ def _settings(run: Run) -> dict[str, Any]:
         "accumulate_steps": run.state.accumulate_steps,
         "steps_per_epoch": run.stream.steps,
         "processes": run.state.world_size,
-        "sharded": run.is_sharded,
+        "sharded": run.wrapped.is_sharded,
         "dtype": _name(next((p.dtype for p in run.parameters() if p.is_floating_point()), torch.float32)),
         "autocast": _name(run.half) if run.half else "off",
     }

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,18 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from . import batch_checks, exchange_checks
-from .batch import SampleCounter, detached, to_device
+from .batch import SampleCounter, to_device
 from .callback import HOOKS, Callback
 from .loaders import batches, length, why_empty
-from .metric import FunctionMetric, Mean, Metric, as_metrics, metric_name, named_values
-from .parameters import check_frozen_since_wrapped
-from .processes import gather, has_process_group, rank_and_world_size
+from .metric import Metric, as_metrics
+from .processes import has_process_group, rank_and_world_size
 from .random_state import get_random_state
-from .sharded import Shards, in_step, reshard
+from .results import Results
+from .sharded import in_step
 from .state import RunnerState
 from .stopping import Vote
 from .stream import Stream
 from .window import Window
+from .wrapped import Wrapped
 
 __all__ = ["Run", "hooks_of", "owners"]
 
@@ -50,15 +49,15 @@ class Run:
         gradient_exchange: the context of a step, in which DDP averages gradients at the end of a window only.
         hooks: the methods to call at each hook.
         window: the accumulation window.
+        results: the losses, metrics and samples of the loader so far.
+        wrapped: the modules that exchange gradients between processes.
         model: the model that trains, also while a callback evaluates another one.
         scales: whether a scaler for fp16 is in use.
         stepped (list): with such a scaler, the optimizers that were stepped in this batch.
         cleared: the optimizers whose parameters have only gradients of this window, and have not stepped since.
-        measured: the metrics that have seen the batch in a step which a callback has made.
         used_autocast, used_backward, used_optimizer_step: whether the step has called these parts of the Runner.
         is_in_loader: whether a loader is running, or is about to be resumed, so that meters contain a part of it.
         has_batches: whether the loader has yielded a batch.
-        has_outputs: whether one of its batches had an output, which the metrics have seen.
     """
 
     def __init__(
@@ -80,19 +79,17 @@ class Run:
         self.hooks = hooks_of(state.callbacks)
         self.stepped: list[torch.optim.Optimizer] = []
         self.cleared: list[Any] = []
-        self.measured: Collection[Metric] = ()
         self.used_autocast = self.used_backward = self.used_optimizer_step = False
-        self.is_in_loader = self.has_batches = self.has_outputs = False
+        self.is_in_loader = self.has_batches = False
         self.scales = state.grad_scaler.is_enabled()
         self._checks_step = checks_step
         self._checks_mean = True
         self._has_modes = hasattr(state.optimizer, "train") and hasattr(state.optimizer, "eval")
         self._weighing: tuple[float | Tensor, float | Tensor | None] | None = None
         self._counter = SampleCounter(None)
-        # Of this epoch on this process, of its complete windows, and before it.
-        self._samples, self._samples_stepped, self._samples_before = 0, 0, state.samples_seen
         self._at_rest: dict[str, Any] | None = None
         state.metrics[:] = as_metrics(state.metrics)
+        self.results = Results(state, half)
         state.rank, state.world_size = rank_and_world_size()
         self._exchanges = has_process_group()
         self.window = Window(state.accumulate_steps, state.world_size if self._exchanges else 1)
@@ -100,17 +97,13 @@ class Run:
         exchange_checks.metrics_are_summed(state.metrics, state.world_size)
         votes = stream is not None and self._exchanges and state.world_size > 1
         self._vote = Vote(state.callbacks, state.device) if votes else None
+        if self._vote is not None and self._vote.is_needed_in_batches:
+            self.hooks["on_batch_end"].append(self._vote.take_in_training)
         self.gradient_exchange: AbstractContextManager[Any] = _NOTHING
-        self._shards = [shards for module in self.modules() if (shards := Shards(module))]
-        self._wrapped: list[Any] = [*(module for module in self.modules() if hasattr(module, "no_sync")), *self._shards]
+        self.wrapped = Wrapped(self.modules())
         if stream is not None:
-            for gradient in self._unreduced():  # of a window in which the last run ended
+            for gradient in self.wrapped.unreduced():  # of a window in which the last run ended
                 gradient.grad = None
-        for metric in state.metrics:
-            if hasattr(metric, "to"):
-                metric.to(state.device)
-            if hasattr(metric, "persistent"):  # torchmetrics: let state_dict contain what exact resume needs
-                metric.persistent(True)
 
     def new_autocast(self) -> AbstractContextManager[Any]:
         """Return another context of a forward pass. Contexts can be nested, but one cannot be entered twice."""
@@ -136,11 +129,6 @@ class Run:
         finally:
             self._thread = 0
 
-    @property
-    def is_sharded(self) -> bool:
-        """Whether `fully_shard` has split the model or the criterion."""
-        return bool(self._shards)
-
     def modules(self) -> list[nn.Module]:
         """Return the modules with a train or eval mode: the model, and the criterion if it is a module."""
         return [part for part in (self.model, self.state.criterion) if isinstance(part, nn.Module)]
@@ -149,7 +137,7 @@ class Run:
         """Return everything that may have a gradient, once."""
         others = (parameter for module in self.modules() for parameter in module.parameters())
         found = dict.fromkeys((*_stepped_by(self.state.optimizer), *others))
-        for gradient in (unreduced := self._unreduced()):
+        for gradient in (unreduced := self.wrapped.unreduced()):
             found.pop(gradient.whole, None)
         return [*found, *unreduced]
 
@@ -164,11 +152,6 @@ class Run:
             for method in reversed(self.hooks[hook]):
                 stack.callback(method, self.state)
 
-    def agree_to_stop(self) -> None:
-        """Set `should_stop` after a training batch if a callback of any process has set it."""
-        if self._vote is not None and self._vote.is_needed_in_batches:
-            self._vote.take(self.state)
-
     def may_leave(self) -> bool:
         """Return whether `should_stop` ends this loader. Otherwise the run stops after the epoch.
 
@@ -181,7 +164,7 @@ class Run:
             return self.stream is not None
         if self.state.is_train:
             return vote.is_needed_in_batches or not vote.is_needed
-        if self._shards:  # They are in step, and stop after the same batch.
+        if self.wrapped.is_sharded:  # They are in step, and stop after the same batch.
             return False
         if vote.is_needed_in_validation:
             vote.take(self.state)
@@ -204,19 +187,15 @@ class Run:
         self.has_batches = False
         self._counter = SampleCounter(loader)
         self._batches = iter(stream) if stream else batches(loader, steps, "loader")
-        if self._shards and not stream and self._exchanges and state.world_size > 1:
+        if self.wrapped.is_sharded and not stream and self._exchanges and state.world_size > 1:
             self._batches = in_step(self._batches, state.make_step, self._stops_validation, state.device)
         for module in self.modules():
             module.train(state.is_train)
         self.set_optimizer_mode(state.is_train and state.batch_idx != state.num_batches)  # not for the empty rest
-        if self._wrapped and state.is_train:
-            check_frozen_since_wrapped(self._wrapped)
+        if state.is_train:
+            self.wrapped.check_frozen()
         if not state.batch_idx:
-            self._samples, self._samples_stepped, self._samples_before = 0, 0, state.samples_seen
-            self.has_outputs = False
-            state.loss_meters = {}
-            for metric in state.metrics:
-                metric.reset()
+            self.results.reset(state.samples_seen)
         self.is_in_loader = True
 
     def set_optimizer_mode(self, is_train: bool) -> None:
@@ -248,8 +227,8 @@ class Run:
             state.is_optimizer_step = self.stream.closes_window
             if self.stream.opens_window:
                 self.cleared = []
-            if self._wrapped:
-                self.gradient_exchange = _NOTHING if state.is_optimizer_step else self._no_exchange()
+            if self.wrapped.exchanges:
+                self.gradient_exchange = _NOTHING if state.is_optimizer_step else self.wrapped.no_sync()
 
     def drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of an optimizer's last step, like zero_grad() without its bookkeeping."""
@@ -268,7 +247,7 @@ class Run:
         """
         state = self.state
         if isinstance(state.loss, Mapping):
-            self.split_losses()
+            self.results.split_losses()
         if state.loss is None and not state.is_train and (source == "forward" or not state.needs_loss):
             return
         batch_checks.loss(state.loss, state.is_train, source)
@@ -281,7 +260,7 @@ class Run:
     def weigh(self) -> tuple[float | Tensor, float | Tensor | None]:
         """Return the divisor of the losses of this batch, and the factor of the gradients so far, None for 1."""
         if self._weighing is None:
-            self._weighing = self.window.weigh(self.weight(), self.state.is_optimizer_step, self.state.device)
+            self._weighing = self.window.weigh(self.results.weight(), self.state.is_optimizer_step, self.state.device)
         return self._weighing
 
     def loss_divisor(self) -> float | Tensor:
@@ -316,8 +295,7 @@ class Run:
             measured: the metrics that have seen the batch in it.
         """
         self.cleared = [] if self.state.is_optimizer_step else [self.state.optimizer]
-        self.measured = measured
-        self.has_outputs = self.has_outputs or bool(measured)
+        self.results.note_measured(measured)
 
     def finish_step(self) -> None:
         """Let the scaler know that all optimizers of this batch have been stepped."""
@@ -325,69 +303,22 @@ class Run:
         self.state.grad_scaler.update()
 
     def measure(self, metrics: Iterable[Metric]) -> None:
-        """Update metrics with the batch."""
-        state = self.state
-        self.has_outputs = True
-        output, target = detached(state.output, self.half), detached(state.target, self.half)
-        with torch.no_grad():
-            for metric in metrics:
-                if isinstance(metric, FunctionMetric):
-                    metric.weight = self.weight()
-                metric.update(output, target)
-
-    def split_losses(self) -> None:
-        """Move the other entries of a dict of losses than `"loss"` to `state.losses`."""
-        state, losses = self.state, self.state.loss
-        state.loss = batch_checks.total_loss(losses, [metric_name(metric) for metric in state.metrics])
-        state.losses = {name: value for name, value in losses.items() if name != "loss"}
+        """Update metrics with the batch, in a step that a callback records."""
+        self.results.measure(metrics)
 
     def total_loss(self, losses: Any) -> Any:
         """Return the loss to train on of a dict of losses, and keep the others to be logged."""
         self.state.loss = losses
-        self.split_losses()
+        self.results.split_losses()
         return self.state.loss
 
-    def weight(self) -> float | Tensor:
-        """Return the number that the mean loss of this batch is a mean over.
-
-        Raises:
-            ValueError: the number of samples of the batch is unknown.
-        """
-        if self.state.weight is not None:
-            return self.state.weight
-        if self.state.batch_size is None:
-            raise ValueError(batch_checks.UNKNOWN_BATCH_SIZE)
-        return self.state.batch_size
-
     def update_meters(self) -> None:
-        """Count the batch, and add it to the loss and the metrics, without waiting for the device."""
-        state = self.state
+        """Count the batch, and add it to the losses and the metrics, without waiting for the device."""
         if self.stepped:
             self.finish_step()
-        if self._checks_step and state.is_optimizer_step:
+        if self._checks_step and self.state.is_optimizer_step:
             self._check_step()
-        if state.is_train:
-            if state.batch_size is None:
-                raise ValueError(batch_checks.UNKNOWN_BATCH_SIZE)
-            state.global_step += state.is_optimizer_step
-            self._samples += state.batch_size
-            state.samples_seen += state.batch_size * state.world_size  # corrected at the end of the loader
-            if state.is_optimizer_step:
-                self._samples_stepped = self._samples
-        if state.loss is not None:
-            if not isinstance(state.loss, Tensor):
-                self.split_losses()
-            weight = state.batch_size if state.weight is None and state.batch_size is not None else self.weight()
-            (state.loss_meters.get("loss") or self._new_meter("loss")).update(state.loss, weight)
-            for name, value in state.losses.items():
-                (state.loss_meters.get(name) or self._new_meter(name)).update(value, weight)
-        if state.output is not None and state.metrics:
-            metrics: list[Metric] = state.metrics
-            if self.measured:
-                seen = set(map(id, self.measured))  # not by ==, which metrics of torchmetrics define in their own way
-                metrics, self.measured = [metric for metric in metrics if id(metric) not in seen], ()
-            if metrics:
-                self.measure(metrics)
+        self.results.add()
 
     def end_loader(self) -> bool:
         """Put the results of a loader, over all processes, into the logs. Return False if one has left it early.
@@ -396,8 +327,7 @@ class Run:
             ValueError: the loader yielded no batches, or two results have the same name.
         """
         state = self.state
-        for module in self.modules() if self._shards else ():
-            reshard(module)
+        self.wrapped.reshard()
         if self._vote is not None and self._vote.is_needed_in_validation and not state.is_train:
             self._vote.take(state)
             if state.should_stop:
@@ -406,44 +336,18 @@ class Run:
             self.set_optimizer_mode(is_train=False)
         if state.is_train and state.val_loader is not None:
             self.rest()
-        values = self.results()
+        if self._exchanges:
+            self.results.sum_over_processes()
+        values = self.results.compute()
         if not self.has_batches and not values and not (state.is_train and state.batch_idx):
             raise ValueError(why_empty(state.loader, "the loader"))
-        if state.metrics and self.has_batches and not self.has_outputs and not state.is_train:
+        if state.metrics and self.has_batches and not self.results.has_outputs and not state.is_train:
             batch_checks.nothing_measured(state.metrics)
         state.logs.update({f"{state.loader_name}/{name}": value for name, value in values.items()})
         if state.is_train:
             state.logs["lr"] = float(state.optimizer.param_groups[0]["lr"])
         self.is_in_loader = False
         return True
-
-    def results(self) -> dict[str, float]:
-        """Return the losses and metrics of this loader by name, over all processes if there is a process group.
-
-        Metrics are left out if no batch had an output. A name in the dict of a metric is prefixed with that of the
-        metric if another result has it too.
-
-        Raises:
-            ValueError: two metrics return a value of the same name.
-        """
-        state = self.state
-        if self._exchanges:
-            self._share_results()
-        metrics = state.metrics if self.has_outputs else []
-        values = {name: float(meter.compute()) for name, meter in state.loss_meters.items()}
-        if not metrics:
-            return values
-        found = {metric_name(metric): named_values(metric, warns=True) for metric in metrics}
-        counts = Counter(chain(values, *found.values()))
-        for metric, numbers in found.items():
-            for key, value in numbers.items():
-                name = key if counts[key] == 1 or key == metric else f"{metric}/{key}"
-                if name in values:
-                    raise ValueError(
-                        f"expected results with different names, got two named {name!r}. Rename one of them"
-                    )
-                values[name] = value
-        return values
 
     def end_epoch(self) -> None:
         """Add the epoch to the history, and agree whether to stop after it."""
@@ -486,38 +390,24 @@ class Run:
         if self._at_rest is not None:
             return self._at_rest
         assert self.stream is not None
-        state = self.state
-        # Between epochs they contain the last loader, which the next one resets.
-        is_inside = bool(self.stream.batches_done)
-        meters, metrics = (state.loss_meters.items(), state.metrics) if is_inside else ((), ())
         return {
-            "random": get_random_state(state.device),
+            "random": get_random_state(self.state.device),
             "stream": self.stream.state_dict(),
             "window": self.window.state_dict(),
             "gradients": [p.grad for p in self.parameters()] if self.stream.is_inside_window else [],
-            "losses": {name: meter.state_dict() for name, meter in meters},
-            "metrics": {metric_name(m): dict(m.state_dict()) for m in metrics if hasattr(m, "state_dict")},
-            "has_outputs": self.has_outputs,
-            "samples": [self._samples, self._samples_stepped, self._samples_before],
-            "buffers": self._own_buffers(),
+            **self.results.state_dict(is_inside=self.stream.batches_done > 0),
+            "buffers": self.wrapped.own_buffers(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, except for the place in the data and the random state."""
-        state = self.state
         self.window.load_state_dict(state_dict["window"])
         if state_dict["gradients"]:  # of all parameters, for any optimizer
             self.cleared = [SimpleNamespace(param_groups=[{"params": self.parameters()}])]
         for parameter, gradient in zip(self.parameters(), state_dict["gradients"], strict=False):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
-        for name, values in state_dict["losses"].items():
-            self._new_meter(name).load_state_dict(values)
-        for metric in state.metrics:
-            if hasattr(metric, "load_state_dict") and (values := state_dict["metrics"].get(metric_name(metric))):
-                metric.load_state_dict(values)
-        self.has_outputs = state_dict["has_outputs"]
-        self._samples, self._samples_stepped, self._samples_before = state_dict["samples"]
-        own = self._own_buffers()
+        self.results.load_state_dict(state_dict)
+        own = self.wrapped.own_buffers()
         for name, buffer in state_dict["buffers"].items():
             if name in own:
                 own[name].copy_(buffer)
@@ -532,30 +422,11 @@ class Run:
         """
         assert self.stream is not None
         self.stream.load_state_dict(place, random_state)
-        self.state.batch_idx = self.stream.batches_done
-        self.state.loss_meters, self.has_outputs, self.is_in_loader = {}, False, True
-        self._samples = self._samples_stepped = 0 if self.state.rank else self.state.samples_seen - samples_before
-        self._samples_before = samples_before
-        for metric in self.state.metrics:
-            metric.reset()
-
-    def _unreduced(self) -> list[Any]:
-        """Return the gradients that sharded modules have not averaged yet."""
-        return [gradient for shards in self._shards for gradient in shards.unreduced]
+        self.state.batch_idx, self.is_in_loader = self.stream.batches_done, True
+        self.results.reset(samples_before, 0 if self.state.rank else self.state.samples_seen - samples_before)
 
     def _stops_validation(self) -> bool:
         return self.state.should_stop and self._vote is not None and self._vote.is_needed_in_validation
-
-    def _own_buffers(self) -> dict[str, Tensor]:
-        """Return the buffers that are not synchronized between processes."""
-        apart = [m for m in self._wrapped if getattr(m, "broadcast_buffers", True) is False]
-        return {f"{number}.{name}": b for number, module in enumerate(apart) for name, b in module.named_buffers()}
-
-    def _no_exchange(self) -> AbstractContextManager[Any]:
-        stack = ExitStack()
-        for module in self._wrapped:
-            stack.enter_context(module.no_sync())
-        return stack
 
     def _check_step(self) -> None:
         """Warn if a step of the user's own does not use callbacks and settings of the run."""
@@ -572,27 +443,6 @@ class Run:
             ignored.append("use_bf16")
         if ignored:
             batch_checks.own_step(list(dict.fromkeys(ignored)))
-
-    def _new_meter(self, name: str) -> Mean:
-        meter = self.state.loss_meters[name] = Mean(self.state.device)
-        return meter
-
-    def _share_results(self) -> None:
-        """Sum losses, metrics and samples over all processes, some of which may not have had a batch."""
-        state = self.state
-        seen = list(state.loss_meters), self.has_outputs, self._samples
-        gathered = gather(f"the end of the {state.loader_name} loader", seen)
-        names, has_outputs, samples = zip(*gathered, strict=True)
-        self.has_outputs = any(has_outputs)
-        exchange_checks.states_are_alike(state.metrics, has_outputs, state.loader_name)
-        state.loss_meters = {
-            name: state.loss_meters.get(name) or self._new_meter(name) for name in dict.fromkeys(chain(*names))
-        }
-        if state.is_train:
-            state.samples_seen = self._samples_before + sum(samples)
-        for meter in (*state.loss_meters.values(), *(state.metrics if self.has_outputs else ())):
-            if hasattr(meter, "all_reduce"):
-                meter.all_reduce()
 
 
 def _stepped_by(*optimizers: Any) -> Iterator[Tensor]:

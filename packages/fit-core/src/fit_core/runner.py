@@ -219,7 +219,6 @@ class Runner:
                 run.update_meters()
                 run.call("on_batch_end")
                 if state.is_train:
-                    run.agree_to_stop()
                     run.call("on_checkpoint")
                 if state.should_stop and run.may_leave():
                     return False

@@ -55,6 +55,11 @@ class Vote:
         if wish == 2:
             state.status = "interrupted"
 
+    def take_in_training(self, state: RunnerState) -> None:
+        """Do so after a training batch. In validation the processes may have different numbers of batches."""
+        if state.is_train:
+            self.take(state)
+
     def close(self) -> None:
         """Destroy the process group."""
         if self._group is not None:
