@@ -121,20 +121,40 @@ def test_a_pass_and_a_number_of_steps_in_place_of_each_other(before, after):
 
 def test_the_batches_of_an_open_window_come_again():
     first = stopped(LISTS[4], 7, accumulate_steps=4)
-    second, state = resumed(first, LISTS[4], accumulate_steps=2, match="accumulate_steps 4 -> 2.*after batch 4 of 16")
+    second, state = resumed(first, LISTS[4], accumulate_steps=2, match="steps 4 -> 2.*after batch 4 of 16.*of its rest")
     assert second.seen[0] == list(range(16, 64))
     assert state.global_step == 1 + 6 + 8
     assert state.samples_seen == 64 + 64
 
-    by_hand = make(accumulate_steps=2)
+    by_hand, losses = make(accumulate_steps=2), []
     for batches, size in ((LISTS[4][:4], 4), (LISTS[4][4:], 2), (LISTS[4], 2)):
         for number in range(0, len(batches), size):
             by_hand.state.optimizer.zero_grad()
             for input, target in batches[number : number + size]:
-                (by_hand.state.criterion(by_hand.state.model(input), target) / size).backward()
+                losses.append(by_hand.state.criterion(by_hand.state.model(input), target))
+                (losses[-1] / size).backward()
             by_hand.state.optimizer.step()
     for parameter, other in zip(state.model.parameters(), by_hand.state.model.parameters(), strict=True):
         torch.testing.assert_close(parameter, other)
+    expected = [sum(part).item() / len(part) for part in (losses[4:16], losses[16:])]
+    assert [row["train/loss"] for row in state.history] == pytest.approx(expected)
+
+
+def test_a_change_after_a_whole_window_keeps_the_results_so_far():
+    first = stopped(LISTS[4], 8, accumulate_steps=4)
+    _, state = resumed(first, LISTS[4], accumulate_steps=2, match="after batch 8 of 16$")
+    assert state.samples_seen == 64 + 64
+    model = make().state.model
+    losses = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+    for batches, size in ((LISTS[4][:8], 4), (LISTS[4][8:], 2)):
+        for number in range(0, len(batches), size):
+            optimizer.zero_grad()
+            for input, target in batches[number : number + size]:
+                losses.append(nn.functional.mse_loss(model(input), target))
+                (losses[-1] / size).backward()
+            optimizer.step()
+    assert state.history[0]["train/loss"] == pytest.approx(sum(losses).item() / 16)
 
 
 def test_the_samples_of_an_open_window_count_once_after_a_change_of_processes():

@@ -60,16 +60,18 @@ class Resume:
         run, state = self._run, self._state
         then, now = {**saved["settings"], "processes": len(saved["ranks"])}, _settings(run)
         changed = [name for name in now if then[name] != now[name]]
-        is_same_processes = "processes" not in changed
+        is_same_processes = keeps_results = "processes" not in changed
         rank = saved["ranks"][state.rank if state.rank < len(saved["ranks"]) else 0]
         place = rank["stream"]
         if set(_OF_BATCHES) & set(changed):
             place = convert(place, then, now)
-            # The gradients of an open window are dropped, so its samples do not count yet.
-            _, stepped, before = rank["samples"]
+            # The gradients of an open window are dropped, and its batches come again. So they do not count yet.
+            counted, stepped, before = rank["samples"]
             state.samples_seen = before + sum(of_rank["samples"][1] for of_rank in saved["ranks"])
             samples = [stepped, stepped, before]
             rank = {**rank, "gradients": [], "window": Window(1).state_dict(), "samples": samples}
+            if counted != stepped:
+                keeps_results, rank = False, {**rank, "losses": {}, "metrics": {}, "has_outputs": False}
         random = rank["random"]
         if state.rank >= len(saved["ranks"]):  # Its random state was not saved.
             place["pass_start"] = {name: part for name, part in place["pass_start"].items() if name != "random"}
@@ -81,12 +83,13 @@ class Resume:
                 callback.load_state_dict(saved["callbacks"][name])
         _warn_of_other_callbacks(saved["callbacks"], callbacks)
         if changed:
-            warnings.warn(_changes(changed, then, now, place), stacklevel=3)
+            is_partial = place["batches_done"] > 0 and not keeps_results
+            warnings.warn(_changes(changed, then, now, place, is_partial=is_partial), stacklevel=3)
         restore_frozen(then["optimizer"]["frozen"], self._model, state.criterion)
         if is_same_processes:
             run.load_state_dict(rank)
             unknown = [metric for metric in state.metrics if metric_name(metric) not in rank["metrics"]]
-            if unknown and place["batches_done"]:
+            if unknown and place["batches_done"] and keeps_results:
                 forgets = any(not hasattr(metric, "state_dict") for metric in unknown)
                 hint = "Add state_dict() and load_state_dict() to the metric" if forgets else "It is new"
                 warnings.warn(
@@ -194,8 +197,18 @@ def _warn_of_other_callbacks(saved: Mapping[str, Any], own: Mapping[str, Any]) -
         warnings.warn(f"the run is resumed with other callbacks: {', and '.join(parts)}", stacklevel=4)
 
 
-def _changes(names: list[str], then: Mapping[str, Any], now: Mapping[str, Any], place: Mapping[str, Any]) -> str:
-    """Return the warning about settings that differ from the saved ones."""
+def _changes(
+    names: list[str], then: Mapping[str, Any], now: Mapping[str, Any], place: Mapping[str, Any], *, is_partial: bool
+) -> str:
+    """Return the warning about settings that differ from the saved ones.
+
+    Args:
+        names: the settings.
+        then: their values when the run was saved.
+        now: their values now.
+        place: the place in the data at which the run continues.
+        is_partial: whether the training results of the epoch do not contain the batches before that place.
+    """
     shown = [name for name in names if name != "steps_per_epoch" or "batches per epoch" not in names]
     text = f"the run is resumed with other settings: {', '.join(f'{n} {then[n]} -> {now[n]}' for n in shown)}"
     if place["batches_done"] and set(_OF_BATCHES) & set(names):
@@ -203,8 +216,8 @@ def _changes(names: list[str], then: Mapping[str, Any], now: Mapping[str, Any], 
         text += f". The interrupted epoch continues after batch {place['batches_done']} of {size}"
     if "processes" in names:
         text += ". The random states of other processes cannot be restored"
-        if place["batches_done"]:
-            text += ", and the training results of the interrupted epoch are those of its rest"
+    if is_partial:
+        text += ". The training results of the interrupted epoch are those of its rest"
     return text
 
 
