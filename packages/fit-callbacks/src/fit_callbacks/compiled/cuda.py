@@ -1,7 +1,8 @@
-"""Capture a step as a CUDA graph."""
+"""Capture a step as a CUDA graph. No other module asks whether a device is CUDA, or calls `torch.cuda`."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -9,7 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Capture", "CudaGraph"]
+__all__ = ["Capture", "CudaGraph", "captures", "waits"]
+
+
+def captures(device: torch.device) -> bool:
+    """Return whether a step on a device is captured as a CUDA graph. On others it is compiled."""
+    return device.type == "cuda"
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """Note the lines at which the host waits for a CUDA device."""
+    lines: list[str] = []
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield lines
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    for warning in caught:
+        if "synchronizing CUDA operation" in str(warning.message):
+            lines.append(f"{warning.filename}:{warning.lineno}")
+        elif "Synchronization debug mode" not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 class Capture:

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from . import cuda
+
 __all__ = ["GraphedOptimizer", "StateIsNewError", "why_not_optimizer"]
 
 FUSED = ("SGD", "Adam", "AdamW")
 """The optimizers whose fused kernels read the rate from the device, and do not need the host for fp16."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The parameters that these kernels take."""
 COUNTERS = ("step", "mu_product", "eta", "mu")
 """Counters in the state of a parameter, and tensors computed from them. All others have the shape of the parameter."""
 
@@ -57,10 +61,10 @@ class GraphedOptimizer:
         self.state = optimizer.state
         parameters = [parameter for group in self.groups for parameter in group["params"]]
         self.is_fused = (
-            device.type == "cuda"
+            cuda.captures(device)
             and type(optimizer).__name__ in FUSED
             and not any(group.get("foreach") for group in self.groups)
-            and all(p.is_cuda and p.dtype in (torch.float32, torch.bfloat16, torch.float16) for p in parameters)
+            and all(cuda.captures(p.device) and p.dtype in DTYPES for p in parameters)
         )
         self._number = torch.float32 if self.is_fused else torch.float64  # what the fused kernels read
         self._device = device

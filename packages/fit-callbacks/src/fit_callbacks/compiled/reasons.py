@@ -13,6 +13,7 @@ from fit_core import Callback, Runner, RunnerState
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from . import cuda
 from .optimizer import why_not_optimizer
 from .undo import NumberIsReadError
 
@@ -29,7 +30,7 @@ def why_not(state: RunnerState, step: Callable[[], None]) -> str | None:
         return f"graphs are recorded on CUDA and on a CPU, not on {state.device.type}"
     if state.world_size > 1:
         return f"{state.world_size} processes train together"
-    if state.grad_scaler.is_enabled() and state.device.type == "cpu":
+    if state.grad_scaler.is_enabled() and not cuda.captures(state.device):
         return "the gradient scaler of fp16 reads a number at each step. Use bf16"
     for callback in state.callbacks:
         for hook in STEP_HOOKS:

@@ -11,8 +11,8 @@ from unittest import mock
 from fit_core import Metric, RunnerState
 from torch import Tensor, nn
 
+from . import cuda
 from .batches import flatten, unflatten
-from .cuda import Capture, CudaGraph
 from .gradients import Gradients
 from .meter import LossMeter
 from .optimizer import GraphedOptimizer
@@ -62,7 +62,7 @@ class Recorder:
         self._step = step
         self._optimizer = optimizer
         self._parts = parts
-        self._capture = Capture(state.device) if state.device.type == "cuda" else None
+        self._capture = cuda.Capture(state.device) if cuda.captures(state.device) else None
         self._parameters = [parameter for group in optimizer.groups for parameter in group["params"]]
         self._gradients = Gradients(self._parameters) if state.accumulate_steps > 1 else None
         self._meter = LossMeter(state.device)
@@ -134,7 +134,7 @@ class Recorder:
         try:
             with state.loop.rehearse(), self._optimizer.keeping_state():
                 if self._capture is not None:
-                    run = CudaGraph(self._capture, tensors, step)
+                    run = cuda.CudaGraph(self._capture, tensors, step)
                 else:
                     run = TracedGraph(tensors, step, self._changeable())
             if window is not None and not window.match():

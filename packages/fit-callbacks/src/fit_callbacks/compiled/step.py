@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fit_callbacks.ranks import print_line
 
+from . import cuda
 from .batches import flatten, shown
 from .guard import Guard
 from .optimizer import GraphedOptimizer, StateIsNewError
@@ -82,7 +83,7 @@ class CompiledStep(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them. On CUDA each process needs usual steps first, and they have the same bits as the graph."""
-        if self._state.device.type != "cuda":
+        if not cuda.captures(self._state.device):
             self._progress = Progress(**{**state_dict, "seen": dict(state_dict["seen"])})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -132,7 +133,7 @@ class CompiledStep(Callback):
         self._guard = Guard(self._parts, state.optimizer)
         self._recorder = Recorder(state, self._eager, self._optimizer, self._parts)
         progress, digest = self._progress, self._guard.digest()
-        if progress.digest != digest or state.device.type == "cuda":
+        if progress.digest != digest or cuda.captures(state.device):
             progress.digest, progress.seen, progress.gave_up, self._forms = digest, {}, None, set()
         if progress.gave_up is not None:
             self._give_up(progress.gave_up)
@@ -193,7 +194,7 @@ class CompiledStep(Callback):
         self._graphs[form, place] = graph
         self._progress.note_graph(name)
         self._unready.discard(name)
-        how = "captured as a CUDA graph" if self._state.device.type == "cuda" else "compiled"
+        how = "captured as a CUDA graph" if cuda.captures(self._state.device) else "compiled"
         self._say(f"the step for {shown(form)} was {how}", f" in {time.perf_counter() - begin:.2g} s")
         return graph
 

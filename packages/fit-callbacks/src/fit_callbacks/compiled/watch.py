@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from fit_core import RunnerState
 from torch import Tensor
 
+from . import cuda
 from .random_watch import RandomWatch
 from .reach import PLAIN, is_same, reach, snapshot
 
@@ -40,7 +39,7 @@ def watch(step: Callable[[], None], state: RunnerState, parts: dict[str, Any], b
     with ExitStack() as stack:
         read = stack.enter_context(_reads(state))
         converted = stack.enter_context(_conversions())
-        waits = stack.enter_context(_waits()) if state.device.type == "cuda" else []
+        waits = stack.enter_context(cuda.waits()) if cuda.captures(state.device) else []
         random = stack.enter_context(RandomWatch())
         step()
     after = snapshot(reach(parts))
@@ -96,22 +95,3 @@ def _conversions() -> Iterator[list[str]]:
         for name in CONVERSIONS:
             stack.enter_context(mock.patch.object(Tensor, name, noting(name)))
         yield lines
-
-
-@contextmanager
-def _waits() -> Iterator[list[str]]:
-    """Note the lines at which the host waits for a CUDA device."""
-    waits: list[str] = []
-    mode = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield waits
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-    for warning in caught:
-        if "synchronizing CUDA operation" in str(warning.message):
-            waits.append(f"{warning.filename}:{warning.lineno}")
-        elif "Synchronization debug mode" not in str(warning.message):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
