@@ -1,4 +1,4 @@
-"""Capture a step as a CUDA graph. No other module asks whether a device is CUDA, or calls `torch.cuda`."""
+"""Capture a step as a CUDA graph, on devices that have them."""
 
 from __future__ import annotations
 

@@ -1,31 +1,60 @@
-"""A captured step on a GPU computes the bits of the ordinary step, with nothing left out and nothing frozen."""
+"""A captured step computes the bits of the ordinary step, with nothing left out and nothing frozen.
+
+Each test runs on a GPU, if there is one, and on the CPU with a stand-in for CUDA graphs.
+"""
 
 import copy
 
+import captured
 import pytest
 import torch
 from fit_callbacks import AdaptiveGradientClipping, CompiledStep, GradientClipping, LRScheduler, ModelEma
 from fit_core import Callback, Runner
 from fit_metrics import AUROC, F1, Accuracy
 from torch import nn
+from torch.optim.lr_scheduler import LinearLR
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: hatch test -m gpu"),
-]
+CUDA = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: hatch test -m gpu"),
+    ],
+)
+
+
+@pytest.fixture(params=["cpu", CUDA])
+def device(request, monkeypatch):
+    """The device to train on, on which steps are captured."""
+    if request.param == "cpu":
+        captured.install(monkeypatch)
+    return request.param
+
+
+def single(rate):
+    """Round a rate to float32, as which the fused kernels of CUDA read it. Those of the CPU read it as it is."""
+    return torch.tensor(rate, dtype=torch.float32).item()
+
 
 OPTIMIZERS = {
-    "sgd": lambda weights: torch.optim.SGD(weights, 0.05, momentum=0.9, fused=True),
-    "nesterov": lambda weights: torch.optim.SGD(weights, 0.05, momentum=0.9, nesterov=True, fused=True),
-    "adam": lambda weights: torch.optim.Adam(weights, 1e-3, fused=True),
-    "adamw": lambda weights: torch.optim.AdamW(weights, 1e-3, weight_decay=0.1, fused=True),
+    "sgd": lambda weights: torch.optim.SGD(weights, single(0.05), momentum=0.9, fused=True),
+    "nesterov": lambda weights: torch.optim.SGD(weights, single(0.05), momentum=0.9, nesterov=True, fused=True),
+    "adam": lambda weights: torch.optim.Adam(weights, single(1e-3), fused=True),
+    "adamw": lambda weights: torch.optim.AdamW(weights, single(1e-3), weight_decay=0.1, fused=True),
 }
+
+
+class Linear(LinearLR):
+    """Rounds its rates to float32."""
+
+    def get_lr(self):
+        return [single(rate) for rate in super().get_lr()]
 
 
 def network(dropout=0.2):
     torch.manual_seed(0)
     layers = nn.Linear(8, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 4)
-    return nn.Sequential(*layers).cuda()
+    return nn.Sequential(*layers)
 
 
 def batches(number=12, last=16):
@@ -34,8 +63,8 @@ def batches(number=12, last=16):
     return [(torch.randn(n, 8, generator=generator), torch.randint(4, (n,), generator=generator)) for n in sizes]
 
 
-def train(callbacks=(), *, optimizer="sgd", epochs=3, data=None, metrics=(), model=None, **options):
-    model = model or network()
+def train(device, callbacks=(), *, optimizer="sgd", epochs=3, data=None, metrics=(), model=None, **options):
+    model = (model or network()).to(device)
     torch.manual_seed(3)
     make = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
     runner = Runner(
@@ -55,26 +84,26 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("options", [{}, {"use_bf16": True}, {"use_fp16": True}, {"accumulate_steps": 3}], ids=str)
-def test_same_bits_as_the_ordinary_step(optimizer, options, capsys):
+def test_same_bits_as_the_ordinary_step(device, optimizer, options, capsys):
     for data in (batches(), batches(last=5)):
-        ours = train([CompiledStep()], optimizer=optimizer, data=data, **options)
-        assert "captured" in capsys.readouterr().out
-        assert_same(ours, train(optimizer=optimizer, data=data, **options))
+        ours = train(device, [CompiledStep()], optimizer=optimizer, data=data, **options)
+        assert "was captured" in capsys.readouterr().out
+        assert_same(ours, train(device, optimizer=optimizer, data=data, **options))
 
 
 @pytest.mark.parametrize("options", [{}, {"use_fp16": True}, {"accumulate_steps": 3}], ids=str)
-def test_same_bits_with_clipping_schedule_average_and_metrics(options, capsys):
+def test_same_bits_with_clipping_schedule_average_and_metrics(device, options, capsys):
     def parts():
-        schedule = LRScheduler(lambda optimizer, _: torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 20))
+        schedule = LRScheduler(lambda optimizer, _: Linear(optimizer, 0.1, 1.0, 20))
         return [GradientClipping(0.3), AdaptiveGradientClipping(0.1), schedule, ModelEma(0.9)]
 
     def metrics():
         return [Accuracy(1), Accuracy(2), F1(num_classes=4), AUROC(num_classes=4)]
 
     ours, theirs = [*parts(), CompiledStep()], parts()
-    got = train(ours, metrics=metrics(), **options)
-    assert "captured" in capsys.readouterr().out
-    expected = train(theirs, metrics=metrics(), **options)
+    got = train(device, ours, metrics=metrics(), **options)
+    assert "was captured" in capsys.readouterr().out
+    expected = train(device, theirs, metrics=metrics(), **options)
     assert_same(got, expected)
     for a, b in zip(ours[3].model.state_dict().values(), theirs[3].model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
@@ -97,10 +126,10 @@ class ReplacesOutput(Callback):
 
 
 @pytest.mark.parametrize("change", [ChangesOutput, ReplacesOutput])
-def test_metrics_see_what_a_hook_has_changed(change, capsys):
-    got = train([change(), CompiledStep()], metrics=[Accuracy(1), Accuracy(1, 2, name="both")])
-    assert "captured" in capsys.readouterr().out
-    assert_same(got, train([change()], metrics=[Accuracy(1), Accuracy(1, 2, name="both")]))
+def test_metrics_see_what_a_hook_has_changed(device, change, capsys):
+    got = train(device, [change(), CompiledStep()], metrics=[Accuracy(1), Accuracy(1, 2, name="both")])
+    assert "was captured" in capsys.readouterr().out
+    assert_same(got, train(device, [change()], metrics=[Accuracy(1), Accuracy(1, 2, name="both")]))
 
 
 class Keep(Callback):
@@ -114,20 +143,20 @@ class Keep(Callback):
         self.outputs.append(state.output)
 
 
-def test_kept_losses_and_outputs_are_not_overwritten():
+def test_kept_losses_and_outputs_are_not_overwritten(device):
     ours, theirs = Keep(), Keep()
-    train([ours, CompiledStep()])
-    train([theirs])
+    train(device, [ours, CompiledStep()])
+    train(device, [theirs])
     for kind in ("losses", "outputs"):
         for a, b in zip(getattr(ours, kind), getattr(theirs, kind), strict=True):
             assert torch.equal(a, b)
 
 
-def test_the_optimizer_is_left_as_usual(tmp_path):
+def test_the_optimizer_is_left_as_usual(device, tmp_path):
     def plain(weights):
         return torch.optim.AdamW(weights, 1e-3)
 
-    ours, theirs = train([CompiledStep()], optimizer=plain)[0], train(optimizer=plain)[0]
+    ours, theirs = train(device, [CompiledStep()], optimizer=plain)[0], train(device, optimizer=plain)[0]
     a, b = ours.state.optimizer.state_dict(), theirs.state.optimizer.state_dict()
     assert a["param_groups"] == b["param_groups"]
     for one, other in zip(a["state"].values(), b["state"].values(), strict=True):
@@ -139,7 +168,7 @@ def test_the_optimizer_is_left_as_usual(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "SGD"])
-def test_other_optimizers_follow_the_ordinary_step(name, capsys):
+def test_other_optimizers_follow_the_ordinary_step(device, name, capsys):
     def make(weights):
         weights = list(weights)
         return getattr(torch.optim, name)([{"params": weights[:2]}, {"params": weights[2:], "lr": 2e-3}], lr=1e-3)
@@ -147,17 +176,17 @@ def test_other_optimizers_follow_the_ordinary_step(name, capsys):
     def double(callbacks):
         model = network(0.0).double()
         data = [(x.double(), y) for x, y in batches()]
-        return train(callbacks, optimizer=make, model=model, data=data)[0].state.model.state_dict().values()
+        return train(device, callbacks, optimizer=make, model=model, data=data)[0].state.model.state_dict().values()
 
     ours = double([CompiledStep()])
-    assert "captured" in capsys.readouterr().out
+    assert "was captured" in capsys.readouterr().out
     for a, b in zip(ours, double([]), strict=True):
         # NAdam and RAdam keep a product of coefficients, which the ordinary step computes in float32.
         torch.testing.assert_close(a, b, rtol=1e-6 if name in ("NAdam", "RAdam") else 1e-10, atol=1e-10)
 
 
-def test_resume_has_the_same_bits(tmp_path):
-    whole = train([CompiledStep()], epochs=4, use_fp16=True)
+def test_resume_has_the_same_bits(device, tmp_path):
+    whole = train(device, [CompiledStep()], epochs=4, use_fp16=True)
 
     class Stop(Callback):
         def on_checkpoint(self, state):
@@ -166,8 +195,8 @@ def test_resume_has_the_same_bits(tmp_path):
                 state.should_stop = True
 
     stop = Stop()
-    train([CompiledStep(), stop], epochs=4, use_fp16=True)
-    model = network()
+    train(device, [CompiledStep(), stop], epochs=4, use_fp16=True)
+    model = network().to(device)
     runner = Runner(
         model, OPTIMIZERS["sgd"](model.parameters()), nn.CrossEntropyLoss(), callbacks=[CompiledStep()], use_fp16=True
     )
@@ -213,35 +242,36 @@ class Hook(Callback):
         ("adagrad", "the step of Adagrad"),
     ],
 )
-def test_what_cannot_be_captured_runs_as_usual(case, reason, capsys):
+def test_what_cannot_be_captured_runs_as_usual(device, case, reason, capsys):
     def run(*last):
         torch.manual_seed(0)
-        model = {"reads": Reads, "counts": Counts}.get(case, lambda: network())().cuda()
+        model = {"reads": Reads, "counts": Counts}.get(case, lambda: network())()
         hooks = [Hook()] if "hook" in case else []
         for hook in hooks:
             hook.capturable = case == "marked hook"
         make = torch.optim.Adagrad if case == "adagrad" else OPTIMIZERS["sgd"]
-        return train([*hooks, *last], optimizer=make, model=model)
+        return train(device, [*hooks, *last], optimizer=make, model=model)
 
     ours = run(CompiledStep())
     out = capsys.readouterr().out
     assert reason in out
-    assert "captured" not in out
+    assert "was captured" not in out
     assert_same(ours, run())
 
 
-def test_frozen_layers_and_dropout_that_change_are_recorded_again(capsys):
+def test_frozen_layers_and_dropout_that_change_are_recorded_again(device, capsys):
     class Change(Callback):
         def on_epoch_begin(self, state):
             state.model[3].p = 0.1 * state.epoch
             state.model[0].weight.requires_grad = state.epoch != 1
 
-    ours = train([Change(), CompiledStep()], epochs=4)
-    assert capsys.readouterr().out.count("captured") == 1  # said once
-    assert_same(ours, train([Change()], epochs=4))
+    ours = train(device, [Change(), CompiledStep()], epochs=4)
+    assert capsys.readouterr().out.count("was captured") == 1  # said once
+    assert_same(ours, train(device, [Change()], epochs=4))
 
 
-def test_no_step_waits(capsys):
+@pytest.mark.parametrize("device", [CUDA], indirect=True)  # the stand-in does not see copies that wait
+def test_no_step_waits(device, capsys):
     class NoWaits(Callback):
         def on_batch_begin(self, state):
             if state.batch_idx == 6:
@@ -254,13 +284,14 @@ def test_no_step_waits(capsys):
     data = [(x.pin_memory(), y.pin_memory()) for x, y in batches()]
     callbacks = [GradientClipping(0.3), ModelEma(0.9), CompiledStep(), NoWaits()]
     try:
-        train(callbacks, data=data, metrics=[Accuracy(1), Accuracy(2), F1(num_classes=4)], use_fp16=True)
+        train(device, callbacks, data=data, metrics=[Accuracy(1), Accuracy(2), F1(num_classes=4)], use_fp16=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_loader_with_workers_and_pinned_memory(capsys):
+@pytest.mark.parametrize("device", [CUDA], indirect=True)  # no memory can be pinned without CUDA
+def test_a_loader_with_workers_and_pinned_memory(device, capsys):
     data = torch.utils.data.TensorDataset(*(torch.cat(parts) for parts in zip(*batches(), strict=True)))
     loader = torch.utils.data.DataLoader(data, 16, num_workers=1, pin_memory=True, multiprocessing_context="spawn")
-    assert_same(train([CompiledStep()], data=loader), train(data=loader))
-    assert "captured" in capsys.readouterr().out
+    assert_same(train(device, [CompiledStep()], data=loader), train(device, data=loader))
+    assert "was captured" in capsys.readouterr().out
