@@ -8,7 +8,7 @@ import copy
 import captured
 import pytest
 import torch
-from fit_callbacks import AdaptiveGradientClipping, CompiledStep, GradientClipping, LRScheduler, ModelEma
+from fit_callbacks import AdaptiveGradientClipping, CompiledStep, Freeze, GradientClipping, LRScheduler, ModelEma
 from fit_core import Callback, Runner
 from fit_metrics import AUROC, F1, Accuracy
 from torch import nn
@@ -150,6 +150,59 @@ def test_kept_losses_and_outputs_are_not_overwritten(device):
     for kind in ("losses", "outputs"):
         for a, b in zip(getattr(ours, kind), getattr(theirs, kind), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_loader_begin", "on_loader_end", "on_epoch_begin", "on_epoch_end", "on_checkpoint"]
+)
+def test_what_a_hook_between_batches_keeps_is_not_overwritten(device, hook):
+    def keep(self, state):
+        if state.output is not None:
+            kept[-1].append((state.output, state.loss))
+
+    kept = []
+    for callbacks in ([CompiledStep()], []):
+        kept.append([])
+        train(device, [type("Keep", (Callback,), {hook: keep})(), *callbacks])
+    assert kept[0]
+    for ours, theirs in zip(*kept, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.parametrize("dampening", [0, 0.5])
+def test_layers_that_are_unfrozen_begin_their_momentum(device, dampening, capsys):
+    """The fused kernel of SGD raises if some parameters have no momentum yet, and it is not the user who chose it."""
+
+    def sgd(weights):
+        return torch.optim.SGD(weights, 0.05, momentum=0.9, dampening=dampening)
+
+    ours, theirs = (
+        train(device, [Freeze(["0."], until=1), *callbacks], optimizer=sgd)[0].state
+        for callbacks in ([CompiledStep()], [])
+    )
+    assert "was captured" in capsys.readouterr().out
+    for a, b in zip(ours.model.state_dict().values(), theirs.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_momentum_of_a_first_step_that_fp16_skips_is_not_left_undefined(device):
+    class Overflow(Callback):
+        def on_batch_begin(self, state):
+            if state.is_train and state.global_step == 0:
+                state.input = state.input * 1e30
+
+    def sgd(weights):
+        return torch.optim.SGD(weights, 0.05, momentum=0.9)
+
+    def run(callbacks):
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+        model.load_state_dict({name: torch.full_like(value, 0.1) for name, value in model.state_dict().items()})
+        garbage = [torch.full((size,), 1e3, device=device) for size in (4, 16, 64, 128) for _ in range(50)]
+        del garbage
+        return train(device, [Overflow(), *callbacks], optimizer=sgd, model=model, use_fp16=True)[0].state.model
+
+    for a, b in zip(run([CompiledStep()]).parameters(), run([]).parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_the_optimizer_is_left_as_usual(device, tmp_path):

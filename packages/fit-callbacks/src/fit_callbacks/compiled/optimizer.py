@@ -63,7 +63,7 @@ class GraphedOptimizer:
         self.is_fused = (
             cuda.captures(device)
             and type(optimizer).__name__ in FUSED
-            and not any(group.get("foreach") for group in self.groups)
+            and not any(map(_avoids_fused, self.groups))
             and all(cuda.captures(p.device) and p.dtype in DTYPES for p in parameters)
         )
         self._number = torch.float32 if self.is_fused else torch.float64  # what the fused kernels read
@@ -140,6 +140,8 @@ class GraphedOptimizer:
         kept = attributes.get("step")  # that of a scheduler, which counts the steps
 
         def step_with_tensors(closure: Any = None) -> Any:
+            if self.is_fused:
+                self._begin_momentum()
             with self._flags():
                 return step(closure)
 
@@ -151,6 +153,17 @@ class GraphedOptimizer:
             del attributes["step"]
             if kept is not None:
                 attributes["step"] = kept
+
+    def _begin_momentum(self) -> None:
+        """Create the momentum of parameters that have none yet, with which their first step is the same.
+
+        Fused SGD creates it if none has any, and raises if only some have. It leaves it uninitialized if fp16 skips
+        that step.
+        """
+        for group in self.groups:
+            for parameter in group["params"] if group.get("momentum") and not group["dampening"] else ():
+                if parameter.grad is not None and self.state[parameter].get("momentum_buffer") is None:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     @contextmanager
     def _flags(self) -> Iterator[None]:
@@ -183,6 +196,11 @@ class GraphedOptimizer:
 
     def _rate(self, rate: Any) -> Tensor:
         return torch.full((), float(rate), dtype=self._number, device=self._device)
+
+
+def _avoids_fused(group: dict[str, Any]) -> bool:
+    """Return whether fused kernels are not for a group. With dampening, the first step of momentum is another one."""
+    return bool(group.get("foreach") or (group.get("dampening") and not group.get("fused")))
 
 
 def _ids(state: dict[Tensor, dict[str, Any]]) -> dict[int, dict[str, int]]:

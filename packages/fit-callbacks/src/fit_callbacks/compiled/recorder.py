@@ -25,6 +25,9 @@ __all__ = ["Graph", "Recorder"]
 RESULTS = ("input", "target", "output", "loss", "losses", "weight", "batch_size")
 """The fields of the state that a step may set."""
 
+BETWEEN = ("on_loader_begin", "on_loader_end", "on_epoch_begin", "on_epoch_end")
+"""The hooks that see the results of the last batch of a loader, and of no other."""
+
 
 @dataclass
 class Graph:
@@ -73,6 +76,7 @@ class Recorder:
         # The next batch overwrites the outputs of a CUDA graph. Callbacks and metrics that may keep them get copies.
         keep = len(self._inside) < len(state.metrics) or others_have(state, ("on_batch_end", "on_checkpoint"))
         self._copies = self._capture is not None and keep
+        self._copies_last = self._capture is not None and others_have(state, BETWEEN)
 
     def run_eagerly(self) -> None:
         """Run the step as usual, on CUDA with the kernels and on the stream of the graphs."""
@@ -168,7 +172,7 @@ class Recorder:
         if graph.adds_loss:
             self._meter.show(state)
         outputs = graph.run(tensors)
-        if self._copies:
+        if self._copies or (self._copies_last and state.num_batches in (None, state.batch_idx + 1)):
             outputs = [output.clone() for output in outputs]
         parts = iter(outputs)
         for name, value in graph.results.items():
