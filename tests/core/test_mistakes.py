@@ -136,6 +136,18 @@ def test_a_metric_of_scikit_learn_gets_classes():
     assert note.endswith("lambda output, target: accuracy_score(target, output.argmax(1))")
 
 
+def test_a_fused_optimizer_whose_layers_are_unfrozen_later_gets_the_line_to_type():
+    class Unfreeze(Callback):
+        def on_epoch_begin(self, state):
+            state.model.weight.requires_grad = state.epoch > 0
+
+    model = three()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    with pytest.raises(TypeError) as caught:
+        Runner(model, optimizer, CE, callbacks=[Unfreeze()]).fit([(INPUT, LABELS)], epochs=2)
+    assert caught.value.__notes__[0].endswith("unfrozen later. Create the optimizer with fused=False")
+
+
 class AtTheEnd(Callback):
     def on_epoch_end(self, state):
         print(state.logs["val_loss"])
