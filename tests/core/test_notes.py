@@ -75,6 +75,33 @@ def test_an_error_of_a_hook_between_batches_names_the_hook_and_no_batch(hook):
 
 
 @needs_notes
+@pytest.mark.parametrize("val_loader", [None, batches()])
+def test_an_error_of_a_checkpoint_names_the_epoch_that_it_follows(val_loader):
+    class Fails(Callback):
+        def on_checkpoint(self, state):
+            if state.history:
+                raise RuntimeError("broken")
+
+    expected = ["fit: raised in epoch 1, by Fails.on_checkpoint"]
+    assert notes(lambda: make(Fails()).fit(batches(), 2, val_loader=val_loader)) == expected
+
+
+@needs_notes
+def test_an_error_before_the_first_loader_is_not_placed_in_the_last_run():
+    class Fails(Callback):
+        def on_begin(self, state):
+            if hasattr(self, "is_second"):
+                raise RuntimeError("broken")
+            self.is_second = True
+
+    runner = make(Fails())
+    runner.fit(batches(), val_loader=batches())
+    assert notes(lambda: runner.fit(batches())) == []
+    runner.state.model.register_buffer("elsewhere", torch.zeros(1, device="meta"))
+    assert notes(lambda: runner.evaluate(batches()), ValueError) == []
+
+
+@needs_notes
 def test_an_error_of_the_dataset_is_not_blamed_on_the_batch_before():
     def broken():
         yield batches()[0]

@@ -30,9 +30,10 @@ def add_note(error: BaseException, state: RunnerState) -> None:
         note = f"raised while the loader fetched a batch: {place}, {where}"
     elif "batch" in (variables := _variables(error.__traceback__, "load_batch")):
         note = f"raised in {place} batch {number}:\n  batch: {describe(variables['batch'])}"
-    elif (variables := _variables(error.__traceback__, "call")).get("hook") in _BETWEEN_BATCHES:
-        owner = type(getattr(variables.get("method"), "__self__", None)).__name__
-        note = f"raised in epoch {state.epoch + 1}, by {owner}.{variables['hook']}"
+    elif _is_between_batches(variables := _variables(error.__traceback__, "call")):
+        owner, hook = type(getattr(variables.get("method"), "__self__", None)).__name__, variables["hook"]
+        epoch = state.epoch + (hook != "on_checkpoint")  # which follows the end of the epoch
+        note = f"raised in epoch {epoch}, by {owner}.{hook}"
         if sentence := advice(error, state):
             note += f"\n  {sentence}"
     elif state.input is None:
@@ -62,6 +63,12 @@ def describe(value: Any, depth: int = 3) -> str:
         parts = ", ".join(describe(part, depth - 1) for part in value[:4])
         return f"{type(value).__name__} of {len(value)} [{parts}{', ...' if len(value) > 4 else ''}]"
     return type(value).__name__
+
+
+def _is_between_batches(call: dict[str, Any]) -> bool:
+    """Return whether the variables of `Run.call` are those of a hook that is not about a batch."""
+    hook = call.get("hook")
+    return hook in _BETWEEN_BATCHES or (hook == "on_checkpoint" and not call["self"].is_in_loader)
 
 
 def _variables(traceback: TracebackType | None, function: str) -> dict[str, Any]:

@@ -369,6 +369,7 @@ class Runner:
         self._run = Run(state, split, self._half, stream, checks_step=has_own_step)
         if stream is not None:
             state.loop = self._run
+            state.loader_name = ""  # An error before the first loader is not in that of the last run.
         return self._run
 
     @contextmanager
@@ -377,6 +378,7 @@ class Runner:
         state, run = self.state, getattr(self, "_run", None)
         self.state = copy.copy(state)
         self.state.logs, self.state.loss_meters, self.state.should_stop = {}, {}, False
+        self.state.loader_name = ""
         if run is not None and run.is_in_loader:  # The metrics contain a part of a loader, which the run still needs.
             self.state.metrics = copy.deepcopy(state.metrics)
         if predicts:
