@@ -231,6 +231,14 @@ def test_arguments_in_another_order_are_named():
         Runner(model, sgd(model), LOSS, [], Callback())
 
 
+def test_callbacks_and_metrics_may_come_from_a_generator():
+    model = nn.Linear(1, 1)
+    callback = Callback()
+    runner = Runner(model, sgd(model), LOSS, (f for f in [nn.functional.l1_loss]), (c for c in [callback]))
+    assert runner.state.callbacks == [callback]
+    assert [metric.name for metric in runner.state.metrics] == ["l1_loss"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

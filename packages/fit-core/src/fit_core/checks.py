@@ -22,6 +22,7 @@ from .stream import Stream
 
 __all__ = [
     "at_least_one",
+    "callbacks",
     "can_train",
     "device",
     "fit",
@@ -29,6 +30,9 @@ __all__ = [
     "metrics",
     "runner",
 ]
+
+
+_ORDER = "Pass Runner(model, optimizer, criterion, metrics, callbacks) in this order"
 
 
 def at_least_one(**numbers: int | None) -> None:
@@ -55,16 +59,13 @@ def _required(**numbers: int) -> None:
     at_least_one(**numbers)
 
 
-def runner(
-    model: Any, optimizer: Any, criterion: Any, callbacks: Iterable[Any], accumulate_steps: int, both_halves: bool
-) -> None:
-    """Check the arguments of Runner, and their order.
+def runner(model: Any, optimizer: Any, criterion: Any, accumulate_steps: int, both_halves: bool) -> None:
+    """Check the arguments of Runner except metrics and callbacks, and their order.
 
     Raises:
         TypeError: one has the wrong type.
         ValueError: one is out of range, or they contradict each other.
     """
-    order = "Pass Runner(model, optimizer, criterion, metrics, callbacks) in this order"
     for name, value, example in (
         ("model", model, "Net()"),
         ("optimizer", optimizer, "torch.optim.Adam(model.parameters())"),
@@ -75,9 +76,9 @@ def runner(
         if isinstance(value, str):
             raise TypeError(f"expected {name} to be an object, got the string {value!r}. Pass {example}")
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}. {order}")
+        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}. {_ORDER}")
     if not all(hasattr(optimizer, name) for name in ("param_groups", "step", "state_dict")):
-        raise TypeError(f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}. {order}")
+        raise TypeError(f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}. {_ORDER}")
     if criterion is None:
         raise TypeError(
             "expected criterion to be a function of (output, target), got None. Pass nn.CrossEntropyLoss(), for "
@@ -85,12 +86,25 @@ def runner(
         )
     if not callable(criterion) or hasattr(criterion, "param_groups"):
         kind = type(criterion).__name__
-        raise TypeError(f"expected criterion to be a function of (output, target), got {kind}. {order}")
+        raise TypeError(f"expected criterion to be a function of (output, target), got {kind}. {_ORDER}")
     check_order("criterion", criterion)
+    _required(accumulate_steps=accumulate_steps)
+    if both_halves:
+        raise ValueError("expected use_fp16 or use_bf16, got both. Pass one of them")
+    _left_out(optimizer, model, criterion)
+
+
+def callbacks(callbacks: Iterable[Any]) -> list[Callback]:
+    """Check the callbacks of a Runner. Return them as a list, since an iterable may be read only once.
+
+    Raises:
+        TypeError: they are not a list, or an entry is not a callback.
+    """
     if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
         kind = type(callbacks).__name__
         raise TypeError(f"expected callbacks to be a list of callbacks, got {kind}. Write callbacks=[...]")
-    for callback in callbacks:
+    result = list(callbacks)
+    for callback in result:
         if not isinstance(callback, Callback):
             if isinstance(callback, type):
                 name = callback.__name__
@@ -105,11 +119,8 @@ def runner(
                     f"expected callbacks, got {got}. Wrap it: fit_callbacks.LRScheduler(scheduler, interval='epoch'), "
                     "or 'step' if it counts optimizer steps"
                 )
-            raise TypeError(f"expected callbacks, got {got}. Pass objects of subclasses of fit_core.Callback. {order}")
-    _required(accumulate_steps=accumulate_steps)
-    if both_halves:
-        raise ValueError("expected use_fp16 or use_bf16, got both. Pass one of them")
-    _left_out(optimizer, model, criterion)
+            raise TypeError(f"expected callbacks, got {got}. Pass objects of subclasses of fit_core.Callback. {_ORDER}")
+    return result
 
 
 def metrics(model: Any, criterion: Any, metrics: Iterable[Any]) -> None:

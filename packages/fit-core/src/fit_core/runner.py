@@ -75,13 +75,12 @@ class Runner:
         check_overrides(type(self), Runner)
         if criterion is None and (self._has_own("forward") or self._has_own("_make_step")):
             criterion = _no_loss
-        checks.runner(model, optimizer, criterion, callbacks, accumulate_steps, use_fp16 and use_bf16)
+        checks.runner(model, optimizer, criterion, accumulate_steps, use_fp16 and use_bf16)
         assert criterion is not None
         device = checks.device(model, criterion)
         scaler = torch.amp.GradScaler(device.type, enabled=use_fp16)
-        self.state = RunnerState(
-            model, optimizer, criterion, as_metrics(metrics), list(callbacks), accumulate_steps, device, scaler
-        )
+        parts = as_metrics(metrics), checks.callbacks(callbacks)
+        self.state = RunnerState(model, optimizer, criterion, *parts, accumulate_steps, device, scaler)
         checks.metrics(model, criterion, self.state.metrics)
         self.state.checkpoint = self._resume = Resume(self.state)
         self._half = torch.float16 if use_fp16 else torch.bfloat16 if use_bf16 else None
