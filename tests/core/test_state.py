@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 import torch
-from classifier import Augmented, loaders, make
-from fit_core import Runner
+from classifier import Augmented, fingerprint, loaders, make
+from fit_core import Callback, Runner
 from fit_core.random_state import get_random_state, set_random_state
 from scene import Snapshots, load, same
 from torch import nn
@@ -82,6 +82,22 @@ def test_the_saved_model_has_bare_names():
     plain.load_state_dict(saved["model"])
     again = Runner(torch.compile(plain, backend="eager"), torch.optim.SGD(plain.parameters(), lr=0.1), nn.MSELoss())
     again.state.load_state_dict(saved)
+
+
+def test_a_state_in_memory_can_be_loaded_again_and_again():
+    class Keep(Callback):
+        def on_checkpoint(self, state):
+            if state.global_step == 1 and state.batch_idx == 2:  # inside the second window
+                self.saved = copy.deepcopy(state.state_dict())
+
+    keep, loader = Keep(), loaders("shuffled", 0)[0]
+    gold = make([keep], accumulate_steps=2)
+    gold.fit(loader)
+    for _ in range(2):
+        runner = make(accumulate_steps=2)
+        runner.state.load_state_dict(keep.saved)
+        runner.fit(loader)
+        assert fingerprint(runner) == fingerprint(gold)
 
 
 def test_there_is_no_state_before_fit():

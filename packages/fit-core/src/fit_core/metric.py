@@ -134,7 +134,7 @@ class Mean:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore total and weight that `state_dict` returned, on any device."""
-        self.total = state_dict["total"].to(self._device, self._dtype)
+        self.total = state_dict["total"].to(self._device, self._dtype, copy=True)  # which update adds to
         weight = state_dict["weight"]
         self.weight = weight.to(self._device, self._dtype) if isinstance(weight, Tensor) else weight
 

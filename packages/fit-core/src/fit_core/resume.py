@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -61,7 +62,8 @@ class Resume:
         then, now = {**saved["settings"], "processes": len(saved["ranks"])}, _settings(run)
         changed = [name for name in now if then[name] != now[name]]
         is_same_processes = keeps_results = "processes" not in changed
-        rank = saved["ranks"][state.rank if state.rank < len(saved["ranks"]) else 0]
+        # A copy, since gradients and metrics are added to in place, and the state may be loaded again.
+        rank = copy.deepcopy(saved["ranks"][state.rank if state.rank < len(saved["ranks"]) else 0])
         place = rank["stream"]
         if set(_OF_BATCHES) & set(changed):
             place = convert(place, then, now)
@@ -139,6 +141,7 @@ class Resume:
         warn_of_other_settings(settings["given"], given)
         self._given = settings["given"]
         state.optimizer.load_state_dict(saved["optimizer"])
+        _own_tensors(state.optimizer)
         load_state(model, saved["model"])
         load_state(criterion, saved["criterion"])
         if saved["grad_scaler"]:  # It is empty without fp16.
@@ -150,6 +153,14 @@ class Resume:
 
     def _given_now(self) -> dict[str, Any]:
         return given_settings(self._state.optimizer, self._model, self._state.criterion)
+
+
+def _own_tensors(optimizer: Any) -> None:
+    """Copy the tensors in an optimizer's state. torch keeps those of a loaded state itself, and steps change them."""
+    for values in getattr(optimizer, "state", {}).values():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = value.clone()
 
 
 def _of_rank(run: Run) -> dict[str, Any]:
