@@ -134,6 +134,27 @@ def test_weights_are_back_after_an_explosion_and_after_an_error():
     assert runner.state.optimizer.param_groups[0]["lr"] == 0.1
 
 
+def test_a_run_that_fails_before_its_search_keeps_its_error_and_its_weights():
+    class Fail(Callback):
+        is_broken = True
+
+        def on_begin(self, state):
+            if self.is_broken:
+                raise RuntimeError("cannot begin")
+
+    fail, finder = Fail(), LRFinder(steps=10)
+    runner = make(fail, finder)
+    with pytest.raises(RuntimeError, match="cannot begin"):
+        runner.fit(batches(), steps_per_epoch=10)
+    fail.is_broken = False
+    runner.fit(batches(), steps_per_epoch=10)
+    nn.init.ones_(runner.state.model[0].weight)  # trained since the search, say
+    fail.is_broken = True
+    with pytest.raises(RuntimeError, match="cannot begin"):
+        runner.fit(batches(), steps_per_epoch=10)
+    assert (runner.state.model[0].weight == 1).all()
+
+
 def test_a_criterion_with_parameters_is_restored_too():
     class Scaled(nn.Module):
         def __init__(self):

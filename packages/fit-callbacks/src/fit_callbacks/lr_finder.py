@@ -78,10 +78,10 @@ class LRFinder(Callback):
         self.lrs: list[float] = []
         self.losses: list[float] = []
         self.suggestion: float | None = None
+        self._before: list[Any] | None = None  # the states of all parts, while a search runs
 
     def on_begin(self, state: RunnerState) -> None:
         """Save everything that the search will change."""
-        self._before = None
         for module in _modules(state):
             refuse_lazy(module, "LRFinder")
         self._steps = min(self.steps, state.total_steps)
@@ -117,16 +117,18 @@ class LRFinder(Callback):
             return
         self.lrs.append(float(state.optimizer.param_groups[0]["lr"]))
         self.losses.append(smooth)
-        state.should_stop = state.global_step >= self._steps
+        if state.global_step >= self._steps:
+            state.should_stop = True
 
     def on_end(self, state: RunnerState) -> None:
-        """Restore everything, and suggest a rate."""
-        if self._before is None:
+        """Restore everything, and suggest a rate. Do nothing if the run ended before the search began."""
+        saved, self._before = self._before, None
+        if saved is None:
             return
         for module, buffers in zip(_modules(state), self._buffers, strict=True):
             for name, value in buffers.items():  # also those that no state has, and those that have grown
                 module.get_buffer(name).data = value
-        for part, state_dict in zip(_parts(state), self._before, strict=True):
+        for part, state_dict in zip(_parts(state), saved, strict=True):
             part.load_state_dict(state_dict)
         for group in state.optimizer.param_groups:
             for parameter in group["params"]:
