@@ -46,6 +46,18 @@ def test_the_file_of_an_earlier_run_is_set_aside(tmp_path, capsys):
     assert "log.csv of an earlier run to log-previous-1.csv" in capsys.readouterr().out
 
 
+def test_a_run_that_cannot_start_leaves_the_file_of_an_earlier_run(tmp_path):
+    class Fail(Callback):
+        def on_begin(self, state):
+            raise RuntimeError("another run is writing to this folder")
+
+    (tmp_path / "log.csv").write_text("earlier")
+    for callbacks in ([Fail(), FileLogger(tmp_path / "log.csv")], [FileLogger(tmp_path / "log.csv"), Fail()]):
+        with pytest.raises(RuntimeError, match="another run"):
+            make(*callbacks).fit(batches())
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
 def test_other_endings_are_refused():
     with pytest.raises(ValueError, match=r"that ends in .jsonl or .csv, got 'log.txt'"):
         FileLogger("log.txt")

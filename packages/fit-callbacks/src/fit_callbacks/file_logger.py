@@ -57,8 +57,9 @@ class FileLogger(Callback):
         self._write(state)
 
     def on_end(self, state: RunnerState) -> None:
-        """Write the last epoch."""
-        self._write(state)
+        """Write the last epoch. A run that could not start leaves the file of an earlier one where it is."""
+        if state.history:
+            self._write(state)
 
     def _write(self, state: RunnerState) -> None:
         if state.rank or len(state.history) == self._written:
