@@ -8,7 +8,7 @@ import sys
 import fit_callbacks.terminal
 import pytest
 import torch
-from fit_callbacks import ConsoleLogger
+from fit_callbacks import ConsoleLogger, LRScheduler
 from fit_core import Callback, Runner
 from regression import BATCHES, error, runner
 from screens import terminal
@@ -50,6 +50,13 @@ def test_a_file_gets_a_header_and_one_line_per_epoch(capsys):
         assert re.fullmatch(r"\d\.\ds", time)
         assert re.fullmatch(r"\d+s", left)
         assert re.fullmatch(r"\d+", rate)
+
+
+def test_the_learning_rate_is_that_of_the_epoch_although_a_schedule_has_set_the_next(capsys):
+    schedule = LRScheduler(lambda optimizer, steps: torch.optim.lr_scheduler.StepLR(optimizer, 1), interval="epoch")
+    history = runner(schedule, ConsoleLogger()).fit(BATCHES, epochs=2)
+    shown = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines()[2:]]
+    assert shown == pytest.approx([row["lr"] for row in history]) == [0.1, 0.01]
 
 
 def test_the_star_marks_the_best_loss_only(capsys):
@@ -205,7 +212,7 @@ def test_no_bar_on_a_dumb_terminal(monkeypatch):
 
 KILLED = """
 import os, signal, torch
-from fit_callbacks import ConsoleLogger
+from fit_callbacks import ConsoleLogger, LRScheduler
 from fit_core import Callback, Runner
 
 class Kill(Callback):

@@ -94,7 +94,7 @@ class ConsoleLogger(Callback):
             epoch=f"{done}/{state.num_epochs}",
             results=results,
             names=names,
-            lr=float(state.optimizer.param_groups[0]["lr"]),
+            lr=state.logs["lr"],
             seconds=now - self._epoch_began,
             left=(state.num_epochs - done) * (now - self._began) / max(self._epochs, 1e-9),
             rate=(state.samples_seen - self._samples) / max(self._trained - self._epoch_began, 1e-9),
