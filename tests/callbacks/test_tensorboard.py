@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fit_callbacks import FileLogger, TensorBoard
+from fit_callbacks import FileLogger, LRScheduler, TensorBoard
 from fit_callbacks.running import running_metrics
 from fit_core import Callback
 from read_back import close, curves, events
@@ -49,6 +49,32 @@ def test_groups_have_a_learning_rate_each(tmp_path):
     runner.fit(batches())
     read = curves(tmp_path)
     assert (read["lr/0"], read["lr/1"]) == ([(5, 0.5)], [(5, 0.25)])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_learning_rates_are_those_of_the_epoch_although_a_schedule_has_set_the_next(tmp_path, groups):
+    schedule = LRScheduler(lambda optimizer, steps: torch.optim.lr_scheduler.StepLR(optimizer, 1), interval="epoch")
+    runner = make(TensorBoard(tmp_path), schedule)
+    if groups == 2:
+        model = runner.state.model
+        runner.state.optimizer = torch.optim.SGD(
+            [{"params": model[0].parameters()}, {"params": model[4].parameters()}], lr=0.1
+        )
+    history = runner.fit(batches(), epochs=3)
+    read = curves(tmp_path)["lr" if groups == 1 else "lr/0"]
+    assert read == [(5 * row["epoch"], close(row["lr"])) for row in history]
+
+
+def test_only_the_inputs_of_the_validation_are_shown(tmp_path):
+    class Test(Callback):
+        def on_epoch_end(self, state):
+            runner.evaluate(images, name="test")
+
+    images = [(torch.rand(5, 1, 2, 3), torch.randint(3, (5,)))]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 3))
+    runner = make(TensorBoard(tmp_path, images=1), Test(), model=model)
+    runner.fit(images, epochs=2, val_loader=images)
+    assert [image.step for image in events(tmp_path).Images("val/input")] == [1, 2]
 
 
 def test_hyperparameters_are_in_the_same_run(tmp_path):

@@ -95,6 +95,7 @@ class TensorBoard(Callback):
         self._points: dict[int, dict[str, float]] = {}  # by x: those that may not be in the file yet, and the last
         self._are_written = True
         self._has_hparams = False
+        self._rates: dict[str, float] = {}  # the learning rates at the end of the last training loader
 
     def on_begin(self, state: RunnerState) -> None:
         """Forget the last run. The state of a resumed run is restored after this."""
@@ -127,9 +128,14 @@ class TensorBoard(Callback):
             self.graph = False
             with self._harmless("could not draw the graph"):
                 self._write_graph(state)
-        if self.images and not state.is_train and state.batch_idx == 0 and self.writer is not None:
+        if self.images and state.loader_name == "val" and state.batch_idx == 0 and self.writer is not None:
             with self._harmless("could not show the inputs"):
                 self._write_images(state)
+
+    def on_loader_end(self, state: RunnerState) -> None:
+        """Keep the learning rates of the epoch, since a schedule may set the next ones before the epoch is written."""
+        if state.is_train:
+            self._rates = _learning_rates(state)
 
     def on_epoch_end(self, state: RunnerState) -> None:
         """Write histograms."""
@@ -161,6 +167,7 @@ class TensorBoard(Callback):
             "points": {x: dict(values) for x, values in self._points.items()},
             "are_written": self._are_written,
             "has_hparams": self._has_hparams,
+            "rates": dict(self._rates),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -168,6 +175,7 @@ class TensorBoard(Callback):
         self._epochs, self._since = state_dict["epochs"], dict(state_dict["since"])
         self._points = {x: dict(values) for x, values in state_dict["points"].items()}
         self._are_written, self._has_hparams = state_dict["are_written"], state_dict["has_hparams"]
+        self._rates = dict(state_dict["rates"])
 
     def _misses_end(self, state: RunnerState) -> bool:
         """Return whether the run was killed after its last checkpoint, and is resumed only to end."""
@@ -192,10 +200,9 @@ class TensorBoard(Callback):
     def _write_epochs(self, state: RunnerState, *, is_end: bool = False) -> None:
         """Write the rows of the history that are new, and all points that are not in the file."""
         rows = state.history[self._epochs :]
-        several = len(state.optimizer.param_groups) > 1
         for row in rows:
-            values = {name: value for name, value in row.items() if name != "epoch" and not (name == "lr" and several)}
-            self._write(state, {**_learning_rates(state), **values})
+            results = {name: value for name, value in row.items() if name not in ("epoch", "lr")}
+            self._write(state, {**self._rates, **results})
         self._epochs = len(state.history)
         if self.writer is None:
             self._open(self._now(state))
