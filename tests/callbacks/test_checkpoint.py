@@ -57,7 +57,8 @@ def test_nan_never_replaces_a_finite_checkpoint(tmp_path, capsys):
     assert best["epoch"] == 1
     for saved in (last, best):
         assert all(torch.isfinite(value).all() for value in saved["model"].values())
-    assert "is not saved, because its weights are nan or infinite. Add StopOnNonFinite()" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "CheckpointSaver: step 8 is not saved, because its weights are nan or infinite. Add StopOnNonFinite()" in out
 
 
 def test_a_criterion_that_is_nan_is_not_saved(tmp_path):

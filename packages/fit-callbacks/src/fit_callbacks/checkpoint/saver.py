@@ -276,7 +276,7 @@ class CheckpointSaver(Callback):
         if not self._is_finite(state):
             print_line(
                 state,
-                f"CheckpointSaver: epoch {state.epoch} is not saved, because its weights are nan or infinite. Add "
+                f"CheckpointSaver: step {state.global_step} is not saved, because its weights are nan or infinite. Add "
                 "StopOnNonFinite() to the callbacks to stop at the batch that causes it",
             )
             return
