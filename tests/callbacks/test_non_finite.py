@@ -90,6 +90,19 @@ def test_weights_that_were_lost_before_are_named():
         make(StopOnNonFinite(), Loses(), model=nn.Linear(6, 3)).fit(batches())
 
 
+@pytest.mark.parametrize("name", ["0.weight", "2.weight"])
+def test_a_model_with_sparse_gradients_is_checked_too(name):
+    class Spoil(Callback):
+        def on_after_backward(self, state):
+            gradient = state.model.get_parameter(name).grad
+            state.model.get_parameter(name).grad = gradient * math.inf
+
+    model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Flatten(), nn.Linear(4, 3))
+    data = [(torch.tensor([[0], [2], [2]]), torch.tensor([0, 1, 2]))]
+    with pytest.raises(FloatingPointError, match=f"the gradient of {name} is not finite in epoch 1, batch 1"):
+        make(Spoil(), StopOnNonFinite(), model=model).fit(data)
+
+
 def test_a_batch_waits_for_the_device_once():
     class Reads(TorchDispatchMode):
         count = 0

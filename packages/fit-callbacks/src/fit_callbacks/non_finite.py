@@ -46,7 +46,7 @@ class StopOnNonFinite(Callback):
             is_bad = is_bad | _norm(self._buffers).isnan()
         if state.is_optimizer_step and not state.grad_scaler.is_enabled():
             parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
-            gradients = [p.grad for p in parameters if p.grad is not None and p.grad.layout == torch.strided]
+            gradients = [_entries(parameter.grad) for parameter in parameters if parameter.grad is not None]
             is_bad = is_bad | ~torch.isfinite(_norm(gradients))
         if has_process_group():
             count = is_bad.float()
@@ -72,7 +72,7 @@ def _what_is_bad(state: RunnerState) -> str:
     if buffers:
         return f"the buffer {_some(buffers)} is nan"
     gradients = [(name, p.grad) for name, p in _named(state, "named_parameters") if p.grad is not None]
-    infinite = [name for name, gradient in gradients if not torch.isfinite(local(gradient)).all()]
+    infinite = [name for name, gradient in gradients if not torch.isfinite(_entries(local(gradient))).all()]
     return f"the gradient of {_some(infinite)} is not finite" if infinite else "something on another rank is not finite"
 
 
@@ -86,6 +86,11 @@ def _named(state: RunnerState, kind: str) -> Iterator[tuple[str, Tensor]]:
 
 def _has_nan(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _entries(gradient: Tensor) -> Tensor:
+    """Return the entries of a gradient, without the zeros of the sparse one of an embedding."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
