@@ -84,6 +84,22 @@ def test_weights_that_were_loaded_after_the_run_are_evaluated_and_not_the_averag
         assert torch.equal(runner.predict([x for x, _ in batches(seed=1)])[:1], model.eval()(batches(seed=1)[0][0])[:1])
 
 
+def test_a_second_run_that_fails_to_begin_does_not_bring_an_old_average_back():
+    class Fail(Callback):
+        def on_begin(self, state):
+            if hasattr(self, "has_run"):
+                raise RuntimeError("cannot begin")
+            self.has_run = True
+
+    runner = make(Fail(), ModelEma(0.5))
+    runner.fit(batches())
+    nn.init.zeros_(runner.state.model[4].weight), nn.init.zeros_(runner.state.model[4].bias)
+    with pytest.raises(RuntimeError, match="cannot begin"):
+        runner.fit(batches())
+    with pytest.warns(UserWarning, match="were changed after the run"):
+        assert not runner.predict(batches()).any()
+
+
 def test_an_average_is_not_evaluated_in_place_of_the_model_of_another_runner():
     ema = ModelEma(0.5)
     make(ema).fit(batches())

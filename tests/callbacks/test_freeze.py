@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from fit_callbacks import Freeze
-from fit_core import Runner
+from fit_core import Callback, Runner
 from scene import Snapshots, Watch, batches, load, network, same
 from torch import nn
 
@@ -29,6 +29,20 @@ def frozen_by_hand(until, epochs):
             nn.functional.cross_entropy(model(input), target).backward()
             optimizer.step()
     return model
+
+
+def test_a_second_run_that_fails_to_begin_leaves_frozen_what_the_user_has_frozen_since():
+    class Fail(Callback):
+        def on_begin(self, state):
+            if not state.model[0].weight.requires_grad:
+                raise RuntimeError("cannot begin")
+
+    runner = freezing(Fail(), Freeze("0."))
+    runner.fit(batches())
+    runner.state.model[0].requires_grad_(False)
+    with pytest.raises(RuntimeError, match="cannot begin"):
+        runner.fit(batches())
+    assert not runner.state.model[0].weight.requires_grad
 
 
 @pytest.mark.parametrize("until", [1, 2, None])

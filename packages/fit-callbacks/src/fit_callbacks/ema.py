@@ -103,7 +103,7 @@ class ModelEma(Callback):
 
     def on_end(self, state: RunnerState) -> None:
         """Put the model back, also if validation did not end."""
-        if self.model is not None:
+        if self.model is not None and self._versions is None:  # Otherwise the run ended before its on_begin.
             state.model = self._trained
             self._versions = _versions(state.model)
 

@@ -46,7 +46,6 @@ class Freeze(Callback):
 
     def on_begin(self, state: RunnerState) -> None:
         """Find the parameters, and the modules that contain no others."""
-        self._trained_before = []
         named = {_bare(name): parameter for name, parameter in state.model.named_parameters()}
         for start in self.names:
             if not any(name.startswith(start) for name in named):
@@ -83,6 +82,7 @@ class Freeze(Callback):
         """Unfreeze all parameters that trained before the run."""
         for parameter in self._trained_before:
             parameter.requires_grad = True
+        self._trained_before = []
 
     def _set(self, state: RunnerState) -> None:
         for parameter in self._parameters:
