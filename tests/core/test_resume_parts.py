@@ -197,6 +197,19 @@ def test_random_states_are_saved_as_tensors_which_take_less_time_than_a_thousand
         assert expected == [random.random(), random.gauss(0, 1), *numpy.random.normal(size=3), torch.rand(1).item()]
 
 
+def test_a_normal_number_that_numpy_has_aside_is_still_there_after_a_restored_state():
+    device = torch.device("cpu")
+    numpy.random.normal()  # leaves a second one for later
+    aside = get_random_state(device)
+    expected = numpy.random.normal()
+    get_random_state(device)
+    set_random_state(aside, device)
+    again = get_random_state(device)
+    numpy.random.normal()
+    set_random_state(again, device)
+    assert numpy.random.normal() == expected
+
+
 def saved_bytes(value):
     buffer = io.BytesIO()
     torch.save(value, buffer)

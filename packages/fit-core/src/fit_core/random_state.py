@@ -36,6 +36,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if "numpy" in state and (numpy := sys.modules.get("numpy")):
         numpy.random.set_state(_unpacked(state["numpy"]))
+        _numpy.forget()
     if "accelerator" in state and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(state["accelerator"], device)
 
@@ -66,14 +67,17 @@ class _NumpyState:
         self._bytes = b""
         self._state: Any = None
 
+    def forget(self) -> None:
+        """Capture the state again. A restored one may have a normal number aside and the same bytes."""
+        self._state = None
+
     def get_state(self) -> Any:
         random_module = sys.modules["numpy"].random
         generator: Any = random_module.get_bit_generator() if hasattr(random_module, "get_bit_generator") else None
         if type(generator).__name__ != "MT19937":
             return random_module.get_state()
         now = ctypes.string_at(generator.ctypes.state_address, 2500)
-        has_normal_aside = self._state is not None and self._state[3]
-        if now != self._bytes or has_normal_aside:
+        if self._state is None or now != self._bytes or self._state[3]:
             self._bytes, self._state = now, random_module.get_state()
         return self._state
 
