@@ -69,7 +69,8 @@ class Callback:
                 self.start = time.monotonic()
 
             def on_batch_end(self, state):
-                state.should_stop = time.monotonic() - self.start > self.seconds
+                if time.monotonic() - self.start > self.seconds:
+                    state.should_stop = True
         ```
 
     Raises:
