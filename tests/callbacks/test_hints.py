@@ -1,9 +1,11 @@
 """Arguments of other libraries are answered with the line to type here."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 from fit_callbacks import CheckpointSaver, EarlyStopping, FileLogger, ModelEma, TensorBoard
+from scene import batches, make
 from torch import nn
 
 
@@ -95,3 +97,11 @@ def test_the_tilde_is_the_home_of_the_user(monkeypatch, tmp_path):
 
 def test_the_signature_stays_that_of_the_class():
     assert list(inspect.signature(EarlyStopping).parameters) == ["monitor", "mode", "patience", "min_delta"]
+
+
+def test_the_current_folder_and_the_root_are_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert CheckpointSaver(".").save_dir == Path(".")
+    assert TensorBoard("/").log_dir == "/"
+    make(CheckpointSaver(".")).fit(batches())
+    assert (tmp_path / "last.pt").exists()

@@ -38,7 +38,8 @@ def local_path(name: str, value: Any) -> Path:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(f"expected {name} to fit the file system, got a part that is too long: {text!r}") from None
-    _check_folder(name, text, next(parent for parent in path.parents if parent.exists()))
+    # "." and "/" do not have a parent.
+    _check_folder(name, text, next((parent for parent in path.parents if parent.exists()), path))
     return path
 
 
