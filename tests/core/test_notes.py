@@ -87,6 +87,29 @@ def test_an_error_of_a_checkpoint_names_the_epoch_that_it_follows(val_loader):
 
 
 @needs_notes
+def test_an_error_at_the_end_of_a_loader_names_no_batch():
+    class Broken:
+        name = "broken"
+
+        def reset(self):
+            pass
+
+        def update(self, output, target):
+            pass
+
+        def compute(self):
+            raise RuntimeError("broken")
+
+    assert notes(lambda: make(metrics=[Broken()]).fit(batches())) == [
+        "fit: raised at the end of epoch 1, train, by the metric broken"
+    ]
+    runner = make()
+    assert notes(lambda: runner.fit(batches(), val_loader=iter([])), ValueError) == [
+        "fit: raised at the end of epoch 1, val"
+    ]
+
+
+@needs_notes
 def test_an_error_before_the_first_loader_is_not_placed_in_the_last_run():
     class Fails(Callback):
         def on_begin(self, state):

@@ -36,13 +36,14 @@ def add_note(error: BaseException, state: RunnerState) -> None:
         note = f"raised in epoch {epoch}, by {owner}.{hook}"
         if sentence := advice(error, state):
             note += f"\n  {sentence}"
+    elif _variables(error.__traceback__, "end_loader"):
+        note = f"raised at the end of {place}{_by_metric(error.__traceback__, 'named_values')}"
     elif state.input is None:
         return
     else:
         parts = {"input": state.input, "target": state.target, "output": state.output}
         described = "".join(f"\n  {name}: {describe(value)}" for name, value in parts.items() if value is not None)
-        metric = _variables(error.__traceback__, "measure").get("metric")
-        by = f", by the metric {metric_name(metric)}" if metric is not None else ""
+        by = _by_metric(error.__traceback__, "measure")
         note = f"raised in {place} batch {number}{by}, on {state.device}:{described}"
         if sentence := advice(error, state):
             note += f"\n  {sentence}"
@@ -63,6 +64,11 @@ def describe(value: Any, depth: int = 3) -> str:
         parts = ", ".join(describe(part, depth - 1) for part in value[:4])
         return f"{type(value).__name__} of {len(value)} [{parts}{', ...' if len(value) > 4 else ''}]"
     return type(value).__name__
+
+
+def _by_metric(traceback: TracebackType | None, function: str) -> str:
+    metric = _variables(traceback, function).get("metric")
+    return "" if metric is None else f", by the metric {metric_name(metric)}"
 
 
 def _is_between_batches(call: dict[str, Any]) -> bool:
