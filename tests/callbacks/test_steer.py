@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from fit_callbacks import (
+    AdaptiveGradientClipping,
     BatchOverfit,
+    Freeze,
     ResetOptimizer,
     ScheduledDropout,
     StopOnNonFinite,
@@ -110,3 +112,25 @@ def test_rank_zero_only_asks_in_each_hook(monkeypatch):
     runner.fit(batches(), epochs=3)
     assert (guarded.ran, plain.ran, decorated.ran) == (2, 5, 2)
     assert isinstance(guarded, Note)
+
+
+class HasModule(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5))
+
+    def forward(self, input):
+        return self.module(input)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda: Freeze("module.0.bias"),
+        lambda: AdaptiveGradientClipping(exclude="module."),
+        lambda: ScheduledDropout(0.0, 0.1, names=("module.",)),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
+def test_a_part_of_the_model_may_be_called_module(callback, wrap):
+    make(callback(), model=wrap(HasModule())).fit(batches((4,)))

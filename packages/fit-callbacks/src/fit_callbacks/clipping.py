@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-from fit_core import Callback, RunnerState
+from fit_core import Callback, RunnerState, unwrap
 from torch import Tensor, nn
 
 from .arguments import check_number, names_of
+from .names import bare_name
 from .shards import whole
 
 __all__ = ["AdaptiveGradientClipping", "GradientClipping"]
@@ -120,16 +121,13 @@ class AdaptiveGradientClipping(Callback):
 
     def on_begin(self, state: RunnerState) -> None:
         """Find the parameters to clip."""
-        names = {
-            name.replace("_orig_mod.", "").removeprefix("module."): parameter
-            for name, parameter in state.model.named_parameters()
-        }
+        names = {bare_name(name): parameter for name, parameter in unwrap(state.model).named_parameters()}
         for start in self.exclude:
             if not any(name.startswith(start) for name in names):
                 raise ValueError(
                     f"expected exclude to match parameters, got {start!r}. Pass the start of one of {', '.join(names)}"
                 )
-        self._parameters = [parameter for name, parameter in names.items() if not name.startswith(self.exclude or "\0")]
+        self._parameters = [parameter for name, parameter in names.items() if not name.startswith(self.exclude)]
 
     def on_before_step(self, state: RunnerState) -> None:
         """Clip the gradients."""

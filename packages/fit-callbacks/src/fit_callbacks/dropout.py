@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fit_core import Callback, RunnerState
+from fit_core import Callback, RunnerState, unwrap
 from torch import nn
 
 from .arguments import check_number, check_whole, names_of
+from .names import bare_name
 
 __all__ = ["ScheduledDropout"]
 
@@ -45,11 +46,8 @@ class ScheduledDropout(Callback):
 
     def on_begin(self, state: RunnerState) -> None:
         """Find the layers."""
-        layers = {
-            name.replace("_orig_mod.", "").removeprefix("module."): layer
-            for name, layer in state.model.named_modules()
-            if isinstance(layer, KINDS)
-        }
+        modules = unwrap(state.model).named_modules()
+        layers = {bare_name(name): layer for name, layer in modules if isinstance(layer, KINDS)}
         self._layers = [layer for name, layer in layers.items() if name.startswith(self.names)]
         if not self._layers:
             raise ValueError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .arguments import check_number
 from .lazy import refuse_lazy
+from .names import bare_name
 from .shards import ShardedAverage, is_sharded
 
 __all__ = ["ModelEma"]
@@ -111,12 +112,12 @@ class ModelEma(Callback):
         """Return the average, and the number of its updates."""
         assert self.model is not None
         weights = self.model.state_dict()
-        return {"model": {_bare(name): value for name, value in weights.items()}, "updates": self._updates}
+        return {"model": {bare_name(name): value for name, value in weights.items()}, "updates": self._updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the average."""
         assert self.model is not None
-        names = {_bare(name): name for name in self.model.state_dict()}
+        names = {bare_name(name): name for name in self.model.state_dict()}
         self.model.load_state_dict({names.get(name, name): value for name, value in state_dict["model"].items()})
         self._updates, self._is_restored = state_dict["updates"], True
 
@@ -147,8 +148,3 @@ class ModelEma(Callback):
 def _versions(model: nn.Module) -> list[tuple[int, int]]:
     """Return which parameters a model has, and how often torch has written to each."""
     return [(id(parameter), parameter._version) for parameter in model.parameters()]
-
-
-def _bare(name: str) -> str:
-    """Return the name of a weight without the marks of layers that were compiled by themselves."""
-    return name.replace("_orig_mod.", "")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fit_core import Callback, RunnerState
+from fit_core import Callback, RunnerState, unwrap
 from torch import nn
 
 from .arguments import check_whole, names_of
+from .names import bare_name
 
 __all__ = ["Freeze"]
 
@@ -46,7 +47,8 @@ class Freeze(Callback):
 
     def on_begin(self, state: RunnerState) -> None:
         """Find the parameters, and the modules that contain no others."""
-        named = {_bare(name): parameter for name, parameter in state.model.named_parameters()}
+        model = unwrap(state.model)
+        named = {bare_name(name): parameter for name, parameter in model.named_parameters()}
         for start in self.names:
             if not any(name.startswith(start) for name in named):
                 raise ValueError(
@@ -64,7 +66,7 @@ class Freeze(Callback):
         self._parameters = list(found.values())
         self._trained_before = [parameter for parameter in self._parameters if parameter.requires_grad]
         self._modules = [
-            module for name, module in state.model.named_modules() if f"{_bare(name)}.".startswith(self.names)
+            module for name, module in model.named_modules() if f"{bare_name(name)}.".startswith(self.names)
         ]
         self._set(state)
 
@@ -90,7 +92,3 @@ class Freeze(Callback):
 
     def _is_frozen(self, state: RunnerState) -> bool:
         return self.until is None or state.epoch < self.until
-
-
-def _bare(name: str) -> str:
-    return f"{name}.".replace("_orig_mod.", "").removeprefix("module.").removesuffix(".")

@@ -11,6 +11,7 @@ import torch
 from fit_core import RunnerState, unwrap
 from torch import Tensor, nn
 
+from ..names import bare_name
 from ..shards import is_sharded, local
 from .shard_files import read_shards
 
@@ -76,7 +77,7 @@ def fill(content: dict[str, Any], path: Path, like: Where | None = None, rank: i
 def place_of(state: RunnerState) -> Where | None:
     """Return how the run splits tensors of a checkpoint: as their parameter. None if nothing is sharded."""
     named = {
-        f"{kind}/{name.replace('_orig_mod.', '')}": value
+        f"{kind}/{bare_name(name)}": value
         for kind, module in (("model", unwrap(state.model)), ("criterion", unwrap(state.criterion)))
         if isinstance(module, nn.Module)
         for name, value in module.state_dict().items()
