@@ -282,6 +282,19 @@ def test_evaluate_alone_has_a_bar_and_no_table(monkeypatch):
     assert screen.lines == []
 
 
+def test_the_bar_goes_on_after_an_evaluation_inside_its_loader(monkeypatch):
+    class Evaluate(Callback):
+        def on_batch_end(self, state):
+            if state.is_train and state.batch_idx == 1:
+                run.evaluate(BATCHES, name="test")
+
+    with terminal(80, monkeypatch) as screen:
+        run = runner(Evaluate(), ConsoleLogger(interval=1e-6))
+        run.fit(BATCHES * 4)
+    titles = [bar.removeprefix("\x1b[A").split(":")[0] for bar in screen.bars]
+    assert titles.index("test") < len(titles) - 1 - titles[::-1].index("Epoch 1/1")
+
+
 def test_importing_is_light():
     code = (
         "import sys, fit_callbacks; print(*(m for m in ('matplotlib', 'tensorboard', 'IPython') if m in sys.modules))"

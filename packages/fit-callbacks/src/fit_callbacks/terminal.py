@@ -28,7 +28,7 @@ class Terminal:
     def __init__(self, interval: float) -> None:
         self._interval = interval
         self._table = Table()
-        self._bar: Any = None
+        self._bars: list[Any] = []  # that of the loader, and those of evaluations inside it
 
     def begin(self, state: RunnerState) -> None:
         """Start a table."""
@@ -36,9 +36,10 @@ class Terminal:
 
     def begin_loader(self, state: RunnerState) -> None:
         """Draw the bar if stderr is a terminal."""
-        self.end_loader(state)
+        if state.is_train or state.status != "running":  # An evaluation that raised an error has left its bar.
+            self.end(state)
         columns = width_of(sys.stderr)
-        self._bar = tqdm(
+        bar = tqdm(
             desc=loader_title(state),
             total=state.num_batches,
             mininterval=self._interval,
@@ -48,17 +49,17 @@ class Terminal:
             # tqdm's own line with the speed needs 70 columns before the first value.
             bar_format=None if not state.num_batches or (columns or 0) >= 100 else SHORT,
         )
+        self._bars.append(bar)
 
     def end_batch(self, state: RunnerState) -> None:
         """Advance the bar. If it was redrawn, read the values that the next redraw shows."""
-        if self._bar is not None and self._bar.update():
-            self._bar.set_postfix_str(trim(values(state), room(self._bar)), refresh=False)
+        bar = self._bars[-1]
+        if bar.update():
+            bar.set_postfix_str(trim(values(state), room(bar)), refresh=False)
 
     def end_loader(self, state: RunnerState) -> None:
         """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._bars.pop().close()
 
     def end_epoch(self, state: RunnerState, row: Row) -> None:
         """Print the row."""
@@ -66,8 +67,9 @@ class Terminal:
         write_line("\n".join(self._table.lines(row, None if width is None else width - 1)))
 
     def end(self, state: RunnerState) -> None:
-        """Remove the bar."""
-        self.end_loader(state)
+        """Remove all bars."""
+        while self._bars:
+            self.end_loader(state)
 
 
 SHORT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining}{postfix}]"
