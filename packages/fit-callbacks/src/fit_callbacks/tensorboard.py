@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from .arguments import check_whole
 from .every import check_every, is_due
 from .harmless import Harmless
 from .paths import local_folder
+from .points import Points
 from .running import running_values
 from .shards import whole
 
@@ -84,7 +84,6 @@ class TensorBoard(Callback):
         self.graph = graph
         self.histograms = histograms
         self.images = images
-        self.writer: Any = None
         self._harmless = Harmless("TensorBoard")
         self._forget()
 
@@ -92,10 +91,14 @@ class TensorBoard(Callback):
         self._is_open = False
         self._epochs: int | None = None  # rows of the history that are among the points
         self._since: dict[str, tuple[float, float]] = {}  # total and weight of each loss at the last running value
-        self._points: dict[int, dict[str, float]] = {}  # by x: those that may not be in the file yet, and the last
-        self._are_written = True
+        self._points = Points(self.log_dir, self._harmless)
         self._has_hparams = False
         self._rates: dict[str, float] = {}  # the learning rates at the end of the last training loader
+
+    @property
+    def writer(self) -> Any:
+        """The SummaryWriter, or None."""
+        return self._points.writer
 
     def on_begin(self, state: RunnerState) -> None:
         """Forget the last run. The state of a resumed run is restored after this."""
@@ -123,7 +126,7 @@ class TensorBoard(Callback):
         if not self._is_open:
             return
         if is_due(state, self.every):
-            self._write(state, self._running(state))
+            self._points.add(self._now(state), self._running(state))
         if self.graph and state.is_train and self.writer is not None:
             self.graph = False
             with self._harmless("could not draw the graph"):
@@ -149,7 +152,7 @@ class TensorBoard(Callback):
         """Write the last epoch, and close the file."""
         if self._is_open or self._misses_end(state):
             self._write_epochs(state, is_end=True)
-            self._close()
+            self._points.close()
             self._is_open = False
 
     def add_figure(self, state: RunnerState, tag: str, figure: Any) -> None:
@@ -160,12 +163,11 @@ class TensorBoard(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the points that may not be in the file yet, and the state for a resumed run."""
-        self._flush()
+        self._points.flush()
         return {
             "epochs": self._epochs,
             "since": dict(self._since),
-            "points": {x: dict(values) for x, values in self._points.items()},
-            "are_written": self._are_written,
+            "points": self._points.state_dict(),
             "has_hparams": self._has_hparams,
             "rates": dict(self._rates),
         }
@@ -173,9 +175,8 @@ class TensorBoard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from there."""
         self._epochs, self._since = state_dict["epochs"], dict(state_dict["since"])
-        self._points = {x: dict(values) for x, values in state_dict["points"].items()}
-        self._are_written, self._has_hparams = state_dict["are_written"], state_dict["has_hparams"]
-        self._rates = dict(state_dict["rates"])
+        self._points.load_state_dict(state_dict["points"])
+        self._has_hparams, self._rates = state_dict["has_hparams"], dict(state_dict["rates"])
 
     def _misses_end(self, state: RunnerState) -> bool:
         """Return whether the run was killed after its last checkpoint, and is resumed only to end."""
@@ -185,70 +186,18 @@ class TensorBoard(Callback):
     def _now(self, state: RunnerState) -> int:
         return {"steps": state.global_step, "samples": state.samples_seen, "epochs": state.epoch}[self.x]
 
-    def _write(self, state: RunnerState, values: Mapping[str, Any]) -> None:
-        """Add values at this point of the run, one per tag."""
-        now = self._now(state)
-        here = self._points.setdefault(now, {})
-        numbers = {tag: _number(value) for tag, value in values.items() if tag not in here}
-        new = {tag: number for tag, number in numbers.items() if number is not None}
-        here.update(new)
-        self._are_written = False
-        if self.writer is not None:
-            with self._unless_broken():
-                self._add(now, new)
-
     def _write_epochs(self, state: RunnerState, *, is_end: bool = False) -> None:
         """Write the rows of the history that are new, and all points that are not in the file."""
         rows = state.history[self._epochs :]
         for row in rows:
             results = {name: value for name, value in row.items() if name not in ("epoch", "lr")}
-            self._write(state, {**self._rates, **results})
+            self._points.add(self._now(state), {**self._rates, **results})
         self._epochs = len(state.history)
         if self.writer is None:
-            self._open(self._now(state))
+            self._points.open(self._now(state))
         has_written = self.writer is not None and not self._has_hparams and self._write_hparams(state, rows, is_end)
-        self._flush()
+        self._points.flush()
         self._has_hparams |= has_written and self.writer is not None
-
-    def _open(self, now: int) -> None:
-        """Open a file, and write the points that are not in another one."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        # TensorBoard hides points of older files from the first x on, so the points at this x are written again.
-        if self._are_written:
-            self._points = {x: values for x, values in self._points.items() if x >= now}
-        with self._unless_broken():
-            self.writer = SummaryWriter(self.log_dir, purge_step=min(self._points, default=now), flush_secs=1)
-            for x, values in self._points.items():
-                self._add(x, values)
-
-    def _add(self, x: int, values: dict[str, float]) -> None:
-        for tag, value in values.items():
-            self.writer.add_scalar(tag, value, x)
-
-    def _flush(self) -> None:
-        """Flush all points to the file, and forget them except the last."""
-        if self.writer is not None:
-            with self._unless_broken():
-                self.writer.flush()
-                self._are_written = True
-                self._points = dict(list(self._points.items())[-1:])
-
-    def _close(self) -> None:
-        writer, self.writer = self.writer, None
-        with suppress(Exception):  # The file may be broken.
-            if writer is not None:
-                writer.close()
-
-    @contextmanager
-    def _unless_broken(self) -> Iterator[None]:
-        """Close a file that cannot be written. The next epoch opens another."""
-        is_done = False
-        with self._harmless(f"could not write to {self.log_dir}", "and a later epoch writes the missing points"):
-            yield
-            is_done = True
-        if not is_done:
-            self._close()
 
     def _running(self, state: RunnerState) -> dict[str, float]:
         """Return the running values. Reading them waits for the device."""
@@ -301,13 +250,6 @@ class TensorBoard(Callback):
         images = images[: self.images].detach().float()
         least, most = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         self.writer.add_images("val/input", (images - least) / (most - least).clamp_min(1e-12), self._now(state))
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):  # A callback may log other values than numbers.
-        return None
 
 
 def _learning_rates(state: RunnerState) -> dict[str, float]:
