@@ -9,7 +9,9 @@ from fit_callbacks.running import running_metrics
 from fit_core import Callback
 from read_back import close, curves, events
 from scene import Snapshots, Watch, accuracy, batches, flat, load, make, network
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 # TensorBoard
 
@@ -86,6 +88,14 @@ def test_hyperparameters_are_in_the_same_run(tmp_path):
     for text in (b"width", b"SGD", b"Sequential", str(tmp_path).encode()):
         assert text in start
     assert b"train/loss" in content["_hparams_/experiment"].plugin_data.content
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_the_batch_size_is_that_of_the_loader_although_the_last_batch_is_short(tmp_path, drop_last):
+    data = TensorDataset(torch.randn(37, 6), torch.randint(3, (37,)))
+    make(TensorBoard(tmp_path), accumulate_steps=2).fit(DataLoader(data, batch_size=8, drop_last=drop_last))
+    start = events(tmp_path).summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert HParamsPluginData.FromString(start).session_start_info.hparams["batch_size"].number_value == 8
 
 
 def test_graph_histograms_and_images_do_not_change_the_run(tmp_path):

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fit_core import Callback, RunnerState, unwrap
+from fit_core import Callback, RunnerState
 
 from .arguments import check_callable
 from .every import check_every, is_due
+from .hyperparameters import hyperparameters
 from .running import running_values
 
 __all__ = ["Report"]
@@ -120,7 +121,7 @@ class Report(Callback):
             self._epochs = len(state.history)
         if self._is_open and is_new and self.params is not None:
             with self._warn_once("params"):
-                self.params(_params(state))
+                self.params(hyperparameters(state))
 
     def _log_epochs(self) -> None:
         if self._state is not None and self._is_open:
@@ -139,23 +140,3 @@ class Report(Callback):
                 self._has_warned = True
                 text = f"Report: {name} raised {error!r}. Training continues, but the tracker misses values"
                 warnings.warn(text, stacklevel=2)
-
-
-def _params(state: RunnerState) -> dict[str, Any]:
-    group = state.optimizer.param_groups[0]
-    params = {
-        "model": type(unwrap(state.model)).__name__,
-        "optimizer": type(state.optimizer).__name__,
-        "lr": float(group.get("initial_lr", group["lr"])),
-        "batch_size": _batch_size(state.train_loader),
-        "accumulate_steps": state.accumulate_steps,
-        "processes": state.world_size,
-        "epochs": state.num_epochs,
-    }
-    return {name: value for name, value in params.items() if value is not None}
-
-
-def _batch_size(loader: Any) -> int | None:
-    """Return the batch size of a loader or of its BatchSampler."""
-    holders = (loader, getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None))
-    return next((size for holder in holders if (size := getattr(holder, "batch_size", None)) is not None), None)

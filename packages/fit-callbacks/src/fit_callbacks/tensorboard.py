@@ -14,6 +14,7 @@ from torch import Tensor
 from .arguments import check_whole
 from .every import check_every, is_due
 from .harmless import Harmless
+from .hyperparameters import hyperparameters
 from .paths import local_folder
 from .points import Points
 from .running import running_values
@@ -220,17 +221,9 @@ class TensorBoard(Callback):
         # SummaryWriter.add_hparams would open a second run for them (pytorch/pytorch#32651).
         from torch.utils.tensorboard.summary import hparams
 
-        settings = {
-            "model": type(unwrap(state.model)).__name__,
-            "optimizer": type(state.optimizer).__name__,
-            "lr": float(state.optimizer.param_groups[0].get("initial_lr", state.optimizer.param_groups[0]["lr"])),
-            "batch_size": state.samples_seen // max(1, state.global_step),
-            "epochs": state.num_epochs,
-            **self.hparams,
-        }
         plain = {
             name: value if isinstance(value, (bool, int, float, str)) else str(value)
-            for name, value in settings.items()
+            for name, value in {**hyperparameters(state), **self.hparams}.items()
         }
         results = {name: value for name, value in row.items() if "/" in name}
         for summary in hparams(plain, results):  # type: ignore[no-untyped-call]  # torch does not annotate it
