@@ -36,7 +36,7 @@ class ConsoleLogger(Callback):
     Shows what is in `state.logs` with a `/` in its name, such as `val/loss`.
 
     Args:
-        interval: seconds between two redraws of the bar, above 0.
+        interval: seconds between two redraws of the bar, 0 or more.
 
     Examples:
         >>> Runner(model, optimizer, criterion, metrics, callbacks=[ConsoleLogger()]).fit(loader, epochs=15)

@@ -22,8 +22,8 @@ class FileLogger(Callback):
 
     The rows are those of `state.history`. The whole file is replaced after each epoch. So it is complete at any
     moment, a column may appear late (validation every second epoch), and a resumed run has neither missing nor repeated
-    rows. A file of an earlier run is renamed to `name-previous-1.csv`. If the file cannot be
-    written, a warning says so, training continues, and a later epoch writes the missing rows. Writes on rank 0 only.
+    rows. A file of an earlier run is renamed to `name-previous-1.csv`. If the file cannot be written, a warning says
+    so, training continues, and a later epoch writes the missing rows. Writes on rank 0 only.
 
     Args:
         path: the path of the file, ending in `.jsonl` or `.csv`. Folders are created. For both, use two of these.

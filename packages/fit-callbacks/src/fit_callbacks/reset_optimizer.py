@@ -18,6 +18,7 @@ class ResetOptimizer(Callback):
         after: the number of epochs after which to reset, or several numbers.
 
     Raises:
+        TypeError: a number is not whole.
         ValueError: a number is below 1.
 
     Examples:

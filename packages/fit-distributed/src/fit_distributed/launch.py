@@ -152,9 +152,9 @@ def _count(nproc: int | str, backend: str | None) -> int:
     if isinstance(nproc, bool) or not isinstance(nproc, int) or nproc < 1:
         raise ValueError(f'expected nproc to be "auto" or a whole number, 1 or more, got {nproc!r}')
     if nproc > devices > 0 and backend != "gloo":
+        accelerators = f"{devices} accelerator{'s' * (devices > 1)}"
         raise ValueError(
-            f"expected nproc to be at most the {devices} accelerator{'s' * (devices > 1)} of this machine, got "
-            f"{nproc}. "
-            'Pass less, or backend="gloo", with which processes may share one'
+            f"expected nproc to be at most the {accelerators} of this machine, got {nproc}. Pass less, or "
+            'backend="gloo", with which processes may share one'
         )
     return nproc
