@@ -10,7 +10,7 @@ __all__ = ["hyperparameters"]
 
 
 def hyperparameters(state: RunnerState) -> dict[str, Any]:
-    """Return them by name. What is unknown, as the batch size of a list of batches may be, is left out."""
+    """Return them by name, without those that are unknown, such as the batch size of a list of batches."""
     group = state.optimizer.param_groups[0]
     found = {
         "model": type(unwrap(state.model)).__name__,

@@ -30,7 +30,7 @@ class Points:
         self._are_written = True
 
     def add(self, x: int, values: Mapping[str, Any]) -> None:
-        """Add values. What is not a number is left out, and so is a tag that has a value at this x."""
+        """Add the numbers among values. A tag that has a value at this x keeps it."""
         here = self._values.setdefault(x, {})
         numbers = {tag: _number(value) for tag, value in values.items() if tag not in here}
         new = {tag: number for tag, number in numbers.items() if number is not None}
