@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import tempfile
@@ -25,9 +24,10 @@ from .content import to_cpu
 from .files import CheckpointError, fingerprint, read_same
 from .find import find
 from .finite import not_finite
-from .folder import checkpoints, is_same, name_of, values_after
+from .folder import checkpoints, is_same, values_after
 from .lock import FolderLock
 from .peers import Peers
+from .ranking import Ranking
 from .sharded import fill, place_of, take_shards
 from .signals import Signals
 from .writer import Writer
@@ -140,8 +140,7 @@ class CheckpointSaver(Callback):
         if on_error not in ("raise", "warn"):
             raise ValueError(f"expected on_error to be 'raise' or 'warn', got {on_error!r}")
         self.on_error = on_error
-        self._kept_before: list[tuple[float, int]] = []
-        self._kept: list[tuple[float, int]] = []  # (value, epoch) of the best, the best first
+        self._ranking = Ranking(keep, self.monitor)
         self._epochs = 0
         self._saved: tuple[int, int] | None = None
         self._newer: list[tuple[float, int]] = []  # later ones in the folder than the resumed checkpoint
@@ -157,7 +156,8 @@ class CheckpointSaver(Callback):
     def on_begin(self, state: RunnerState) -> None:
         """Resume the run in the folder, if there is one."""
         self.monitor.begin(state)
-        self._kept, self._epochs, self._saved, self._stopped_by = [], 0, None, 0
+        self._ranking.begin()
+        self._epochs, self._saved, self._stopped_by = 0, None, 0
         self._never_finite = not_finite(state, parameters=False)
         like = place_of(state)
         self._peers = Peers(host_group() if has_process_group() else None)
@@ -260,13 +260,12 @@ class CheckpointSaver(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the kept epochs and their values."""
-        return {"monitor": self.monitor.state_dict(), "kept": [list(entry) for entry in self._kept]}
+        return {"monitor": self.monitor.state_dict(), "kept": self._ranking.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the kept epochs and their values."""
         if self.monitor.load_state_dict(state_dict["monitor"]):
-            kept = [(value, epoch) for value, epoch in state_dict["kept"]]
-            self._kept = self._best(kept + self._newer)
+            self._ranking.load_state_dict(state_dict["kept"], self._newer)
 
     def _save(self, state: RunnerState, value: float | None = None) -> None:
         """Save `last.pt`, and `best.pt` after an epoch with a value that is better."""
@@ -280,8 +279,7 @@ class CheckpointSaver(Callback):
                 "StopOnNonFinite() to the callbacks to stop at the batch that causes it",
             )
             return
-        self._kept_before = self._kept
-        names, dropped = self._rank(state.epoch, value) if value is not None else ([], [])
+        names, dropped = self._ranking.add(state.epoch, value)
         content = state.state_dict()
         content["monitor"] = {"name": self.monitor.key, "value": value, "weights": self._weights(state)}
         content, shards = take_shards(content, state.rank)
@@ -304,28 +302,12 @@ class CheckpointSaver(Callback):
         try:
             self._peers.together(write)
         except CheckpointError as error:
-            self._saved, self._kept = None, self._kept_before
+            self._saved = None
+            self._ranking.take_back()
             if self.on_error == "raise":
                 raise
             if state.rank == 0:
                 warnings.warn(f"{error}. The run continues without it", stacklevel=2)
-
-    def _rank(self, epoch: int, value: float) -> tuple[list[str], list[str]]:
-        """Return the names to keep an epoch under besides `last.pt`, and the files to remove for it."""
-        if not math.isfinite(value):
-            return [], []
-        before, this = self._kept, (value, epoch)
-        self._kept = self._best([*before, this])
-        names = ["best.pt"] if self._kept[0] == this and this not in before else []
-        if self.keep > 1 and this in self._kept and this not in before:
-            names.append(name_of(epoch))
-        kept = {epoch for _, epoch in self._kept}
-        return names, [name_of(old) for _, old in before if old not in kept]
-
-    def _best(self, entries: list[tuple[float, int]]) -> list[tuple[float, int]]:
-        """Return the best of several values, one per epoch, the best first."""
-        ranked = sorted(entries, key=lambda entry: (self.monitor.sign * entry[0], entry[1]))
-        return list({epoch: (value, epoch) for value, epoch in reversed(ranked)}.values())[::-1][: self.keep]
 
     def _weights(self, state: RunnerState) -> str:
         """Return where in the checkpoint the weights are that the monitored value belongs to."""
