@@ -97,7 +97,7 @@ def check_training(case: CallbackCase, folder: Path) -> None:
     for number, options in enumerate(OPTIONS):
         runner = case.runner(case.make(folder / str(number)), **options)
         for _ in range(2):
-            train_two_epochs(case, runner, case.batches(0), case.batches(1), options)
+            train_two_epochs(runner, case.batches(0), case.batches(1), options)
 
 
 def check_evaluation(case: CallbackCase, folder: Path) -> None:
@@ -116,7 +116,7 @@ def check_forward(case: CallbackCase, folder: Path) -> None:
     for number, options in enumerate(OPTIONS[:3]):
         runner = case.runner(case.make(folder / str(number)), kind=SeveralLosses, **options)
         batches = case.batches(1)
-        history = train_two_epochs(case, runner, case.batches(0), batches, options)
+        history = train_two_epochs(runner, case.batches(0), batches, options)
         for row in history:
             if "stopped_after_batch" not in row:
                 assert {"train/loss", "train/size", "val/loss", "val/size"} <= row.keys(), "the logs lack a loss"
@@ -131,7 +131,7 @@ def check_any_batch(case: CallbackCase, folder: Path) -> None:
         return [{"input": input, "label": label, "name": ["a"] * len(input)} for input, label in case.batches(seed)]
 
     runner = case.runner(case.make(folder), kind=WholeBatches)
-    train_two_epochs(case, runner, batches(0), batches(1), {})
+    train_two_epochs(runner, batches(0), batches(1), {})
     runner.evaluate(batches(1))
     runner.predict(batches(1))
 
@@ -140,7 +140,7 @@ def check_own_step(case: CallbackCase, folder: Path) -> None:
     """Check a step of the user's own, which has not set its loss yet in `on_after_backward`."""
     for number, options in enumerate((OPTIONS[0], OPTIONS[4])):
         runner = case.runner(case.make(folder / str(number)), kind=OwnStep, **options)
-        train_two_epochs(case, runner, case.batches(0), case.batches(1), options)
+        train_two_epochs(runner, case.batches(0), case.batches(1), options)
         runner.evaluate(case.batches(1))
         runner.predict(case.batches(1))
 
@@ -197,7 +197,7 @@ def check_stop(case: CallbackCase, folder: Path) -> None:
         saved = from_file(to_file(stopped.state.state_dict()))
         resumed = train_three_epochs(case, [StopAt(), *case.make(folder / f"resumed {place}")], saved=saved)
         assert case.facts(resumed.state) == case.facts(gold.state), f"stopped at (epoch, is_train, batch_idx) {place}"
-        train_two_epochs(case, stopped, case.batches(0), case.batches(1), {"accumulate_steps": 2})
+        train_two_epochs(stopped, case.batches(0), case.batches(1), {"accumulate_steps": 2})
 
 
 CALLBACK_CHECKS: list[Callable[[CallbackCase, Path], None]] = [
@@ -262,9 +262,7 @@ def run_checks(checks: list[Any], case: Any, skip: Collection[str]) -> None:
                 raise AssertionError(f"{check.__name__}: {error}\n({purpose})") from error
 
 
-def train_two_epochs(
-    case: CallbackCase, runner: Runner, batches: list[Any], val_batches: list[Any], options: dict[str, Any]
-) -> History:
+def train_two_epochs(runner: Runner, batches: list[Any], val_batches: list[Any], options: dict[str, Any]) -> History:
     """Train, and check that the run was complete and the weights are finite. Return the history."""
     history = runner.fit(batches, epochs=2, val_loader=val_batches)
     state = runner.state
