@@ -114,6 +114,16 @@ def test_rank_zero_only_asks_in_each_hook(monkeypatch):
     assert isinstance(guarded, Note)
 
 
+def test_a_batch_from_a_checkpoint_is_moved_to_the_device():
+    saved = {"kept": [[{"image": torch.ones(2, 3)}, torch.ones(2), 2, None]], "next": 0}
+    callback, state = BatchOverfit(), make().state
+    state.is_train, state.device = True, torch.device("meta")
+    callback.load_state_dict(saved)
+    callback.on_batch_begin(state)
+    assert state.input["image"].device == state.target.device == state.device
+    assert (state.batch_size, state.weight) == (2, None)
+
+
 class HasModule(nn.Module):
     def __init__(self):
         super().__init__()

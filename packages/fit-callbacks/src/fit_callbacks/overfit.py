@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from fit_core import Callback, RunnerState
+from torch import Tensor
 
 from .arguments import check_whole
 
@@ -42,7 +44,8 @@ class BatchOverfit(Callback):
             return
         if len(self._kept) < self.batches:
             self._kept.append((state.input, state.target, state.batch_size, state.weight))
-        state.input, state.target, state.batch_size, state.weight = self._kept[self._next]
+        kept = self._kept[self._next] = _moved(self._kept[self._next], state.device)
+        state.input, state.target, state.batch_size, state.weight = kept
         self._next = (self._next + 1) % self.batches
 
     def state_dict(self) -> dict[str, Any]:
@@ -50,5 +53,13 @@ class BatchOverfit(Callback):
         return {"kept": [list(batch) for batch in self._kept], "next": self._next}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the batches."""
+        """Restore the batches, which are on the CPU if they come from a file."""
         self._kept, self._next = [tuple(batch) for batch in state_dict["kept"]], state_dict["next"]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
+    return type(value)(_moved(part, device) for part in value) if type(value) in (list, tuple) else value
