@@ -194,3 +194,28 @@ def test_workers_are_gone_after_an_exception():
         run.fit(loader)
     del caught
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("persistent_workers", [False, True])
+@pytest.mark.parametrize(("hook", "steps"), [("on_epoch_end", 2), ("on_batch_end", None)])
+def test_an_evaluation_of_the_training_loader_leaves_the_place_in_it_alone(persistent_workers, hook, steps):
+    numbers = torch.arange(6.0).view(6, 1)
+    loader = DataLoader(
+        TensorDataset(numbers, numbers), batch_size=1, num_workers=1, persistent_workers=persistent_workers
+    )
+    seen = []
+
+    class Evaluate(Callback):
+        def on_batch_begin(self, state):
+            if state.is_train:
+                seen.append(state.input.item())
+
+    def evaluate(self, state):
+        if state.loader_name == "train" and state.batch_idx == 1:
+            run.evaluate(loader, name="again")
+
+    setattr(Evaluate, hook, evaluate)
+    run, _ = runner()
+    run.state.callbacks.append(Evaluate())
+    run.fit(loader, epochs=3 if steps else 1, steps_per_epoch=steps)
+    assert seen == [0, 1, 2, 3, 4, 5]

@@ -11,7 +11,7 @@ import torch
 
 from .loaders import has_estimated_length, length, samplers, warn_longer, why_empty
 from .random_state import get_random_state, set_random_state
-from .workers import open_loader
+from .workers import READING, open_loader
 
 __all__ = ["Stream"]
 
@@ -85,6 +85,8 @@ class Stream:
         while self.batches_done != self.steps:
             if self._iterator is None:
                 self._iterator = self._reopen() if self._taken else self._open()
+                if self._persists:
+                    READING.add(self._iterator)
             batch = self._ahead.pop() if self._ahead else next(self._iterator, _END)
             if batch is _END or (self.is_last and self.steps is None):
                 if batch is not _END:  # A loader with more batches than its len may never end.
@@ -113,6 +115,8 @@ class Stream:
 
     def close(self) -> None:
         """Drop the loader's iterator and its workers."""
+        if self._persists and self._iterator is not None:
+            READING.discard(self._iterator)
         self._iterator = None
         self._ahead.clear()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import multiprocessing
 import os
@@ -11,11 +12,15 @@ from functools import partial
 from multiprocessing import resource_tracker, util
 from types import FrameType
 from typing import Any
+from weakref import WeakSet
 
-__all__ = ["open_loader"]
+__all__ = ["READING", "open_loader"]
 
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 _DEFAULTS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
+
+READING: WeakSet[Any] = WeakSet()
+"""The persistent workers that training runs are reading. Their DataLoader would restart them for another pass."""
 
 _is_ending: Any = None
 """Whether this process is ending, shared with the workers. Then a SIGTERM comes from it and not from a scheduler."""
@@ -25,8 +30,12 @@ def open_loader(loader: Any) -> Iterator[Any]:
     """Return `iter(loader)`. Its workers ignore the signals that this process handles.
 
     Schedulers, containers and terminals send a signal to all processes at once. A handler in this process lets the run
-    finish the batch and be saved, and its workers have to live until then.
+    finish the batch and be saved, and its workers have to live until then. If a training run is reading persistent
+    workers of the loader, this pass gets workers of its own.
     """
+    if getattr(loader, "_iterator", None) in READING:
+        loader = copy.copy(loader)
+        vars(loader).update(_iterator=None, persistent_workers=False)  # A DataLoader refuses to change the option.
     numbers = _handled() if hasattr(loader, "worker_init_fn") and loader.num_workers else []
     if not numbers:
         return iter(loader)
