@@ -157,10 +157,8 @@ class Resume:
 
 def _own_tensors(optimizer: Any) -> None:
     """Copy the tensors in an optimizer's state. torch keeps those of a loaded state itself, and steps change them."""
-    for values in getattr(optimizer, "state", {}).values():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                values[name] = value.clone()
+    for parameter, values in getattr(optimizer, "state", {}).items():
+        optimizer.state[parameter] = copy.deepcopy(values)
 
 
 def _of_rank(run: Run) -> dict[str, Any]:
