@@ -174,6 +174,22 @@ def test_every_on_end_is_called_whatever_another_raises():
     assert run.state.error is None
 
 
+def test_errors_at_the_end_do_not_hide_the_one_that_ended_the_run():
+    class FailsInABatch(Callback):
+        def on_batch_end(self, state):
+            raise KeyError("batch")
+
+    class FailsToo(Callback):
+        def on_end(self, state):
+            raise RuntimeError("too")
+
+    run, _ = runner(FailsInABatch(), Fails("on_end"), FailsToo(), Callback())
+    with pytest.raises(RuntimeError, match="too") as caught:
+        run.fit(batches(1))
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    assert isinstance(caught.value.__context__.__context__, KeyError)
+
+
 def test_keyboard_interrupt_is_not_swallowed():
     class Interrupt(Callback):
         def on_batch_begin(self, state):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -147,10 +147,15 @@ class Run:
             method(self.state)
 
     def call_each(self, hook: str) -> None:
-        """Call a hook of every callback, also after one that raises. Raise the first error at the end."""
-        with ExitStack() as stack:  # calls back in reverse
-            for method in reversed(self.hooks[hook]):
-                stack.callback(method, self.state)
+        """Call a hook of every callback, also after one that raises. The traceback shows all errors."""
+        self._call_rest(iter(self.hooks[hook]))
+
+    def _call_rest(self, methods: Iterator[Hook]) -> None:
+        for method in methods:
+            try:
+                method(self.state)
+            finally:
+                self._call_rest(methods)
 
     def may_leave(self) -> bool:
         """Return whether `should_stop` ends this loader. Otherwise the run stops after the epoch.
