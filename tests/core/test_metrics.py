@@ -212,6 +212,24 @@ def test_evaluation_inside_a_run_leaves_the_run_alone():
     assert run.state.global_step == 6
 
 
+@pytest.mark.parametrize("hook", ["on_loader_begin", "on_batch_end", "on_loader_end", "on_epoch_end", "on_checkpoint"])
+def test_an_evaluation_leaves_the_metrics_that_later_callbacks_read(hook):
+    def evaluate(self, state):
+        if state.loader_name != "extra":
+            run.evaluate(batches(3), name="extra")
+
+    def read(self, state):
+        if state.loader_name != "extra":
+            seen[-1].append(float(state.metrics[0].compute()))
+
+    seen = []
+    for first in (type("Evaluates", (Callback,), {hook: evaluate}), Callback):
+        seen.append([])
+        run = runner([accuracy], [first(), type("Reads", (Callback,), {hook: read})()])
+        run.fit(batches(4, 4, 3), epochs=2, val_loader=batches(5))
+    assert seen[0] == pytest.approx(seen[1], nan_ok=True)
+
+
 def test_evaluation_after_a_stop_inside_an_epoch_leaves_what_the_run_goes_on_with():
     class Stop(Callback):
         def on_batch_end(self, state):

@@ -120,6 +120,11 @@ class Run:
                 "expected one thread to use this Runner, got a second one. Create a Runner for each thread"
             )
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a thread is in this run, from `on_begin` to the last checkpoint."""
+        return self._thread != 0
+
     @contextmanager
     def in_this_thread(self) -> Iterator[None]:
         """Refuse other threads meanwhile."""

@@ -376,9 +376,10 @@ class Runner:
         """Use another state, other meters and other metrics than the run in progress."""
         state, run = self.state, getattr(self, "_run", None)
         self.state = copy.copy(state)
-        self.state.logs, self.state.loss_meters, self.state.should_stop = {}, {}, False
-        self.state.loader_name = ""
-        if run is not None and run.is_in_loader:  # The metrics contain a part of a loader, which the run still needs.
+        self.state.logs, self.state.loss_meters, self.state.loader_name, self.state.should_stop = {}, {}, "", False
+        if run is not None and (
+            run.is_running or run.is_in_loader
+        ):  # The run and its callbacks still need the metrics.
             self.state.metrics = copy.deepcopy(state.metrics)
         if predicts:
             self.state.metrics, self.state.criterion, self.state.needs_loss = [], _no_loss, False
