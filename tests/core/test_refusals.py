@@ -200,6 +200,27 @@ def test_wrong_numbers_of_epochs_and_steps_are_refused(name, value):
         Runner(model, sgd(model), LOSS).fit(BATCHES, **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"validate_every": 3, "val_loader": BATCHES},
+            "val_loader is not used, .* validate_every=3 is above epochs=2$",
+        ),
+        ({"validate_every": 2}, r"validate_every has no effect without a val_loader. Pass val_loader=\.\.\.$"),
+        ({"val_steps": 1}, "val_steps has no effect without a val_loader"),
+        ({"validate_every": 2, "val_loader": BATCHES, "val_steps": 1}, None),
+    ],
+)
+def test_a_run_that_will_not_validate_as_asked_warns(options, text):
+    model = nn.Linear(1, 1)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        Runner(model, sgd(model), LOSS).fit(BATCHES, epochs=2, **options)
+    assert [warning.filename for warning in seen] == ([__file__] if text else [])
+    assert not text or re.search(text, str(seen[0].message))
+
+
 def test_wrong_steps_of_evaluate_and_predict_are_refused():
     model = nn.Linear(1, 1)
     runner = Runner(model, sgd(model), LOSS)

@@ -98,7 +98,7 @@ class StandIn:
 
 
 class Stream:
-    """A stream. What is captured on one that waits for an event is replayed as early as CUDA may run it."""
+    """A stream. Operations captured on one that waits for an event are replayed as early as CUDA may run them."""
 
     def __init__(self, stand_in):
         self._stand_in = stand_in

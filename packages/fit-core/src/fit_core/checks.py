@@ -300,6 +300,12 @@ def fit(stream: Stream, epochs: int, val_loader: Any, val_steps: int | None, val
     loader("train_loader", stream.loader, stream.steps, passes=epochs)
     if val_loader is not None:
         loader("val_loader", val_loader, val_steps, passes=epochs // validate_every)
+        if validate_every > epochs:
+            text = f"val_loader is not used, because validate_every={validate_every} is above epochs={epochs}"
+            warnings.warn(text, stacklevel=3)
+    elif val_steps is not None or validate_every != 1:
+        name = "validate_every" if val_steps is None else "val_steps"
+        warnings.warn(f"{name} has no effect without a val_loader. Pass val_loader=...", stacklevel=3)
     if has_process_group():
         sizes = gather("the start of fit", stream.size)
         if len(set(sizes)) > 1:

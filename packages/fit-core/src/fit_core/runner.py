@@ -377,9 +377,7 @@ class Runner:
         state, run = self.state, getattr(self, "_run", None)
         self.state = copy.copy(state)
         self.state.logs, self.state.loss_meters, self.state.loader_name, self.state.should_stop = {}, {}, "", False
-        if run is not None and (
-            run.is_running or run.is_in_loader
-        ):  # The run and its callbacks still need the metrics.
+        if run is not None and (run.is_running or run.is_in_loader):  # The run and its callbacks need the metrics.
             self.state.metrics = copy.deepcopy(state.metrics)
         if predicts:
             self.state.metrics, self.state.criterion, self.state.needs_loss = [], _no_loss, False
