@@ -45,6 +45,18 @@ def test_a_notebook_shows_a_table():
     assert "<tr><td>1</td><td>0.25</td><td></td></tr><tr><td>2</td><td>1e-05</td><td>0.1235</td></tr>" in html
 
 
+def test_text_that_a_callback_logs_is_shown():
+    class Note(Callback):
+        def on_epoch_end(self, state):
+            state.logs["note"] = "<warm-up>"
+
+    model = nn.Linear(1, 1)
+    runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), callbacks=[Note()])
+    history = runner.fit([(torch.ones(2, 1), torch.ones(2, 1))])
+    assert "<td>&lt;warm-up&gt;</td>" in history._repr_html_()
+    assert "note <warm-up>" in repr(runner.state)
+
+
 def test_printing_a_runner_shows_autocast():
     model = nn.Linear(1, 1)
     runner = Runner(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), use_bf16=True)

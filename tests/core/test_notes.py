@@ -130,9 +130,22 @@ def test_an_error_of_the_dataset_is_not_blamed_on_the_batch_before():
         yield batches()[0]
         raise RuntimeError("broken file")
 
-    for call in (lambda: make().fit(broken()), lambda: make().evaluate(broken())):
-        place = notes(call)[0].removeprefix("fit: raised while the loader fetched a batch: epoch 1, ")
-        assert place in ("train, at the start", "val, at the start")
+    class Broken(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            if index == 3:
+                raise RuntimeError("broken file")
+            return torch.zeros(4), torch.tensor(0)
+
+    loader = torch.utils.data.DataLoader(Broken())
+    for call, place in (
+        (lambda: make().fit(broken()), "train, after batch 1"),
+        (lambda: make().evaluate(broken()), "val, after batch 1"),
+        (lambda: make().fit(loader), "train, after batch 3"),
+    ):
+        assert notes(call) == [f"fit: raised while the loader fetched a batch: epoch 1, {place}"]
 
 
 @needs_notes

@@ -30,7 +30,7 @@ class History(list[dict[str, float]]):
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cell(value: float | None) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))  # A callback may log text.

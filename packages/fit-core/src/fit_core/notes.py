@@ -26,7 +26,8 @@ def add_note(error: BaseException, state: RunnerState) -> None:
         return
     place, number = f"epoch {state.epoch + 1}, {state.loader_name}", state.batch_idx + 1
     if _comes_from(error.__traceback__, _LOADING):
-        where = f"after batch {number}" if state.batch_idx else "at the start"
+        done = state.batch_idx + ("batch" in _variables(error.__traceback__, "_run_epoch"))
+        where = f"after batch {done}" if done else "at the start"
         note = f"raised while the loader fetched a batch: {place}, {where}"
     elif "batch" in (variables := _variables(error.__traceback__, "load_batch")):
         note = f"raised in {place} batch {number}:\n  batch: {describe(variables['batch'])}"

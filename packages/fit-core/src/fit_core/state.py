@@ -211,7 +211,8 @@ class RunnerState:
     def __repr__(self) -> str:
         """Show where the run is, and its last results."""
         batches = "?" if self.num_batches is None else self.num_batches
-        logs = ", ".join(f"{name} {value:.4g}" for name, value in self.logs.items())
+        values: dict[str, object] = {**self.logs}  # A callback may log text.
+        logs = ", ".join(f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in values.items())
         return (
             f"RunnerState(epoch {self.epoch} of {self.num_epochs}, batch {self.batch_idx} of {batches} in "
             f"{self.loader_name or 'no loader'}, {self.global_step} steps, {self.samples_seen} samples, "
