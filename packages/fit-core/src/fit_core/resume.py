@@ -141,7 +141,6 @@ class Resume:
         warn_of_other_settings(settings["given"], given)
         self._given = settings["given"]
         state.optimizer.load_state_dict(saved["optimizer"])
-        _own_tensors(state.optimizer)
         load_state(model, saved["model"])
         load_state(criterion, saved["criterion"])
         if saved["grad_scaler"]:  # It is empty without fp16.
@@ -153,12 +152,6 @@ class Resume:
 
     def _given_now(self) -> dict[str, Any]:
         return given_settings(self._state.optimizer, self._model, self._state.criterion)
-
-
-def _own_tensors(optimizer: Any) -> None:
-    """Copy the tensors in an optimizer's state. torch keeps those of a loaded state itself, and steps change them."""
-    for parameter, values in getattr(optimizer, "state", {}).items():
-        optimizer.state[parameter] = copy.deepcopy(values)
 
 
 def _of_rank(run: Run) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ class Checkpoint(Protocol):
         """Return everything about the run."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore it. The optimizer may keep its tensors, so do not use it again."""
 
 
 class Loop(Protocol):
@@ -206,7 +207,8 @@ class RunnerState:
             ValueError: the state has a newer format, or belongs to another model, criterion or optimizer. Nothing is
                 changed then.
         """
-        self.checkpoint.load_state_dict(state_dict)
+        # torch's optimizers keep the tensors that they load, and steps change them.
+        self.checkpoint.load_state_dict({**state_dict, "optimizer": copy.deepcopy(state_dict["optimizer"])})
 
     def __repr__(self) -> str:
         """Show where the run is, and its last results."""

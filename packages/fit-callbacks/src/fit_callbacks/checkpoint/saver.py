@@ -169,7 +169,7 @@ class CheckpointSaver(Callback):
             path, content = found
             filled = self._peers.together(lambda: fill(content, path, like, state.rank))
             try:
-                state.load_state_dict(filled)
+                state.checkpoint.load_state_dict(filled)  # which copies nothing
             except ValueError as error:
                 error.args = (f"{error}\nThe checkpoint is {path}. For a new run, pass another folder or resume=False",)
                 raise
