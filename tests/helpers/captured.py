@@ -62,22 +62,27 @@ class StandIn:
 
     @contextmanager
     def stream(self, stream):
+        before = list(self._streams)
         self._streams.append(stream)
         try:
             yield
         finally:
-            self._streams.pop()
+            self._streams = before
 
     @contextmanager
     def graph(self, graph, *, pool, stream, capture_error_mode):
-        """Capture what runs meanwhile. If that is not allowed, the end of the capture raises too, as on CUDA."""
+        """Capture what runs meanwhile. If that is not allowed, the end of the capture raises too, as on CUDA.
+
+        Then the stream of the capture stays the current one, which torch does not restore after such an error.
+        """
         assert pool is self
         assert self.capturing is None
         random = torch.get_rng_state()
         self.captures += 1
         self.capturing = capture = Capture(self, graph.operations)
         try:
-            with self.stream(stream), capture:
+            self._streams.append(stream)
+            with capture:
                 yield
         finally:
             self.capturing = None
@@ -85,6 +90,7 @@ class StandIn:
             torch.set_rng_state(random)
             if capture.is_invalid:
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            self._streams.pop()
 
     def get_sync_debug_mode(self):
         return 0

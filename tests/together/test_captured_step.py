@@ -4,11 +4,13 @@ Each test runs on a GPU, if there is one, and on the CPU with a stand-in for CUD
 """
 
 import copy
+import itertools
 
 import captured
 import pytest
 import torch
 from fit_callbacks import AdaptiveGradientClipping, CompiledStep, Freeze, GradientClipping, LRScheduler, ModelEma
+from fit_callbacks.compiled import cuda
 from fit_core import Callback, Runner
 from fit_metrics import AUROC, F1, Accuracy
 from torch import nn
@@ -310,6 +312,31 @@ def test_what_cannot_be_captured_runs_as_usual(device, case, reason, capsys):
     assert reason in out
     assert "was captured" not in out
     assert_same(ours, run())
+
+
+def test_a_capture_that_fails_leaves_the_run_and_the_current_stream_as_they_were(device, capsys):
+    """The step reads a number only when it is captured, so that no usual step has shown it."""
+
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.calls = network(), itertools.count()
+
+        def forward(self, input):
+            output = self.layers(input)
+            if next(self.calls) == 2:
+                output.sum().item()
+            return output
+
+    class Streams(Callback):
+        def on_batch_end(self, state):
+            seen.add(cuda.torch.cuda.current_stream())
+
+    seen = set()
+    ours = train(device, [CompiledStep(), Streams()], model=Late())
+    assert "recording it failed" in capsys.readouterr().out
+    assert len(seen) == 1
+    assert_same(ours, train(device, model=Late()))
 
 
 def test_frozen_layers_and_dropout_that_change_are_recorded_again(device, capsys):

@@ -90,7 +90,9 @@ class CudaGraph:
         # Only this thread is asked to stay away from other calls of CUDA: a loader's may pin memory meanwhile.
         options: dict[str, Any] = {"stream": capture.stream, "capture_error_mode": "thread_local"}
         try:
-            with torch.cuda.graph(self._graph, pool=capture.pool, **options):
+            # torch leaves the stream of a capture that fails the current one, so it is restored around it.
+            here = torch.cuda.stream(torch.cuda.current_stream())
+            with here, torch.cuda.graph(self._graph, pool=capture.pool, **options):
                 self._outputs = step(own)
         except Exception:
             with suppress(RuntimeError):  # The device reports the error until it has been waited for.
