@@ -5,7 +5,7 @@ import torch
 from fit_metrics import Accuracy
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 from torch.utils._python_dispatch import TorchDispatchMode
-from values import number
+from values import number, value
 
 LOGITS = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 TARGET = torch.randint(6, (40,), generator=torch.Generator().manual_seed(1))
@@ -116,6 +116,14 @@ def test_of_equal_scores_the_first_counts_as_the_more_likely():
         several = Accuracy(1, 2, 3)
         several.update(scores, target)
         assert [bool(share) for share in several.compute().values()] == [rank < k for k in (1, 2, 3)]
+
+
+def test_scores_of_nan_are_wrong_for_every_k():
+    scores, target = torch.full((8, 10), torch.nan), torch.arange(8)
+    assert number(Accuracy(5), (scores, target)) == 0
+    assert [float(share) for share in value(Accuracy(1, 5), (scores, target)).values()] == [0, 0]
+    of_another_class = torch.tensor([[torch.nan, 1.0, 2.0]]), torch.tensor([2])  # nan is the largest, as in argmax
+    assert [float(share) for share in value(Accuracy(1, 2), of_another_class).values()] == [0, 1]
 
 
 class Orders(TorchDispatchMode):

@@ -181,11 +181,11 @@ class Accuracy(ClassMetric, SumMetric):
             correct = (is_right if is_counted is None else is_right & is_counted).sum()
             samples = is_right.numel()
         else:
-            rank = _rank(batch.scores, batch.target)
+            outdone = _outdone(batch.scores, batch.target)
             if is_counted is not None:
-                rank = rank.masked_fill(~is_counted, scores)  # beyond every k
-            correct = torch.stack([(rank < k).sum() for k in self._all_k])
-            samples = rank.numel()
+                outdone = outdone.masked_fill(~is_counted, 0)  # beyond every k
+            correct = torch.stack([(outdone > scores - k).sum() for k in self._all_k])
+            samples = outdone.numel()
         self.correct += correct
         self.samples += samples if is_counted is None else is_counted.sum()
         self.outside += batch.is_outside.sum()
@@ -212,12 +212,13 @@ def _all_labels(is_right: Tensor, is_counted: Tensor | None) -> tuple[Tensor, Te
     return (is_right | ~is_counted).all(1), is_counted.any(1)
 
 
-def _rank(scores: Tensor, classes: Tensor) -> Tensor:
-    """Return how many classes are more likely than the true one, int32 in 0..C-1.
+def _outdone(scores: Tensor, classes: Tensor) -> Tensor:
+    """Return how many classes are not more likely than the true one, itself included. int32 in 1..C, or 0 for nan.
 
-    Not `topk`, because its choice among equal scores differs between devices.
+    Not `topk`, because its choice among equal scores differs between devices. And not how many are more likely: none is
+    above nan, so every guess of a model that returns nan would be right.
     """
     classes = classes.unsqueeze(1)
     index = torch.arange(scores.size(1), dtype=torch.int32, device=scores.device).view(-1, *[1] * (scores.dim() - 2))
     own = scores.gather(1, classes)
-    return ((scores > own) | ((scores == own) & (index < classes.int()))).sum(1, dtype=torch.int32)
+    return ((scores < own) | ((scores == own) & (index >= classes.int()))).sum(1, dtype=torch.int32)
