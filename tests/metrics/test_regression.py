@@ -79,6 +79,13 @@ def test_r2_of_columns_is_their_mean():
         R2(0)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("sample", [0, 7])
+def test_targets_that_are_not_finite_are_not_taken_for_constant_ones(bad, sample):
+    target = TARGET.index_fill(0, torch.tensor(sample), bad)
+    assert np.isnan(number(R2(), *zip(OUTPUT.split(5), target.split(5), strict=True)))
+
+
 def test_too_few_samples_are_nan():
     for metric, _ in PAIRS:
         assert np.isnan(float(metric().compute()))

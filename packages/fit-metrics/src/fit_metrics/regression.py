@@ -183,7 +183,7 @@ class R2(SumMetric):
         """Return the share over all batches."""
         spread = self.second - self.first.square() / self.count
         constant = (self.residual == 0).to(spread.dtype)
-        value = torch.where(spread > 0, 1 - self.residual / spread, constant).mean()
+        value = torch.where(spread <= 0, constant, 1 - self.residual / spread).mean()  # nan if the spread is nan
         return torch.where(self.count > 1, value, torch.nan)
 
     def all_reduce(self) -> None:
