@@ -224,6 +224,9 @@ def test_what_cannot_be_sharded_is_refused(monkeypatch):
         shard(shard(DataLoader(torch.arange(4))))
     with pytest.raises(ValueError, match="Pass pad=True for training"):
         shard(DataLoader(Whole(4)))
+    for pad in (True, False, None):
+        with pytest.raises(ValueError, match="a loader that is not sharded, got one that shard has returned"):
+            shard(shard(DataLoader(Whole(4)), pad=False), pad=pad)
 
 
 class Whole(IterableDataset):

@@ -139,6 +139,8 @@ def shard(loader: Loader, *, pad: bool | None = None) -> Loader:
     batches: Any = loader.batch_sampler
     new: dict[str, Any] = {"_iterator": None}  # Persistent workers are not shared.
     if isinstance(loader.dataset, IterableDataset):
+        if isinstance(loader.dataset, _IterableShard):
+            raise ValueError("expected a loader that is not sharded, got one that shard has returned. Use it as it is")
         if pad is None:
             raise ValueError(
                 "expected pad= for an iterable dataset, got None. Pass pad=True for training (every process gets the "
