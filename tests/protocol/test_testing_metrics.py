@@ -57,6 +57,15 @@ class Good:
         self.sum, self.count = state_dict["sum"], state_dict["count"]
 
 
+class WithoutName(Good):
+    name = None
+
+
+class SeveralValues(Good):
+    def compute(self):
+        return {"mean": super().compute(), "samples": self.count}
+
+
 class MeanOfMeans(Good):
     def update(self, output, target):
         super().update(output, target.double().mean()[None])
@@ -153,7 +162,7 @@ CALLBACKS = {
     "Writes": lambda folder: [Writes(folder)],
     "GoesItsOwnWay": lambda folder: [GoesItsOwnWay()],
 }
-METRICS = {"Good": Good, "MeanOverRanks": MeanOverRanks}
+METRICS = {"Good": Good, "SeveralValues": SeveralValues, "MeanOverRanks": MeanOverRanks}
 
 
 def on_a_rank(rank, folder):
@@ -169,7 +178,8 @@ def test_what_differs_between_two_processes_is_found(tmp_path):
             check_ranks(first[name], second[name])
     with pytest.raises(AssertionError, match="differ in epochs"):
         check_ranks(first["Callback"], {**second["Callback"], "epochs": 2})
-    check_measures(MetricCase(Good, *SAMPLES), first["Good"], second["Good"])
+    for name in ("Good", "SeveralValues"):
+        check_measures(MetricCase(METRICS[name], *SAMPLES), first[name], second[name])
     with pytest.raises(AssertionError):
         check_measures(MetricCase(Good, *SAMPLES), first["MeanOverRanks"], second["MeanOverRanks"])
 
@@ -180,3 +190,5 @@ def test_one_call_checks_a_callback_or_a_metric():
     check_callback(lambda folder: [Callback(), Callback()], skip=["check_any_batch"])
     check_metric(Good(), *SAMPLES)
     check_metric(Good, *SAMPLES, skip=["check_device"])
+    check_metric(WithoutName, *SAMPLES)
+    check_metric(SeveralValues, *SAMPLES)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fit_core import Callback, Metric, Runner
+from fit_core.metric import named_values
 
 from .callbacks import run_checks
 from .runners import Scale, Snapshots
@@ -102,12 +103,11 @@ def check_logs(case: MetricCase, folder: Path) -> None:
     """Check that the Runner logs the value under the metric's name. A tensor of several values is not logged."""
     runner, metric = case.runner()
     logs = runner.evaluate(case.batches(16, 16, 8), name="test")
-    value = case.whole()
-    if torch.as_tensor(value).numel() == 1:
-        close(logs[f"test/{metric.name}"], float(value))
-    else:
-        assert list(logs) == ["test/loss"]
-        close(metric.compute(), value)
+    values = named_values(case.fed((case.output, case.target)))
+    assert list(logs) == ["test/loss", *(f"test/{name}" for name in values)]
+    close([logs[f"test/{name}"] for name in values], list(values.values()))
+    if not values:
+        close(metric.compute(), case.whole())
     assert getattr(metric, "higher_is_better", None) in (True, False, None)
 
 

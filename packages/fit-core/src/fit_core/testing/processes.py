@@ -18,7 +18,7 @@ from torch import nn
 
 from .callbacks import CallbackCase
 from .metrics import MetricCase
-from .values import close, flat
+from .values import as_tensor, close, flat
 
 __all__ = ["check_measures", "check_ranks", "in_two_processes", "measure_on_rank", "train_on_rank"]
 
@@ -97,11 +97,11 @@ def measure_on_rank(case: MetricCase, rank: int) -> list[torch.Tensor]:
         runner, metric = case.runner()
         batches = [batch for batch in case.batches(size, 40 - size)[rank : rank + 1] if len(batch[0])]
         runner.evaluate(batches)
-        values.append(torch.as_tensor(metric.compute()))
+        values.append(as_tensor(metric.compute()))
     return values
 
 
 def check_measures(case: MetricCase, first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
     """Check that each rank has the value of all samples, however they were split."""
     for value in (*first, *second):
-        close(value, torch.as_tensor(case.whole()))
+        close(value, case.whole())

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["close", "flat", "from_file", "to_file"]
+__all__ = ["as_tensor", "close", "flat", "from_file", "to_file"]
 
 
 def to_file(state: Any) -> io.BytesIO:
@@ -37,5 +37,12 @@ def flat(value: Any, path: str = "") -> list[Any]:
 
 def close(value: Any, expected: Any) -> None:
     """Check that two values are equal up to the order in which numbers were summed. nan is equal to nan."""
-    value, expected = (torch.as_tensor(number).double() for number in (value, expected))
+    value, expected = (as_tensor(number).double() for number in (value, expected))
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+def as_tensor(value: Any) -> torch.Tensor:
+    """Return what `compute` of a metric returns as one tensor. It may be a dict, perhaps of dicts."""
+    if isinstance(value, dict):
+        return torch.cat([torch.empty(0), *(as_tensor(part).double().flatten() for part in value.values())])
+    return torch.as_tensor(value)
