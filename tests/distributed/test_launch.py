@@ -1,5 +1,6 @@
 """launch returns the results of all processes, runs in place where it should, and refuses wrong arguments."""
 
+import ctypes
 import functools
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import pytest
 import torch
 from failing import failed, never, place
 from fit_distributed import barrier, device, is_main, launch, parallel, rank, world_size
+from fit_distributed.pickling import dump_value
 from processes import in_a_process
 from programs import port, start
 from torch import nn
@@ -162,6 +164,17 @@ def test_without_cloudpickle_there_is_one_clear_sentence(monkeypatch):
         launch(lambda: 3, nproc=2, backend="gloo")
     assert "launch cannot send test_without" in str(caught.value)
     assert str(caught.value).endswith("pass arguments that can be pickled, or pip install cloudpickle")
+
+
+@pytest.mark.parametrize("name", ["a pointer", "a deep list"])
+def test_arguments_and_results_that_pickle_refuses_with_another_error(name):
+    value = ctypes.pointer(ctypes.c_int(3)) if name == "a pointer" else []
+    for _ in range(100_000 * (name == "a deep list")):
+        value = [value]
+    with pytest.raises(TypeError, match="launch cannot send print and its arguments to other processes"):
+        launch(print, value, nproc=2)
+    with pytest.raises(TypeError, match="expected a result that can be sent back"):
+        dump_value(value)
 
 
 CELL = """

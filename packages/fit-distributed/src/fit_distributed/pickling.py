@@ -14,6 +14,9 @@ import torch
 
 __all__ = ["dump_call", "dump_value", "load_value"]
 
+_REFUSALS = (AttributeError, TypeError, ValueError, RecursionError, pickle.PicklingError)
+"""The errors of pickle for a value that it cannot convert. ctypes raises ValueError for pointers."""
+
 
 def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     """Return a call as bytes, for `pickle.loads` in another process.
@@ -27,14 +30,14 @@ def dump_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     if not (in_notebook and (cloudpickle or getattr(fn, "__module__", None) == "__main__")):
         try:
             return pickle.dumps((fn, args, kwargs))
-        except (AttributeError, TypeError, pickle.PicklingError) as error:
+        except _REFUSALS as error:
             reason = str(error)
     else:
         reason = "it is defined in a notebook or on standard input"
     if cloudpickle:
         try:
             return bytes(cloudpickle.dumps((fn, args, kwargs)))
-        except (AttributeError, TypeError, pickle.PicklingError) as error:
+        except _REFUSALS as error:
             reason = str(error)
     advice = "" if cloudpickle else ", or pip install cloudpickle"
     raise TypeError(
@@ -53,7 +56,7 @@ def dump_value(value: Any) -> bytes:
         buffer = io.BytesIO()
         try:
             torch.save(value, buffer, pickle_module=module or pickle)
-        except (AttributeError, TypeError, pickle.PicklingError) as error:
+        except _REFUSALS as error:
             reason = error
         else:
             return buffer.getvalue()
