@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -62,8 +61,7 @@ class Resume:
         then, now = {**saved["settings"], "processes": len(saved["ranks"])}, _settings(run)
         changed = [name for name in now if then[name] != now[name]]
         is_same_processes = keeps_results = "processes" not in changed
-        # A copy, since gradients and metrics are added to in place, and the state may be loaded again.
-        rank = copy.deepcopy(saved["ranks"][state.rank if state.rank < len(saved["ranks"]) else 0])
+        rank = saved["ranks"][state.rank if state.rank < len(saved["ranks"]) else 0]
         place = rank["stream"]
         if set(_OF_BATCHES) & set(changed):
             place = convert(place, then, now)

@@ -25,7 +25,7 @@ class Checkpoint(Protocol):
         """Return everything about the run."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it. The optimizer may keep its tensors, so do not use it again."""
+        """Restore it. The run keeps tensors of it, so it cannot be loaded again."""
 
 
 class Loop(Protocol):
@@ -207,8 +207,10 @@ class RunnerState:
             ValueError: the state has a newer format, or belongs to another model, criterion or optimizer. Nothing is
                 changed then.
         """
-        # torch's optimizers keep the tensors that they load, and steps change them.
-        self.checkpoint.load_state_dict({**state_dict, "optimizer": copy.deepcopy(state_dict["optimizer"])})
+        # The run keeps tensors of these parts, and changes them. The state may be loaded again.
+        kept = ("optimizer", "ranks")
+        copied = {name: copy.deepcopy(part) if name in kept else part for name, part in state_dict.items()}
+        self.checkpoint.load_state_dict(copied)
 
     def __repr__(self) -> str:
         """Show where the run is, and its last results."""

@@ -169,7 +169,7 @@ class CheckpointSaver(Callback):
             path, content = found
             filled = self._peers.together(lambda: fill(content, path, like, state.rank))
             try:
-                state.checkpoint.load_state_dict(filled)  # which copies nothing
+                state.checkpoint.load_state_dict(filled)  # without the copies that state.load_state_dict makes
             except ValueError as error:
                 error.args = (f"{error}\nThe checkpoint is {path}. For a new run, pass another folder or resume=False",)
                 raise
