@@ -47,9 +47,8 @@ def advice(error: Exception, state: RunnerState) -> str | None:
                 'expected gradients that stay until the window ends, got those of mode="reduce-overhead", which each '
                 "batch overwrites. Compile the model without this mode, or use fit_callbacks.CompiledStep"
             )
-        if "got NoneType" in message and any(
-            g.get("fused") and g.get("momentum") for g in state.optimizer.param_groups
-        ):
+        groups = state.optimizer.param_groups
+        if "got NoneType" in message and any(group.get("fused") and group.get("momentum") for group in groups):
             return (
                 "expected momentum for each parameter, which the fused kernel of SGD needs after its first step, got "
                 "none for a layer that was unfrozen later. Create the optimizer with fused=False"

@@ -183,7 +183,7 @@ class Accuracy(ClassMetric, SumMetric):
         else:
             outdone = _outdone(batch.scores, batch.target)
             if is_counted is not None:
-                outdone = outdone.masked_fill(~is_counted, 0)  # beyond every k
+                outdone = outdone.masked_fill(~is_counted, 0)  # right for no k
             correct = torch.stack([(outdone > scores - k).sum() for k in self._all_k])
             samples = outdone.numel()
         self.correct += correct

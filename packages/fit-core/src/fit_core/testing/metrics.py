@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from fit_core import Callback, Metric, Runner
-from fit_core.metric import named_values
+from fit_core import Callback, Metric, Runner, named_values
 
 from .callbacks import run_checks
 from .runners import Scale, Snapshots
