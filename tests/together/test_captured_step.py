@@ -157,7 +157,12 @@ def test_kept_losses_and_outputs_are_not_overwritten(device):
 @pytest.mark.parametrize(
     "hook", ["on_loader_begin", "on_loader_end", "on_epoch_begin", "on_epoch_end", "on_checkpoint"]
 )
-def test_what_a_hook_between_batches_keeps_is_not_overwritten(device, hook):
+@pytest.mark.parametrize("has_len", [True, False])
+def test_what_a_hook_between_batches_keeps_is_not_overwritten(device, has_len, hook):
+    class WithoutLen:
+        def __iter__(self):
+            return iter(batches())
+
     def keep(self, state):
         if state.output is not None:
             kept[-1].append((state.output, state.loss))
@@ -165,7 +170,8 @@ def test_what_a_hook_between_batches_keeps_is_not_overwritten(device, hook):
     kept = []
     for callbacks in ([CompiledStep()], []):
         kept.append([])
-        train(device, [type("Keep", (Callback,), {hook: keep})(), *callbacks])
+        keeper = type("Keep", (Callback,), {hook: keep})()
+        train(device, [keeper, *callbacks], data=None if has_len else WithoutLen())
     assert kept[0]
     for ours, theirs in zip(*kept, strict=True):
         assert all(map(torch.equal, ours, theirs))
